@@ -1,0 +1,38 @@
+# `make bench` sets up everything and measures; `make test` sets up everything and tests.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: bench bench-accuracy test test-slow check sample clean
+
+bench: $(READY)
+	$(BIN)/pytest bench -q --benchmark-json=results/latest.json
+	$(BIN)/wasmgraph report results/latest.json -o reports
+
+# Accuracy over 200 varied inputs as well, on every backend: about ten minutes.
+bench-accuracy: $(READY)
+	$(BIN)/pytest bench -q -k "accuracy" --augment 200 --benchmark-json=results/accuracy.json
+
+test: $(READY)
+	$(BIN)/pytest -m "not slow"
+
+test-slow: $(READY)
+	$(BIN)/pytest -m slow
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# The committed sample: report and plot of results/baseline.json.
+sample: $(READY)
+	$(BIN)/wasmgraph report results/baseline.json -o reports/sample
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

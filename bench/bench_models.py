@@ -1,0 +1,99 @@
+"""The benchmarks. Every number that is compared with another comes from one interleaved run."""
+
+from __future__ import annotations
+
+import time
+from statistics import median
+from typing import Any
+
+import pytest
+
+from bench.backends import REFERENCE, Backend
+from bench.lab import CLOCK, Bench
+from wasmgraph.measure.accuracy import augment, judge
+from wasmgraph.measure.coldstart import cold_start
+
+pytestmark = pytest.mark.benchmark(timer=CLOCK.now)
+
+_COLD_STARTS = 5
+
+
+def test_compile(benchmark: Any, bench: Bench, backend: Backend) -> None:
+    """ONNX file → artifact file, once."""
+    assert backend.target is not None
+    bench.artifact(backend.target)
+    log = bench.logs[backend.target]
+    CLOCK.replay(benchmark, [sum(stage.seconds for stage in log.stages)])
+    benchmark.extra_info.update(bench.record(backend))
+
+
+def test_latency(benchmark: Any, bench: Bench, backend: Backend) -> None:
+    """One inference through the public API: inputs written, graph run, outputs copied."""
+    CLOCK.replay(benchmark, bench.rounds[backend.name])
+    benchmark.extra_info.update(bench.record(backend, **bench.ratio(backend)))
+
+
+def test_cold_start(benchmark: Any, bench: Bench, backend: Backend) -> None:
+    """From ``load(path)`` to the first outputs; the benchmark's rounds are the time to *ready*."""
+    measured = cold_start(lambda: bench.load(backend), bench.inputs[0], _COLD_STARTS)
+    CLOCK.replay(benchmark, measured.ready_s)
+    benchmark.extra_info.update(
+        bench.record(
+            backend,
+            ready_s=median(measured.ready_s),
+            first_output_s=median(measured.first_output_s),
+        )
+    )
+
+
+def test_accuracy(benchmark: Any, bench: Bench, backend: Backend) -> None:
+    """Photographs (or noise) through the backend, compared with labels and with the reference.
+
+    The benchmark's rounds are these inferences, not interleaved: for comparing, use test_latency.
+    """
+    session = bench.session(backend)
+    reference = bench.session(Backend(REFERENCE, REFERENCE, None))
+    outputs, seconds = [], []
+    for feeds in bench.inputs:
+        began = time.perf_counter()
+        outputs.append(session.run(feeds))
+        seconds.append(time.perf_counter() - began)
+    description = bench.description
+    probabilities = description.get("probabilities", session.outputs[0].name)
+    logits = description.get("logits")
+    labels = [photo.label for photo in bench.photos] or None
+    if description.get("weights") == "random":
+        labels = None
+    found = judge(outputs, bench.reference_outputs, labels, probabilities, logits)
+    if bench.augment and "input" in description:
+        name = description["input"]
+        varied = [{name: x} for x in augment([f[name] for f in bench.inputs], bench.augment)]
+        more = judge(
+            [session.run(feeds) for feeds in varied],
+            [reference.run(feeds) for feeds in varied],
+            None,
+            probabilities,
+            logits,
+        )
+        benchmark.extra_info["augmented_inputs"] = more.inputs
+        benchmark.extra_info["augmented_agreement"] = more.agreement
+        benchmark.extra_info["augmented_max_prob_diff"] = more.max_prob_diff
+        benchmark.extra_info["augmented_max_logit_diff"] = more.max_logit_diff
+    CLOCK.replay(benchmark, seconds)
+    benchmark.extra_info.update(
+        bench.record(
+            backend,
+            inputs=found.inputs,
+            top1=found.top1,
+            top5=found.top5,
+            agreement=found.agreement,
+            max_prob_diff=found.max_prob_diff,
+            max_logit_diff=found.max_logit_diff,
+        )
+    )
+
+
+def test_noop(benchmark: Any, bench: Bench, backend: Backend) -> None:
+    """A graph of one element: what the harness itself costs a call."""
+    CLOCK.replay(benchmark, bench.rounds[backend.name])
+    benchmark.extra_info.update(bench.record(backend, **bench.ratio(backend)))

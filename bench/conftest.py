@@ -1,0 +1,138 @@
+"""Options of the bench, the shared lab, and what a run says at its end."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import wasmgraph as wg
+from bench.backends import DEFAULT, Backend, parse
+from bench.lab import FALLBACK_MODEL, NOOP, Bench
+from wasmgraph.errors import FetchError, MissingDependencyError, WasmgraphError
+from wasmgraph.measure.interleaved import Schedule
+from wasmgraph.models import MODELS
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("wasmgraph")
+    group.addoption(
+        "--models",
+        help=f"comma-separated: {', '.join(MODELS)}, or paths of .onnx files (default: resnet50)",
+    )
+    group.addoption("--backends", help=f"comma-separated (default: {','.join(DEFAULT)})")
+    group.addoption("--rounds", type=int, default=7, help="interleaved blocks of three timed calls")
+    group.addoption("--threads", type=int, default=1, help="threads of one inference")
+    group.addoption("--images", type=Path, help="an ImageNet validation folder: one subfolder a class")
+    group.addoption("--augment", type=int, default=0, help="accuracy also over so many varied inputs")
+
+
+class Run:
+    """The models and backends of this run, and what is to be said of it."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.notices: list[str] = []
+        self.skipped: dict[str, str] = {}
+        self.failed: dict[str, str] = {}
+        names = config.getoption("--backends")
+        try:
+            self.backends = [parse(n.strip()) for n in (names.split(",") if names else DEFAULT)]
+            self.models = self._models(config.getoption("--models"))
+        except WasmgraphError as error:
+            raise pytest.UsageError(str(error)) from error
+        self.benches = {
+            name: Bench(
+                name,
+                self.backends,
+                Schedule(blocks=config.getoption("--rounds")),
+                config.getoption("--threads"),
+                config.getoption("--images"),
+                config.getoption("--augment"),
+                self.notice,
+            )
+            for name in [*self.models, NOOP]
+        }
+
+    def notice(self, text: str) -> None:
+        if text not in self.notices:
+            self.notices.append(text)
+
+    def _models(self, asked: str | None) -> list[str]:
+        if asked:
+            names = [name.strip() for name in asked.split(",")]
+            for name in names:
+                if name in MODELS:
+                    wg.fetch(name)
+            return names
+        try:
+            wg.fetch("resnet50")
+            return ["resnet50"]
+        except FetchError as error:
+            fallback = FALLBACK_MODEL["resnet50"]
+            self.notice(
+                f"FALLBACK: the trained ResNet-50 could not be fetched ({error}) Measured instead:"
+                f" {fallback}, the same architecture with RANDOM weights. Latency compares;"
+                " accuracy means nothing but agreement."
+            )
+            wg.fetch(fallback)
+            return [fallback]
+
+
+_RUN = pytest.StashKey[Run]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_RUN] = Run(config)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    for bench in config.stash[_RUN].benches.values():
+        shutil.rmtree(bench.directory, ignore_errors=True)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    run = metafunc.config.stash[_RUN]
+    if "backend" not in metafunc.fixturenames:
+        return
+    models = [NOOP] if metafunc.function.__name__ == "test_noop" else run.models
+    compiled_only = metafunc.function.__name__ == "test_compile"
+    cases = [(m, b) for m in models for b in run.backends if b.target or not compiled_only]
+    ids = [f"{Path(m).stem if m.endswith('.onnx') else m}-{b.name}" for m, b in cases]
+    metafunc.parametrize(("model", "backend"), cases, ids=ids)
+
+
+@pytest.fixture
+def bench(request: pytest.FixtureRequest, model: str, backend: Backend) -> Iterator[Bench]:
+    """The model's bench; a backend that cannot run is a skip or a failure with its reason."""
+    run = request.config.stash[_RUN]
+    case = f"{model} on {backend.name}"
+    try:
+        run.benches[model].session(backend)
+    except MissingDependencyError as error:
+        run.skipped[case] = str(error)
+        pytest.skip(str(error))
+    except WasmgraphError as error:
+        run.failed[case] = str(error)
+        pytest.fail(str(error), pytrace=False)
+    yield run.benches[model]
+
+
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+    run = config.stash[_RUN]
+    output_json["wasmgraph"] = {
+        "notices": run.notices,
+        "skipped": run.skipped,
+        "failed": run.failed,
+    }
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    run = config.stash[_RUN]
+    for notice in run.notices:
+        terminalreporter.write_line(notice, yellow=True, bold=True)
+    for title, cases in (("skipped", run.skipped), ("failed", run.failed)):
+        for case, reason in cases.items():
+            terminalreporter.write_line(f"{title}: {case}: {reason}")

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from tests.conftest import model_of
+from wasmgraph.compiler.importer import import_model
+from wasmgraph.errors import ModelError, UnboundDimensionError, UnsupportedOperatorError
+
+RELU = helper.make_node("Relu", ["x"], ["y"], "act")
+
+
+def test_not_an_onnx_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.onnx"
+    for content in (b"hello, this is text", b"", b"\xff" * 100):
+        path.write_bytes(content)
+        with pytest.raises(ModelError, match="x.onnx is not a"):
+            import_model(path, {})
+
+
+def test_a_missing_file() -> None:
+    with pytest.raises(ModelError, match=r"absent\.onnx"):
+        import_model("absent.onnx", {})
+
+
+def test_all_unsupported_operators_are_named_at_once() -> None:
+    nodes = [
+        helper.make_node("Frobnicate", ["x"], ["a"], "first", domain="my.ops"),
+        RELU,
+        helper.make_node("LSTM", ["y", "w", "r"], ["z"], "second", hidden_size=2),
+    ]
+    weights = {"w": np.zeros((1, 8, 3), np.float32), "r": np.zeros((1, 8, 2), np.float32)}
+    model = model_of(nodes, {"x": [2, 1, 3]}, ["z"], weights)
+    with pytest.raises(
+        UnsupportedOperatorError, match=r"opset 17.*LSTM at second; my.ops.Frobnicate at first"
+    ):
+        import_model(model, {})
+
+
+def test_an_unbound_dimension_is_named_with_its_remedy() -> None:
+    model = model_of([RELU], {"x": ["batch", 3, None]}, ["y"])
+    with pytest.raises(UnboundDimensionError, match=r"batch, \? has no value.*--shape x=1,3,1"):
+        import_model(model, {})
+
+
+def test_binding_shapes() -> None:
+    model = model_of([RELU], {"x": ["batch", 3]}, ["y"])
+    imported = import_model(model, {"x": (4, 3)})
+    assert imported.inputs[0].shape == imported.outputs[0].shape == (4, 3)
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"  # ours is a copy
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 3, 1)])
+def test_contradictory_shapes(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ModelError, match="the model says"):
+        import_model(model_of([RELU], {"x": ["n", 3]}, ["y"]), {"x": shape})
+
+
+def test_a_shape_for_no_input() -> None:
+    with pytest.raises(ModelError, match="'z', which is no input; the inputs are x"):
+        import_model(model_of([RELU], {"x": [1]}, ["y"]), {"z": (1,)})
+
+
+def test_batch_norm_is_folded_away(small_onnx: Path) -> None:
+    text = import_model(small_onnx, {}).module.script()
+    assert "batch_norm" not in text
+    assert text.count("R.nn.conv2d") == 2
+
+
+@pytest.mark.parametrize(("mode", "pads"), [("SAME_UPPER", [0, 0, 1, 1]), ("SAME_LOWER", [1, 1, 0, 0])])
+def test_auto_pad_becomes_the_convolutions_own_padding(mode: str, pads: list[int]) -> None:
+    conv = helper.make_node("Conv", ["x", "w"], ["y"], auto_pad=mode, strides=[2, 2])
+    model = model_of([conv], {"x": [1, 1, 6, 6]}, ["y"], {"w": np.ones((1, 1, 3, 3), np.float32)})
+    text = import_model(model, {}).module.script()
+    assert "pad(" not in text
+    assert f"padding={pads}" in text
+
+
+def test_the_description_is_read() -> None:
+    model = model_of([RELU], {"x": [1]}, ["y"])
+    helper.set_model_props(model, {"wasmgraph": '{"weights": "trained"}'})
+    assert import_model(model, {}).description == {"weights": "trained"}
+    helper.set_model_props(model, {"wasmgraph": "[1"})
+    with pytest.raises(ModelError, match="is not JSON"):
+        import_model(model, {})
+
+
+def test_the_digest_is_the_files(small_onnx: Path) -> None:
+    expected = hashlib.sha256(small_onnx.read_bytes()).hexdigest()
+    assert import_model(small_onnx, {}).sha256 == expected

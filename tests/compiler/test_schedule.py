@@ -1,0 +1,137 @@
+"""Every rule against onnxruntime over random shapes that divide no tile."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import helper
+
+import wasmgraph as wg
+from tests.conftest import TARGETS, model_of
+from wasmgraph.compiler.operators import pack_conv2d
+
+several = settings(
+    max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+
+
+def check(model: onnx.ModelProto, target: str, rule: str) -> None:
+    """Compile, run beside onnxruntime, compare; ``rule`` must have scheduled something."""
+    artifact = wg.compile(model, target=target)
+    assert rule in {step.rule for step in artifact.manifest.steps}
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "m.onnx")
+        onnx.save(model, path)
+        with wg.load(artifact) as ours, wg.load(path) as theirs:
+            feeds = {s.name: rng.normal(0, 1, s.shape).astype(s.dtype) for s in ours.inputs}
+            found, expected = ours.run(feeds), theirs.run(feeds)
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-5 * (1 + np.abs(array).max()))
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> onnx.ModelProto:
+    groups = draw(st.sampled_from([1, 1, 2, 5]))
+    inner, outer = (groups * draw(st.integers(1, 9)) for _ in range(2))
+    kernel = [draw(st.integers(1, 4)) for _ in range(2)]
+    dilations = [draw(st.integers(1, 2)) for _ in range(2)]
+    size = [(k - 1) * d + 1 + draw(st.integers(0, 9)) for k, d in zip(kernel, dilations, strict=True)]
+    attributes: dict[str, Any] = {
+        "group": groups,
+        "dilations": dilations,
+        "strides": [draw(st.integers(1, 3)) for _ in range(2)],
+        "pads": [draw(st.integers(0, 2)) for _ in range(4)],
+    }
+    nodes = [helper.make_node("Conv", ["x", "w", "b"], ["c"], **attributes)]
+    if draw(st.booleans()):
+        nodes.append(helper.make_node("Relu", ["c"], ["y"]))
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    constants = {
+        "w": rng.normal(0, 1, (outer, inner // groups, *kernel)).astype(np.float32),
+        "b": rng.normal(0, 1, outer).astype(np.float32),
+    }
+    output = "y" if len(nodes) == 2 else "c"
+    return model_of(nodes, {"x": [draw(st.integers(1, 2)), inner, *size]}, [output], constants)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_convolutions(target: str) -> None:
+    @several
+    @given(convolutions())
+    def run(model: onnx.ModelProto) -> None:
+        check(model, target, "direct-conv2d")
+
+    run()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_matrix_products(target: str) -> None:
+    @several
+    @given(st.integers(1, 5), st.integers(1, 40), st.integers(1, 70))
+    def run(rows: int, inner: int, columns: int) -> None:
+        rng = np.random.default_rng(0)
+        weight = rng.normal(0, 1, (inner, columns)).astype(np.float32)
+        nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+        check(model_of(nodes, {"x": [rows, inner]}, ["y"], {"w": weight}), target, "dense")
+
+    run()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("operator", ["MaxPool", "AveragePool"])
+def test_pooling(operator: str, target: str) -> None:
+    @several
+    @given(st.integers(1, 37), st.integers(1, 3), st.integers(0, 1), st.integers(0, 6))
+    def run(channels: int, stride: int, pad: int, more: int) -> None:
+        weight = np.ones((channels, channels, 1, 1), np.float32)
+        nodes = [  # the convolution brings NHWC into the network
+            helper.make_node("Conv", ["x", "w"], ["c"]),
+            helper.make_node(
+                operator, ["c"], ["y"], kernel_shape=[2, 3], strides=[stride, 2], pads=[pad] * 4
+            ),
+        ]
+        model = model_of(nodes, {"x": [1, channels, 3 + more, 4]}, ["y"], {"w": weight})
+        check(model, target, "reduction")
+
+    run()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_elementwise(target: str) -> None:
+    @several
+    @given(st.lists(st.integers(1, 9), min_size=1, max_size=4))
+    def run(shape: list[int]) -> None:
+        nodes = [
+            helper.make_node("Sigmoid", ["x"], ["a"]),
+            helper.make_node("Mul", ["a", "x"], ["b"]),
+            helper.make_node("Tanh", ["b"], ["y"]),
+        ]
+        check(model_of(nodes, {"x": shape}, ["y"]), target, "elementwise")
+
+    run()
+
+
+def test_what_no_rule_takes_is_correct_and_counted() -> None:
+    model = model_of([helper.make_node("Softmax", ["x"], ["y"], axis=-1)], {"x": [3, 7]}, ["y"])
+    check(model, "wasm32-simd128", "fallback")
+    assert wg.compile(model).manifest.ops_fallback == 1
+
+
+@given(st.integers(1, 40), st.integers(1, 3), st.integers(1, 3), st.integers(1, 5), st.integers(1, 17))
+def test_packing_keeps_every_weight_and_pads_with_zeros(
+    out: int, kh: int, kw: int, inner: int, block: int
+) -> None:
+    weight = np.arange(1, out * kh * kw * inner + 1, dtype=np.float32).reshape(out, kh, kw, inner)
+    packed = pack_conv2d(weight, block)
+    assert packed.shape == (-(-out // block), kh, kw, inner, block)
+    for o in range(out):
+        np.testing.assert_array_equal(packed[o // block, ..., o % block], weight[o])
+    assert np.count_nonzero(packed) == weight.size

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wasmgraph.measure.accuracy import augment, judge
+from wasmgraph.measure.coldstart import cold_start
+from wasmgraph.measure.interleaved import Schedule, interleave, ratio_of_medians
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4))
+def test_backends_take_turns_and_first_calls_are_dropped(blocks: int, calls: int, count: int) -> None:
+    trace: list[int] = []
+    backends = {str(i): (lambda i=i: trace.append(i)) for i in range(count)}
+    rounds = interleave(backends, Schedule(blocks, calls))
+    assert {len(r) for r in rounds.values()} == {blocks * calls}
+    turns = [trace[i : i + calls + 1] for i in range(0, len(trace), calls + 1)]
+    assert all(len(set(turn)) == 1 for turn in turns)
+    assert [turn[0] for turn in turns] == [(b + i) % count for b in range(blocks) for i in range(count)]
+
+
+def test_the_interval_holds_the_ratio() -> None:
+    rng = np.random.default_rng(0)
+    schedule = Schedule(10, 3)
+    reference = (1 + 0.02 * rng.random(30)).tolist()
+    ratio = ratio_of_medians([2 * r for r in reference], reference, schedule)
+    assert ratio.value == pytest.approx(2)
+    assert ratio.low <= 2 <= ratio.high
+    noisy = ratio_of_medians((2 + rng.random(30)).tolist(), reference, schedule)
+    assert noisy.high - noisy.low > ratio.high - ratio.low
+    single = ratio_of_medians([2.0, 2.0], [1.0, 1.0], Schedule(1, 2))
+    assert (single.low, single.value, single.high) == (2, 2, 2)
+
+
+def test_accuracy_counts() -> None:
+    right = np.array([[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]], np.float32)
+    wrong = right[:, ::-1]
+    reference = [{"p": right, "l": right}, {"p": right, "l": right}]
+    found = judge([{"p": right, "l": right}, {"p": wrong, "l": right + 1}], reference, [6, 6], "p", "l")
+    assert (found.inputs, found.top1, found.top5, found.agreement) == (2, 1, 1, 1)
+    assert found.max_prob_diff == pytest.approx(0.6)
+    assert found.max_logit_diff == pytest.approx(1)
+    unlabelled = judge([{"p": right}], [{"p": right}], None, "p", None)
+    assert (unlabelled.top1, unlabelled.max_logit_diff, unlabelled.max_prob_diff) == (None, None, 0)
+
+
+def test_a_nan_is_not_a_small_difference() -> None:
+    good = {"p": np.ones((1, 6), np.float32)}
+    bad = {"p": np.full((1, 6), np.nan, np.float32)}
+    assert not judge([bad], [good], None, "p", None).max_prob_diff <= 1
+
+
+def test_augmented_inputs_differ_and_are_seeded() -> None:
+    image = np.random.default_rng(0).normal(size=(1, 3, 32, 32)).astype(np.float32)
+    first, second = augment([image, image + 1], 12), augment([image, image + 1], 12)
+    assert len(first) == 12
+    assert all(a.shape == image.shape and a.dtype == np.float32 for a in first)
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert len({a.tobytes() for a in first}) == 12
+
+
+def test_cold_start_times_every_repetition_and_closes() -> None:
+    closed: list[bool] = []
+
+    class Fake:
+        def __enter__(self) -> Fake:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            closed.append(True)
+
+        def run(self, feeds: dict) -> dict:
+            return feeds
+
+    found = cold_start(Fake, {}, 3)
+    assert len(found.ready_s) == len(found.first_output_s) == 3
+    assert len(closed) == 4
+    assert all(r <= f for r, f in zip(found.ready_s, found.first_output_s, strict=True))

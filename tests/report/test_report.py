@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+import wasmgraph as wg
+from wasmgraph.errors import RecordError, UsageError
+from wasmgraph.records import Record
+from wasmgraph.report import build_report, result_table, summarize
+from wasmgraph.report.summary import format_bytes, format_ms
+
+HOSTILE = "<script>alert(1)</script>[bold]"
+
+
+def benchmark(test: str, record: Record, seconds: list[float]) -> dict[str, Any]:
+    stats = dict.fromkeys(("median", "min", "max", "mean", "stddev"), seconds[0])
+    return {
+        "name": f"{test}[{record.model}-{record.backend}]",
+        "stats": stats | {"rounds": len(seconds), "data": seconds},
+        "extra_info": record.to_extra_info(),
+    }
+
+
+def record(backend: str, **values: Any) -> Record:
+    base = {
+        "model": "net",
+        "weights": "trained",
+        "backend": backend,
+        "target": "t",
+        "runtime": "r",
+        "threads": 1,
+        "batch": 1,
+    }
+    return Record(**(base | {"engine": "e 1", "engine_config": "c", "model_sha256": "0"} | values))
+
+
+@pytest.fixture
+def results_file(tmp_path: Path) -> Path:
+    slow = {"reference": "onnxruntime", "ratio": 4.2, "ratio_low": 4.0, "ratio_high": 4.5}
+    accurate = {"inputs": 20, "top1": 19, "top5": 20, "agreement": 20, "max_prob_diff": 1e-6}
+    data = {
+        "machine_info": {"cpu": {"brand_raw": HOSTILE, "count": 2}, "system": "Linux"},
+        "commit_info": {"id": "abc", "dirty": True},
+        "datetime": "2026-01-01T00:00:00",
+        "wasmgraph": {
+            "notices": [f"FALLBACK {HOSTILE}"],
+            "skipped": {"x": HOSTILE},
+            "failed": {"y": "why"},
+        },
+        "benchmarks": [
+            benchmark("test_latency", record("wasm", **slow), [0.4, 0.41]),
+            benchmark("test_accuracy", record("wasm", **accurate), [1.0]),
+            benchmark("test_cold_start", record("wasm", ready_s=0.002, first_output_s=0.4), [0.002]),
+            benchmark("test_latency", record("onnxruntime"), [0.1, 0.11]),
+            benchmark("test_latency", record(HOSTILE, model=HOSTILE), [1.0]),
+            benchmark("test_noop", record("wasm", model="noop"), [5e-5]),
+        ],
+    }
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(data))
+    return path
+
+
+def test_results_is_a_table(results_file: Path) -> None:
+    frame = wg.results(results_file)
+    assert list(frame["test"])[:2] == ["test_latency", "test_accuracy"]
+    assert frame.loc[0, "ratio"] == 4.2
+    assert frame.loc[0, "rounds_s"] == [0.4, 0.41]
+    assert frame["ready_s"].count() == 1
+
+
+def test_rows_merge_a_backends_tests_and_sort_by_latency(results_file: Path) -> None:
+    summary = summarize(results_file)
+    rows = [row for row in summary.rows if row.model == "net"]
+    assert [row.backend for row in rows] == ["onnxruntime", "wasm"]
+    assert (rows[1].get("top1"), rows[1].get("ready_s"), rows[1].get("ratio")) == (19, 0.002, 4.2)
+    assert summary.overhead_s == {"wasm": 5e-5}
+
+
+def test_the_page_says_everything_and_escapes_names(results_file: Path, tmp_path: Path) -> None:
+    page = build_report([results_file], tmp_path / "out").read_text()
+    for words in ("4.20×", "[4.00, 4.50]", "19/20", "FALLBACK", "failed: y: why", "(changed)"):
+        assert words in page, words
+    assert "<script" not in page
+    assert page.index("FALLBACK") < page.index("<h2")
+    assert not re.search(r'(src|href)\s*=\s*"https?:', page)
+    assert page.count("<svg") == 2
+
+
+def test_the_terminal_table_escapes_markup(results_file: Path) -> None:
+    console = Console(record=True, width=200)
+    result_table(summarize(results_file), console)
+    text = console.export_text()
+    assert HOSTILE in text
+    assert "4.20 × [4.00, 4.50]" in text
+    assert "skipped: x" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "not a pytest-benchmark file"),
+        ('{"benchmarks": [{}]}', "benchmark 0 has no"),
+    ],
+)
+def test_bad_results_files(tmp_path: Path, content: str, words: str) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(content)
+    with pytest.raises(RecordError, match=words):
+        wg.results(path)
+
+
+def test_an_unwritable_directory(results_file: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be written"):
+        build_report([results_file], results_file / "below-a-file")
+
+
+def test_units() -> None:
+    assert [format_bytes(n) for n in (None, 12, 49_898, 102_237_354)] == [
+        "–",
+        "12 B",
+        "49.9 kB",
+        "102.2 MB",
+    ]
+    assert [format_ms(s) for s in (None, 1.5953, 0.0761, 0.000052)] == ["–", "1,595", "76.1", "0.052"]

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import wasmtime
+
+import wasmgraph as wg
+from wasmgraph import artifact as a
+from wasmgraph.errors import ArtifactError, SchemaError
+from wasmgraph.wasmfile import read_module
+
+
+@pytest.fixture(params=["wasm32-simd128", "native"])
+def whole(request: pytest.FixtureRequest, small_artifact: Callable[[str], Path]) -> bytes:
+    return small_artifact(request.param).read_bytes()
+
+
+def test_manifest_survives_json(small_artifact: Callable[[str], Path]) -> None:
+    manifest = a.Artifact.open(small_artifact("wasm32")).manifest
+    assert a.Manifest.from_json(manifest.to_json(), "here") == manifest
+
+
+def test_save_is_a_whole_copy(small_artifact: Callable[[str], Path], tmp_path: Path) -> None:
+    artifact = wg.Artifact.open(small_artifact("wasm32-simd128"))
+    copy = wg.Artifact.open(artifact.save(tmp_path / "copy.wasm"))
+    assert copy.sha256 == artifact.sha256
+    with pytest.raises(ArtifactError, match="cannot be written"):
+        artifact.save(tmp_path / "nowhere" / "x.wasm")
+
+
+@pytest.mark.parametrize("cut", [1, 7, 40, 3000])
+def test_truncated(whole: bytes, cut: int, tmp_path: Path) -> None:
+    path = tmp_path / "cut.wasm"
+    path.write_bytes(whole[:-cut])
+    with pytest.raises(ArtifactError, match="truncated"):
+        wg.load(path)
+
+
+@pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
+def test_altered(whole: bytes, part: float, tmp_path: Path) -> None:
+    changed = bytearray(whole)
+    changed[int(len(whole) * part)] ^= 0x20
+    path = tmp_path / "altered.wasm"
+    path.write_bytes(changed)
+    with pytest.raises(ArtifactError):
+        wg.load(path)
+
+
+def test_added_to(whole: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "added.wasm"
+    path.write_bytes(whole + b"\0\x02\x01x")
+    with pytest.raises(ArtifactError):
+        wg.load(path)
+
+
+def test_a_module_without_our_manifest(tmp_path: Path) -> None:
+    path = tmp_path / "foreign.wasm"
+    path.write_bytes(wasmtime.wat2wasm('(module (func (export "f")))'))
+    with pytest.raises(ArtifactError, match="without a wasmgraph manifest"):
+        wg.load(path)
+
+
+def test_a_newer_schema(small_artifact: Callable[[str], Path], tmp_path: Path) -> None:
+    path = tmp_path / "newer.wasm"
+    raw = small_artifact("wasm32").read_bytes()
+    with small_artifact("wasm32").open("rb") as stream:
+        section = read_module(stream).custom(a.MANIFEST_SECTION)
+    assert section is not None
+    manifest = json.loads(raw[section.offset : section.offset + section.size]) | {"schema": 99}
+    path.write_bytes(raw[: section.start])
+    newer = type("Newer", (), {"kind": "wasm", "to_json": lambda _: json.dumps(manifest).encode()})()
+    a.seal(path, newer)
+    with pytest.raises(SchemaError, match="schema 99, this wasmgraph reads up to 1"):
+        wg.load(path)
+
+
+def test_a_native_trailer_that_lies(small_artifact: Callable[[str], Path], tmp_path: Path) -> None:
+    raw = small_artifact("native").read_bytes()
+    path = tmp_path / "lies.so"
+    path.write_bytes(raw[:-16] + struct.pack("<Q", 1 << 60) + raw[-8:])
+    with pytest.raises(ArtifactError, match="longer than the file"):
+        wg.load(path)
+
+
+def test_files_that_are_not_artifacts(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("hello")
+    with pytest.raises(ArtifactError, match="not a wasmgraph artifact"):
+        wg.Artifact.open(tmp_path / "x.txt")
+    with pytest.raises(ArtifactError, match="No such file"):
+        wg.load(tmp_path / "absent.wasm")
+
+
+def test_the_inputs_do_not_overlap_the_outputs(small_artifact: Callable[[str], Path]) -> None:
+    manifest = wg.Artifact.open(small_artifact("wasm32-simd128")).manifest
+    spans = sorted((t.offset, t.offset + t.spec.nbytes) for t in (*manifest.inputs, *manifest.outputs))
+    assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+    assert np.all([start % 64 == 0 for start, _ in spans])

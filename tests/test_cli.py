@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner, Result
+from onnx import helper
+from PIL import Image
+
+from tests.conftest import model_of, small_model
+from wasmgraph.cli import main
+
+
+def invoke(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def test_compile_run_inspect(small_onnx: Path, tmp_path: Path, small_input: np.ndarray) -> None:
+    out = tmp_path / "small.wasm"
+    done = invoke("compile", small_onnx, "-o", out, "--target", "wasm32")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.strip() == str(out)
+    for words in ("import", "schedule", "direct-conv2d 2", "without parameters", "fell back", "softmax"):
+        assert words in done.stderr, words
+
+    np.save(tmp_path / "x.npy", small_input)
+    done = invoke("run", out, "--input", f"x={tmp_path / 'x.npy'}", "--output", tmp_path / "y.npz")
+    assert done.exit_code == 0, done.output
+    with np.load(tmp_path / "y.npz") as outputs:
+        assert outputs["probabilities"].sum() == pytest.approx(1, abs=1e-5)
+
+    done = invoke("inspect", out)
+    assert "imports       none" in done.output
+    facts = json.loads(invoke("inspect", out, "--json").output)
+    assert facts["imports"] == []
+    assert facts["target"] == "wasm32"
+    assert facts["bytes"] == out.stat().st_size
+
+
+def classifier(path: Path, weights: str = "trained") -> Path:
+    model = small_model()
+    how = {
+        "resize_short_side": 20,
+        "center_crop": 17,
+        "channels": "RGB",
+        "mean": [0, 0, 0],
+        "std": [255] * 3,
+        "layout": "NCHW",
+    }
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 17
+    description = {
+        "task": "image-classification",
+        "weights": weights,
+        "input": "x",
+        "probabilities": "probabilities",
+        "preprocessing": how,
+        "labels": [f"label {i}" for i in range(21)],
+    }
+    helper.set_model_props(model, {"wasmgraph": json.dumps(description)})
+    onnx.save(model, path)
+    return path
+
+
+def test_classify(tmp_path: Path, small_artifact) -> None:
+    wasm = tmp_path / "c.wasm"
+    assert invoke("compile", classifier(tmp_path / "c.onnx"), "-o", wasm).exit_code == 0
+    Image.new("RGB", (40, 30), (200, 100, 0)).save(tmp_path / "photo.png")
+    done = invoke("classify", wasm, tmp_path / "photo.png", "--top", "3")
+    assert done.exit_code == 0, done.output
+    lines = done.output.splitlines()
+    assert lines[0].endswith("photo.png")
+    shares = [float(line.split("%")[0]) for line in lines[1:]]
+    assert len(shares) == 3
+    assert shares == sorted(shares, reverse=True)
+    assert all("label " in line for line in lines[1:])
+    assert invoke("classify", wasm, tmp_path / "absent.png").exit_code == 2
+    done = invoke("classify", small_artifact("wasm32"), tmp_path / "photo.png")
+    assert done.exit_code == 2
+    assert "no description" in done.stderr
+
+
+def test_bad_input_exits_with_2_says_what_and_leaves_nothing(
+    tmp_path: Path, small_onnx: Path, small_artifact, small_input: np.ndarray
+) -> None:
+    (tmp_path / "text.onnx").write_text("hello")
+    dynamic = model_of([helper.make_node("Relu", ["x"], ["y"])], {"x": ["n", 2]}, ["y"])
+    onnx.save(dynamic, tmp_path / "dynamic.onnx")
+    np.save(tmp_path / "x.npy", small_input)
+    np.save(tmp_path / "double.npy", small_input.astype(np.float64))
+    wasm = small_artifact("wasm32")
+    (tmp_path / "cut.wasm").write_bytes(wasm.read_bytes()[:-9])
+    before = sorted(tmp_path.iterdir())
+    out = tmp_path / "out.wasm"
+    npz = tmp_path / "out.npz"
+    cases = [
+        (["compile", tmp_path / "text.onnx", "-o", out], "is not an ONNX file"),
+        (["compile", tmp_path / "absent.onnx", "-o", out], "No such file"),
+        (["compile", tmp_path / "dynamic.onnx", "-o", out], "--shape x=1,2"),
+        (["compile", small_onnx, "-o", out, "--target", "wasm128"], "unknown target"),
+        (["compile", small_onnx, "-o", out, "--shape", "x=1,a"], "whole numbers"),
+        (["compile", small_onnx, "-o", out, "--shape", "x"], "expected NAME=VALUE"),
+        (["compile", small_onnx, "-o", out, "--shape", "x=0,3,19,17"], "at least 1"),
+        (["compile", small_onnx, "-o", tmp_path / "no" / "out.wasm"], "there is no directory"),
+        (["run", wasm, "--output", npz], "input 'x' is not given"),
+        (["run", wasm, "--input", f"x={tmp_path / 'double.npy'}", "--output", npz], "got x: float64"),
+        (["run", wasm, "--input", f"z={tmp_path / 'x.npy'}", "--output", npz], "no input is called 'z'"),
+        (["run", wasm, "--input", f"x={wasm}", "--output", npz], "is not a .npy file"),
+        (["run", tmp_path / "cut.wasm", "--output", npz], "truncated"),
+        (["inspect", tmp_path / "text.onnx"], "not a wasmgraph artifact"),
+        (["fetch", "vgg"], "unknown model"),
+        (["report", tmp_path / "x.npy"], "x.npy"),
+        (["frobnicate"], "No such command"),
+    ]
+    for arguments, words in cases:
+        done = invoke(*arguments)
+        assert done.exit_code == 2, (arguments, done.output)
+        assert words in done.stderr, (words, done.stderr)
+        assert "Traceback" not in done.stderr
+        assert sorted(tmp_path.iterdir()) == before, arguments
+
+
+def test_a_fault_of_ours_is_3_and_shows_its_trace_only_with_debug(
+    monkeypatch: pytest.MonkeyPatch, small_artifact
+) -> None:
+    def broken(_: object) -> None:
+        raise RuntimeError("out of cheese")
+
+    monkeypatch.setattr("wasmgraph.artifact.Artifact.open", broken)
+    done = invoke("inspect", small_artifact("wasm32"))
+    assert done.exit_code == 3
+    assert "internal error: RuntimeError: out of cheese" in done.stderr
+    assert isinstance(invoke("--debug", "inspect", small_artifact("wasm32")).exception, RuntimeError)
+
+
+def test_the_installed_command_ends_without_a_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "wasmgraph.cli", "inspect", str(tmp_path / "absent.wasm")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,262 @@
+"""The artifact file: the only thing that crosses from compiling to running.
+
+A **wasm** artifact is a WebAssembly module with two custom sections at its end: ``wasmgraph``
+(the manifest, JSON) and ``wasmgraph.sha256`` (the digest of every byte before that section).
+A **native** artifact is a shared library with a trailer: manifest, digest of every byte before
+it (32 bytes), length of the manifest (8 bytes, little endian), magic number (8 bytes). The
+dynamic loader does not look at a trailer.
+
+The manifest is a claim by whoever made the file. The digest shows that the file is whole, not
+who made it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from wasmgraph.errors import ArtifactError, SchemaError
+from wasmgraph.files import replacing, sha256_file
+from wasmgraph.targets import Kind
+from wasmgraph.tensors import TensorSpec
+from wasmgraph.wasmfile import MAGIC, MalformedError, Module, custom_section, read_module
+
+SCHEMA = 1
+MANIFEST_SECTION = "wasmgraph"
+DIGEST_SECTION = "wasmgraph.sha256"
+_NATIVE_MAGIC = b"WGNATIVE"
+_NATIVE_TAIL = struct.Struct("<32sQ8s")
+_REBUILD = "Compile the model again, or fetch the file again."
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A tensor and the byte offset at which it lies: in linear memory (wasm), in the arena (native)."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    offset: int
+
+    @property
+    def spec(self) -> TensorSpec:
+        """The tensor without its place."""
+        return TensorSpec(self.name, self.shape, self.dtype)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of the plan: the kernel's symbol, the operators it does, the rule that scheduled it."""
+
+    kernel: str
+    operator: str
+    rule: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artifact says of itself. Sizes are in bytes; ``features`` are LLVM's names."""
+
+    schema: int
+    model_name: str
+    model_sha256: str
+    weights: str
+    description: Mapping[str, Any]
+    target: str
+    kind: Kind
+    features: tuple[str, ...]
+    cpu_features: tuple[str, ...]
+    inputs: tuple[Placed, ...]
+    outputs: tuple[Placed, ...]
+    arena_bytes: int
+    param_bytes: int
+    params: Literal["embedded"]
+    steps: tuple[Step, ...]
+    kernels: int
+    ops_scheduled: int
+    ops_fallback: int
+    versions: Mapping[str, str]
+
+    def to_json(self) -> bytes:
+        """Compact JSON, UTF-8."""
+        return json.dumps(asdict(self), separators=(",", ":"), sort_keys=True).encode()
+
+    @staticmethod
+    def from_json(raw: bytes, where: str) -> Manifest:
+        """Parse and check the form of a manifest; ``where`` names the file in errors."""
+        try:
+            data = json.loads(raw)
+            schema = data["schema"]
+            if not isinstance(schema, int):
+                raise TypeError("schema is not a number")
+        except (ValueError, TypeError, KeyError) as error:
+            raise ArtifactError(f"{where}: the manifest cannot be read ({error}). {_REBUILD}") from error
+        if schema > SCHEMA:
+            raise SchemaError(
+                f"{where}: its manifest has schema {schema}, this wasmgraph reads up to {SCHEMA}."
+                " Update wasmgraph, or compile the model with this version."
+            )
+        try:
+            for side in ("inputs", "outputs"):
+                data[side] = tuple(
+                    Placed(**{**t, "shape": tuple(int(d) for d in t["shape"])}) for t in data[side]
+                )
+            data["steps"] = tuple(Step(**step) for step in data["steps"])
+            for key in ("features", "cpu_features"):
+                data[key] = tuple(data[key])
+            return Manifest(**data)
+        except (TypeError, KeyError, ValueError) as error:
+            raise ArtifactError(f"{where}: the manifest is incomplete ({error}). {_REBUILD}") from error
+
+
+def kind_of(path: Path) -> Literal["wasm", "native", "onnx"]:
+    """Tell a file's kind by its first bytes; what is neither wasm nor a library counts as ONNX.
+
+    Raises
+    ------
+    ArtifactError
+        The file cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(4)
+    except OSError as error:
+        raise ArtifactError(f"{path}: {error.strerror}.") from error
+    if head == MAGIC[:4]:
+        return "wasm"
+    libraries = (b"\x7fELF", b"\xcf\xfa\xed\xfe", b"MZ")
+    return "native" if head.startswith(libraries) else "onnx"
+
+
+class Artifact:
+    """A compiled graph on disk, checked.
+
+    Attributes
+    ----------
+    path : where the file is
+    manifest : what it says of itself
+    sha256 : digest of all that comes before the digest itself: the artifact's identity
+    module : the wasm module's outside, or None for a native artifact
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        sha256: str,
+        module: Module | None,
+        owner: tempfile.TemporaryDirectory[str] | None = None,
+    ) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.sha256 = sha256
+        self.module = module
+        self._owner = owner  # keeps an unsaved artifact's directory alive
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What the graph takes."""
+        return tuple(t.spec for t in self.manifest.inputs)
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What the graph gives."""
+        return tuple(t.spec for t in self.manifest.outputs)
+
+    def save(self, path: str | Path) -> Path:
+        """Copy the artifact to ``path``: whole, or not at all."""
+        target = Path(path)
+        try:
+            with self.path.open("rb") as source, replacing(target) as stream:
+                shutil.copyfileobj(source, stream, 1 << 22)
+        except OSError as error:
+            raise ArtifactError(f"{target} cannot be written: {error.strerror}.") from error
+        return target
+
+    @staticmethod
+    def open(path: str | Path, owner: tempfile.TemporaryDirectory[str] | None = None) -> Artifact:
+        """Read and check an artifact file; the kind is read from the file.
+
+        Raises
+        ------
+        ArtifactError
+            The file is truncated, altered, or was not made by wasmgraph.
+        SchemaError
+            It was made by a newer wasmgraph.
+        """
+        path = Path(path)
+        kind = kind_of(path)
+        if kind == "onnx":
+            raise ArtifactError(
+                f"{path} is not a wasmgraph artifact: neither a WebAssembly module nor a library."
+                " Make one with `wasmgraph compile MODEL.onnx -o OUT.wasm`."
+            )
+        with path.open("rb") as stream:
+            if kind == "wasm":
+                manifest, digest, covered, module = _read_wasm(stream, str(path))
+            else:
+                manifest, digest, covered = _read_native(stream, str(path))
+                module = None
+        if sha256_file(path, covered) != digest:
+            raise ArtifactError(f"{path} was altered: its content does not match its digest. {_REBUILD}")
+        if manifest.kind != kind:
+            raise ArtifactError(f"{path}: a {kind} file whose manifest says {manifest.kind}. {_REBUILD}")
+        return Artifact(path, manifest, digest, module, owner)
+
+
+def seal(path: Path, manifest: Manifest) -> None:
+    """Append manifest and digest to a freshly linked module or library, in place."""
+    with path.open("ab") as stream:
+        if manifest.kind == "wasm":
+            stream.write(custom_section(MANIFEST_SECTION, manifest.to_json()))
+        else:
+            stream.write(manifest.to_json())
+    digest = bytes.fromhex(sha256_file(path))
+    with path.open("ab") as stream:
+        if manifest.kind == "wasm":
+            stream.write(custom_section(DIGEST_SECTION, digest))
+        else:
+            stream.write(_NATIVE_TAIL.pack(digest, len(manifest.to_json()), _NATIVE_MAGIC))
+
+
+def _read_wasm(stream: BinaryIO, where: str) -> tuple[Manifest, str, int, Module]:
+    try:
+        module = read_module(stream)
+    except MalformedError as error:
+        raise ArtifactError(f"{where} is truncated or damaged: {error}. {_REBUILD}") from error
+    section, digest = module.custom(MANIFEST_SECTION), module.custom(DIGEST_SECTION)
+    if section is None:
+        if module.sections:
+            raise ArtifactError(
+                f"{where} is a WebAssembly module without a wasmgraph manifest."
+                " Only modules made by `wasmgraph compile` can be loaded."
+            )
+        raise ArtifactError(f"{where} is truncated: it ends after the magic number. {_REBUILD}")
+    if digest is None or digest is not module.sections[-1] or digest.size != 32:
+        raise ArtifactError(
+            f"{where} is truncated or was added to: it does not end in its digest. {_REBUILD}"
+        )
+    stream.seek(section.offset)
+    manifest = Manifest.from_json(stream.read(section.size), where)
+    stream.seek(digest.offset)
+    return manifest, stream.read(32).hex(), digest.start, module
+
+
+def _read_native(stream: BinaryIO, where: str) -> tuple[Manifest, str, int]:
+    length = stream.seek(0, 2)
+    stream.seek(max(0, length - _NATIVE_TAIL.size))
+    tail = stream.read()
+    if len(tail) < _NATIVE_TAIL.size or not tail.endswith(_NATIVE_MAGIC):
+        raise ArtifactError(f"{where} is truncated, or a library that wasmgraph did not make. {_REBUILD}")
+    digest, size, _ = _NATIVE_TAIL.unpack(tail)
+    covered = length - _NATIVE_TAIL.size
+    if size > covered:
+        raise ArtifactError(f"{where} is damaged: its manifest is longer than the file. {_REBUILD}")
+    stream.seek(covered - size)
+    return Manifest.from_json(stream.read(size), where), digest.hex(), covered

@@ -1,0 +1,292 @@
+"""The command line. Exit codes: 0 done, 2 bad usage or bad input, 3 a failure of ours.
+
+Heavy imports stay inside the commands, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from wasmgraph.errors import InputError, UsageError, WasmgraphError
+from wasmgraph.targets import target_names
+
+if TYPE_CHECKING:
+    from wasmgraph.artifact import Artifact
+    from wasmgraph.compiler import CompileLog
+
+_INTERRUPTED = 130
+
+
+class _Commands(click.Group):
+    """Ends every command with a message and an exit code, never with a traceback (but see --debug)."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit):
+            raise
+        except (KeyboardInterrupt, click.Abort):
+            _end("interrupted", _INTERRUPTED)
+        except Exception as error:
+            if ctx.params.get("debug"):
+                raise
+            if isinstance(error, WasmgraphError):
+                _end(f"error: {error}", error.exit_code)
+            _end(
+                f"internal error: {type(error).__name__}: {error}\n"
+                "This is a fault of wasmgraph; `wasmgraph --debug …` shows where.",
+                3,
+            )
+
+
+def _end(message: str, code: int) -> NoReturn:
+    click.echo(message, err=True)
+    sys.exit(code)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.version_option(package_name="wasmgraph")
+def main(debug: bool) -> None:
+    """Compile neural networks, weights included, into single WebAssembly modules.
+
+    \b
+    wasmgraph fetch resnet50
+    wasmgraph compile resnet50.onnx -o resnet50.wasm --target wasm32-simd128
+    wasmgraph classify resnet50.wasm photo.jpg
+    """
+
+
+@main.command()
+@click.argument("name")
+def fetch(name: str) -> None:
+    """Fetch a model by NAME and print the path of its .onnx file."""
+    from wasmgraph.models import fetch as fetch_model
+
+    click.echo(fetch_model(name, lambda text: click.echo(f"{text} …", err=True)))
+
+
+def _pair(text: str, option: str, example: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise UsageError(f"{option} {text!r}: expected NAME=VALUE, for example {option} {example}.")
+    return name, value
+
+
+def _shapes(options: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for option in options:
+        name, value = _pair(option, "--shape", "input=1,3,224,224")
+        try:
+            shapes[name] = tuple(int(size) for size in value.split(","))
+        except ValueError as error:
+            raise UsageError(f"--shape {option!r}: sizes must be whole numbers.") from error
+        if any(size < 1 for size in shapes[name]):
+            raise UsageError(f"--shape {option!r}: sizes must be at least 1.")
+    return shapes
+
+
+@main.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="The artifact to write."
+)
+@click.option("--target", default="wasm32-simd128", show_default=True, help=", ".join(target_names()))
+@click.option(
+    "--shape", multiple=True, metavar="NAME=1,3,224,224", help="Bind an input's shape; repeatable."
+)
+@click.option("--params", type=click.Choice(["embedded"]), default="embedded", show_default=True)
+@click.option(
+    "--keep",
+    type=click.Path(path_type=Path),
+    help="Keep graph.json, graph.o, graph.params and the archive here.",
+)
+def compile(
+    model: Path, output: Path, target: str, shape: Sequence[str], params: Any, keep: Path | None
+) -> None:
+    """Compile an ONNX MODEL into one file.
+
+    Example: wasmgraph compile resnet50.onnx -o resnet50.wasm --target wasm32-simd128
+    """
+    from wasmgraph.compiler import CompileLog, Stage
+    from wasmgraph.compiler import compile as compile_model
+
+    shapes = _shapes(shape)
+    if not output.parent.is_dir():
+        raise UsageError(f"{output}: there is no directory {output.parent}.")
+
+    def show(stage: Stage) -> None:
+        if stage.seconds:
+            click.echo(f"{stage.name:<10}{stage.seconds:7.2f} s  {stage.outcome}", err=True)
+
+    log = CompileLog(observer=show)
+    artifact = compile_model(model, target, shapes, params, keep, log)
+    artifact.save(output)
+    _show_coverage(log)
+    click.echo(output)
+
+
+def _show_coverage(log: CompileLog) -> None:
+    total = log.rules.total()
+    fallen = len(log.fallbacks)
+    counts = ", ".join(f"{rule} {n}" for rule, n in log.rules.most_common())
+    text = f"{total - fallen} of {total} calls scheduled ({counts})"
+    if fallen:
+        text += f"; {fallen} fell back to unscheduled code: {', '.join(sorted(set(log.fallbacks)))}"
+    click.echo(text, err=True)
+
+
+@main.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option(
+    "--input", "inputs", multiple=True, metavar="NAME=x.npy", help="An input's array; repeatable."
+)
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="The .npz file to write.")
+@click.option("--runtime", help="wasmtime, tvm or onnxruntime (default: by the file's kind).")
+def run(artifact: Path, inputs: Sequence[str], output: Path, runtime: str | None) -> None:
+    """Run an ARTIFACT (or .onnx file) on arrays from .npy files.
+
+    Example: wasmgraph run resnet50.wasm --input input=x.npy --output out.npz
+    """
+    import numpy as np
+
+    from wasmgraph.files import replacing
+    from wasmgraph.runtimes import load
+
+    feeds = {}
+    for option in inputs:
+        name, path = _pair(option, "--input", "input=x.npy")
+        try:
+            feeds[name] = np.load(path, allow_pickle=False)
+        except OSError as error:
+            raise InputError(f"--input {name}: {path}: {error.strerror or error}.") from error
+        except (ValueError, EOFError) as error:
+            raise InputError(f"--input {name}: {path} is not a .npy file: {error}") from error
+    with load(artifact, runtime=runtime) as session:
+        outputs = session.run(feeds)
+    try:
+        with replacing(output) as stream:
+            np.savez(stream, allow_pickle=False, **outputs)
+    except OSError as error:
+        raise UsageError(f"{output} cannot be written: {error.strerror}.") from error
+    for name, array in outputs.items():
+        click.echo(f"{name}: {array.dtype}{list(array.shape)}")
+
+
+@main.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--top", default=5, show_default=True, type=click.IntRange(1), help="How many classes to show."
+)
+def classify(artifact: Path, photos: Sequence[Path], top: int) -> None:
+    """Classify PHOTOS with an ARTIFACT that carries preprocessing and labels."""
+    from wasmgraph.artifact import Artifact
+    from wasmgraph.models.photos import decode, preprocess
+    from wasmgraph.runtimes import load
+
+    opened = Artifact.open(artifact)
+    description = opened.manifest.description
+    if description.get("task") != "image-classification":
+        raise UsageError(
+            f"{artifact} does not say how to classify photographs: its model carries no description"
+            " of its preprocessing and labels. Use `wasmgraph run` with prepared arrays."
+        )
+    inputs = [preprocess(decode(photo), description["preprocessing"]) for photo in photos]
+    with load(opened) as session:
+        for photo, array in zip(photos, inputs, strict=True):
+            outputs = session.run({description["input"]: array})
+            probabilities = outputs[description["probabilities"]].ravel()
+            click.echo(photo)
+            for index in probabilities.argsort()[::-1][:top]:
+                click.echo(f"  {probabilities[index]:7.2%}  {description['labels'][index]}")
+
+
+def _facts(artifact: Artifact) -> dict[str, Any]:
+    manifest = artifact.manifest
+    size = artifact.path.stat().st_size
+    return {
+        "file": str(artifact.path),
+        "kind": manifest.kind,
+        "sha256": artifact.sha256,
+        "model": manifest.model_name,
+        "model_sha256": manifest.model_sha256,
+        "weights": manifest.weights,
+        "target": manifest.target,
+        "features": list(manifest.features or manifest.cpu_features),
+        "inputs": [str(spec) for spec in artifact.inputs],
+        "outputs": [str(spec) for spec in artifact.outputs],
+        "imports": [".".join(i[:2]) for i in artifact.module.imports] if artifact.module else None,
+        "exports": sorted(artifact.module.exports) if artifact.module else None,
+        "bytes": size,
+        "module_bytes": size - manifest.param_bytes,
+        "param_bytes": manifest.param_bytes,
+        "params": manifest.params,
+        "arena_bytes": manifest.arena_bytes,
+        "calls": len(manifest.steps),
+        "kernels": manifest.kernels,
+        "ops_scheduled": manifest.ops_scheduled,
+        "ops_fallback": manifest.ops_fallback,
+        "schema": manifest.schema,
+        "versions": dict(manifest.versions),
+    }
+
+
+@main.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def inspect(artifact: Path, as_json: bool) -> None:
+    """Show what an ARTIFACT is: inputs, outputs, target, sizes, imports, versions, digest."""
+    from wasmgraph.artifact import Artifact
+
+    facts = _facts(Artifact.open(artifact))
+    if as_json:
+        click.echo(json.dumps(facts, indent=1))
+        return
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{k} {v}" for k, v in value.items())
+        elif isinstance(value, list):
+            value = "; ".join(value) or "none"
+        elif isinstance(value, int) and key.endswith("bytes"):
+            value = f"{value:,}"
+        if value is not None:
+            click.echo(f"{key:<14}{value}")
+
+
+@main.command()
+@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    default="reports",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Directory to write into.",
+)
+def report(results: Sequence[Path], output: Path) -> None:
+    """Print the result table of RESULTS files and write an HTML report.
+
+    Example: wasmgraph report results/latest.json -o reports/
+    """
+    from rich.console import Console
+
+    from wasmgraph.report import build_report, result_table, summarize
+
+    path = build_report(results, output)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160
+    for result in results:
+        result_table(summarize(result), console)
+    click.echo(f"report: {path}")
+
+
+if __name__ == "__main__":
+    main()

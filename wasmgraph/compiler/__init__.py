@@ -1,0 +1,217 @@
+"""Compiling: an ONNX model goes in, an artifact file comes out. The stages are in ARCHITECTURE.md."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from wasmgraph.artifact import SCHEMA, Artifact, Manifest, Placed, Step, seal
+from wasmgraph.errors import CompileError, MissingDependencyError, UsageError, WasmgraphError
+from wasmgraph.files import replacing
+from wasmgraph.host import cpu_features
+from wasmgraph.targets import Target, get_target
+from wasmgraph.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
+
+    from wasmgraph.compiler.importer import ImportedModel
+    from wasmgraph.compiler.plan import Plan
+
+# The processor features that native code of ours may need: what LLVM's vector code depends on.
+_NATIVE_FEATURES = ("avx", "avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "asimd")
+
+
+@dataclass
+class Stage:
+    """One finished stage of a compile: its name, seconds, and what came of it in words."""
+
+    name: str
+    seconds: float = 0.0
+    outcome: str = ""
+
+
+@dataclass
+class CompileLog:
+    """The stages of one compile, and which rule scheduled how many of the plan's calls."""
+
+    stages: list[Stage] = field(default_factory=list)
+    rules: Counter[str] = field(default_factory=Counter)
+    fallbacks: list[str] = field(default_factory=list)
+    observer: Callable[[Stage], None] | None = None
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Stage]:
+        """Time a stage; the block fills in its outcome. The observer sees it at both ends."""
+        stage = Stage(name)
+        if self.observer:
+            self.observer(stage)
+        began = time.perf_counter()
+        yield stage
+        stage.seconds = time.perf_counter() - began
+        self.stages.append(stage)
+        if self.observer:
+            self.observer(stage)
+
+
+def compile(
+    model: str | Path | onnx.ModelProto,
+    target: str = "wasm32-simd128",
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    params: Literal["embedded"] = "embedded",
+    keep: str | Path | None = None,
+    log: CompileLog | None = None,
+) -> Artifact:
+    """Compile an ONNX model, weights and all, into one file.
+
+    Parameters
+    ----------
+    model : path of an ``.onnx`` file, or a model in memory
+    target : one of ``wasm32``, ``wasm32-simd128``, ``native``
+    shapes : by input name, its static shape; needed where the model's own is not static
+    params : where the weights go; ``embedded`` puts them into the module
+    keep : a directory to leave ``graph.json``, ``graph.o``, ``graph.params`` and the archive in
+    log : filled with stages, times and rule counts
+
+    Returns
+    -------
+    Artifact
+        In a temporary place until :meth:`~wasmgraph.Artifact.save` is called.
+
+    Raises
+    ------
+    ModelError, TargetError, UsageError
+        The model, the target or an option is not acceptable.
+    CompileError
+        TVM, the assembler or the linker failed.
+    """
+    chosen = get_target(target)
+    if params != "embedded":
+        raise UsageError(f"params={params!r} is not supported; params must be 'embedded'.")
+    try:
+        from wasmgraph.compiler.importer import import_model
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"compiling needs {error.name}: pip install 'wasmgraph[compile]'."
+        ) from error
+    log = log or CompileLog()
+    with log.stage("import") as stage:
+        imported = import_model(model, shapes or {})
+        stage.outcome = ", ".join(map(str, imported.inputs))
+    owner: tempfile.TemporaryDirectory[str] = tempfile.TemporaryDirectory(prefix="wasmgraph-")
+    try:
+        linked = _build(imported, chosen, Path(owner.name), log)
+        if keep is not None:
+            _keep(linked.parent, Path(keep), chosen)
+        return Artifact.open(linked, owner)
+    except (WasmgraphError, KeyboardInterrupt, OSError):
+        owner.cleanup()
+        raise
+    except Exception as error:
+        owner.cleanup()
+        last = (str(error).strip() or repr(error)).splitlines()[-1]
+        raise CompileError(f"{imported.name} for {target}: {type(error).__name__}: {last}") from error
+
+
+def _build(imported: ImportedModel, target: Target, directory: Path, log: CompileLog) -> Path:
+    import tvm
+
+    from wasmgraph.compiler import codegen, passes
+    from wasmgraph.compiler.link import link
+    from wasmgraph.compiler.plan import COPY, make_plan
+    from wasmgraph.compiler.schedule import FALLBACK, schedule_module
+
+    with log.stage("transform") as stage:
+        mod = imported.module
+        with codegen.tvm_target(target):
+            mod = tvm.ir.transform.Sequential(passes.relax_passes(target))(mod)
+        stage.outcome = f"{len(mod.functions) - 1} kernels"
+    with log.stage("schedule") as stage:
+        mod, rules = schedule_module(mod, target)
+        stage.outcome = f"{len(rules)} kernels by {len(set(rules.values()))} rules"
+    with log.stage("codegen") as stage:
+        kernels = codegen.generate(mod, target)
+        kernels.library.write_to_file(str(directory / "graph.o"), "o")
+        stage.outcome = f"{(directory / 'graph.o').stat().st_size:,} bytes"
+    with log.stage("plan") as stage:
+        plan, constants = make_plan(mod, kernels.workspaces)
+        stage.outcome = f"{len(plan.calls)} calls, arena {plan.arena_bytes:,} bytes"
+    (directory / "graph.json").write_text(plan.to_json())
+    rules[COPY] = "copy"
+    steps = tuple(Step(c.kernel, _operators(c.kernel), rules[c.kernel]) for c in plan.calls)
+    log.rules.update(step.rule for step in steps)
+    log.fallbacks += [step.kernel for step in steps if step.rule == FALLBACK]
+    with log.stage("link") as stage:
+        linked = link(directory, target, plan, constants)
+        seal(linked, _manifest(imported, target, plan, steps, linked))
+        size = linked.stat().st_size
+        stage.outcome = f"{size:,} bytes, {size - plan.param_bytes:,} without parameters"
+    return linked
+
+
+def _operators(kernel: str) -> str:
+    """``fused_conv2d3_add1_relu`` → ``conv2d+add+relu``."""
+    words = kernel.removeprefix("fused_").split("_")
+    names = [w.rstrip("0123456789") if not w.endswith("2d") else w for w in words]
+    cleaned = [n if not n.startswith("conv2d") else "conv2d" for n in names if n]
+    return "+".join(cleaned)
+
+
+def _manifest(
+    imported: ImportedModel, target: Target, plan: Plan, steps: tuple[Step, ...], linked: Path
+) -> Manifest:
+    from wasmgraph.compiler.link import ARENA_SYMBOL
+    from wasmgraph.compiler.schedule import FALLBACK
+    from wasmgraph.wasmfile import read_module
+
+    base = 0
+    if target.kind == "wasm":
+        with linked.open("rb") as stream:
+            base = read_module(stream).global_values[ARENA_SYMBOL]
+
+    def placed(specs: Sequence[TensorSpec], offsets: Sequence[int]) -> tuple[Placed, ...]:
+        pairs = zip(specs, offsets, strict=True)
+        return tuple(Placed(s.name, s.shape, s.dtype, base + offset) for s, offset in pairs)
+
+    native = target.kind == "native"
+    fallback = sum(step.rule == FALLBACK for step in steps)
+    return Manifest(
+        schema=SCHEMA,
+        model_name=imported.name,
+        model_sha256=imported.sha256,
+        weights=str(imported.description.get("weights", "unknown")),
+        description=imported.description,
+        target=target.name,
+        kind=target.kind,
+        features=target.features,
+        cpu_features=tuple(f for f in _NATIVE_FEATURES if f in cpu_features()) if native else (),
+        inputs=placed(imported.inputs, plan.inputs),
+        outputs=placed(imported.outputs, plan.outputs),
+        arena_bytes=plan.arena_bytes,
+        param_bytes=plan.param_bytes,
+        params="embedded",
+        steps=steps,
+        kernels=len({step.kernel for step in steps}),
+        ops_scheduled=len(steps) - fallback,
+        ops_fallback=fallback,
+        versions={p: version(p) for p in ("wasmgraph", "apache-tvm", "ziglang", "onnx")},
+    )
+
+
+def _keep(directory: Path, keep: Path, target: Target) -> None:
+    keep.mkdir(parents=True, exist_ok=True)
+    archive = "libgraph_wasm32.a" if target.kind == "wasm" else "libgraph_native.a"
+    for name in ("graph.json", "graph.o", "graph.params", archive):
+        with (directory / name).open("rb") as source, replacing(keep / name) as stream:
+            shutil.copyfileobj(source, stream, 1 << 22)
+
+
+__all__ = ["CompileLog", "Stage", "compile"]

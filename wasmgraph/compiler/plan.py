@@ -1,0 +1,238 @@
+"""Stage 5: ``main`` becomes a static list of kernel calls over one arena.
+
+Every tensor that is not a constant has a fixed place in the arena; tensors whose lifetimes do
+not overlap share bytes. Inputs keep their place for the whole run, so a run can be repeated;
+outputs keep theirs from the step that writes them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.ir import GenericConst, GlobalVar, Op
+
+from wasmgraph.compiler.operators import tvm_dtype_bytes
+from wasmgraph.errors import CompileError
+from wasmgraph.tensors import Array
+
+COPY = "copy"  # a graph's output that is also its input, a constant, or another output
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector of any target
+
+
+@dataclass(frozen=True)
+class Address:
+    """A byte offset in the arena or in the parameters."""
+
+    space: Literal["arena", "params"]
+    offset: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """One step: a kernel's symbol and the addresses of its inputs, outputs and workspaces.
+
+    The kernel :data:`COPY` is no symbol: it copies ``nbytes`` from its first address to its second.
+    """
+
+    kernel: str
+    arguments: tuple[Address, ...]
+    nbytes: int = 0
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A constant's place in the parameter file, in bytes."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole run. ``inputs`` and ``outputs`` are arena offsets, in ``main``'s order."""
+
+    calls: tuple[Call, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    arena_bytes: int
+    parameters: tuple[Parameter, ...]
+    param_bytes: int
+
+    def to_json(self) -> str:
+        """The plan as ``graph.json`` shows it."""
+        return json.dumps(asdict(self), indent=1)
+
+
+@dataclass
+class _Buffer:
+    """A piece of the arena, live from step ``first`` to step ``last`` (both included)."""
+
+    nbytes: int
+    first: int
+    last: int
+    offset: int = -1
+
+
+_Place = _Buffer | int  # a buffer of the arena, or an offset in the parameters
+
+
+@dataclass
+class _Builder:
+    workspaces: Mapping[str, tuple[int, ...]]
+    places: dict[relax.Var, list[_Place]] = field(default_factory=dict)
+    buffers: list[_Buffer] = field(default_factory=list)
+    steps: list[tuple[str, list[_Place]]] = field(default_factory=list)
+    parameters: list[Parameter] = field(default_factory=list)
+    blob: list[Array] = field(default_factory=list)
+    param_bytes: int = 0
+    constants: dict[bytes, int] = field(default_factory=dict)
+
+    def new(self, ty: relax.TensorType, first: int) -> _Buffer:
+        count = int(np.prod([int(d) for d in ty.shape.values], dtype=np.int64))
+        buffer = _Buffer(max(1, count * tvm_dtype_bytes(str(ty.dtype))), first, first)
+        self.buffers.append(buffer)
+        return buffer
+
+    def constant(self, const: GenericConst) -> int:
+        value = np.ascontiguousarray(const.value.numpy())
+        key = str(value.dtype).encode() + str(value.shape).encode() + value.tobytes()
+        if key not in self.constants:
+            self.constants[key] = self.param_bytes
+            self.parameters.append(Parameter(self.param_bytes, value.shape, str(value.dtype)))
+            self.blob.append(value)
+            self.param_bytes += _aligned(value.nbytes)
+        return self.constants[key]
+
+    def place(self, expr: relax.Expr) -> list[_Place]:
+        """Where a tensor, or each field of a tuple, lies."""
+        if isinstance(expr, GenericConst):
+            return [self.constant(expr)]
+        if isinstance(expr, relax.Tuple):
+            return [place for item in expr.fields for place in self.place(item)]
+        if isinstance(expr, relax.TupleGetItem):
+            return [self.place(expr.tuple_value)[expr.index]]
+        return self.places[expr]
+
+    def step(self, kernel: str, operands: list[_Place], results: list[_Buffer]) -> None:
+        now = len(self.steps)
+        work = [_Buffer(nbytes, now, now) for nbytes in self.workspaces.get(kernel, ())]
+        self.buffers.extend(work)
+        for place in [*operands, *results]:
+            if isinstance(place, _Buffer):
+                place.last = max(place.last, now)
+        self.steps.append((kernel, [*operands, *results, *work]))
+
+    def bind(self, var: relax.Var, value: relax.Expr) -> None:
+        if isinstance(value, relax.Call) and isinstance(value.op, Op):
+            name = value.op.name
+            if name == "relax.call_tir" and isinstance(value.args[0], GlobalVar):
+                types = value.ty_args[0] if value.ty_args else value.ty
+                fields = types.fields if isinstance(types, relax.TupleType) else [types]
+                results = [self.new(ty, len(self.steps)) for ty in fields]
+                self.step(value.args[0].name_hint, self.place(value.args[1]), results)
+                self.places[var] = list(results)
+                return
+            if name == "relax.reshape":
+                self.places[var] = self.place(value.args[0])
+                return
+            raise CompileError(f"the plan met {name}, which no pass turned into a kernel.")
+        self.places[var] = self.place(value)
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def _pack(buffers: list[_Buffer]) -> int:
+    """Give every buffer an offset; largest first, each in the lowest gap that fits.
+
+    Greedy by size (Pisarchyk & Lee, "Efficient Memory Management for Deep Neural Net Inference",
+    2020). Returns the arena's size in bytes.
+    """
+    placed: list[_Buffer] = []
+    for buffer in sorted(buffers, key=lambda b: (-b.nbytes, b.first)):
+        rivals = [b for b in placed if b.first <= buffer.last and buffer.first <= b.last]
+        at = 0
+        for rival in sorted(rivals, key=lambda b: b.offset):
+            if at + _aligned(buffer.nbytes) <= rival.offset:
+                break
+            at = max(at, rival.offset + _aligned(rival.nbytes))
+        buffer.offset = at
+        placed.append(buffer)
+    return max((b.offset + _aligned(b.nbytes) for b in placed), default=0)
+
+
+def _walk(builder: _Builder, main: relax.Function) -> list[_Buffer]:
+    inputs = [builder.new(param.ty, 0) for param in main.params]
+    for param, buffer in zip(main.params, inputs, strict=True):
+        builder.places[param] = [buffer]
+    for block in main.body.blocks:
+        for binding in block.bindings:
+            builder.bind(binding.var, binding.value)
+    return inputs
+
+
+def _results(builder: _Builder, main: relax.Function) -> tuple[list[relax.TensorType], list[_Place]]:
+    ty = main.body.body.ty
+    types = list(ty.fields) if isinstance(ty, relax.TupleType) else [ty]
+    return types, builder.place(main.body.body)
+
+
+def _copied_bytes(kernel: str, places: list[_Place]) -> int:
+    destination = places[-1]
+    return destination.nbytes if kernel == COPY and isinstance(destination, _Buffer) else 0
+
+
+def make_plan(mod: tvm.IRModule, workspaces: Mapping[str, tuple[int, ...]]) -> tuple[Plan, list[Array]]:
+    """Plan ``mod["main"]``.
+
+    Parameters
+    ----------
+    workspaces : bytes of each workspace that a kernel takes after its outputs
+
+    Returns
+    -------
+    The plan, and the constants in the order of ``plan.parameters``.
+    """
+    builder = _Builder(workspaces)
+    main = mod["main"]
+    inputs = _walk(builder, main)
+    outputs: list[_Buffer] = []
+    for ty, place in zip(*_results(builder, main), strict=True):
+        fresh = isinstance(place, _Buffer) and all(place is not b for b in [*inputs, *outputs])
+        if not fresh:
+            copied = builder.new(ty, len(builder.steps))
+            builder.step(COPY, [place], [copied])
+            place = copied
+        assert isinstance(place, _Buffer)
+        outputs.append(place)
+    end = len(builder.steps)
+    for buffer in [*inputs, *outputs]:
+        buffer.last = end
+    arena_bytes = _pack(builder.buffers)
+
+    def address(place: _Place) -> Address:
+        if isinstance(place, int):
+            return Address("params", place)
+        return Address("arena", place.offset)
+
+    calls = tuple(
+        Call(kernel, tuple(map(address, places)), _copied_bytes(kernel, places))
+        for kernel, places in builder.steps
+    )
+    plan = Plan(
+        calls,
+        tuple(b.offset for b in inputs),
+        tuple(b.offset for b in outputs),
+        arena_bytes,
+        tuple(builder.parameters),
+        builder.param_bytes,
+    )
+    return plan, builder.blob

@@ -1,0 +1,54 @@
+"""Stage 4: every kernel gets a loop nest that suits the target, by the first rule that fits.
+
+A rule reads the properties of the :class:`~wasmgraph.targets.Target` (lanes, tile), never its
+name. A kernel that no rule takes is compiled as TVM wrote it, correct and slow; it is counted
+under :data:`FALLBACK` wherever results are shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import tvm
+from tvm import tirx
+from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import ScheduleError
+
+from wasmgraph.compiler.schedule.elementwise import schedule_elementwise
+from wasmgraph.compiler.schedule.reduction import schedule_reduction
+from wasmgraph.compiler.schedule.tiled import schedule_conv2d, schedule_dense
+from wasmgraph.targets import Target
+
+# Returns whether it took the kernel; a rule that returns False may leave the schedule half changed.
+Rule = Callable[[Schedule, Target], bool]
+
+RULES: Mapping[str, Rule] = {
+    "direct-conv2d": schedule_conv2d,
+    "dense": schedule_dense,
+    "reduction": schedule_reduction,
+    "elementwise": schedule_elementwise,
+}
+FALLBACK = "fallback"
+
+
+def schedule_kernel(kernel: tirx.PrimFunc, target: Target) -> tuple[tirx.PrimFunc, str]:
+    """Return the scheduled kernel and the name of the rule that did it."""
+    for name, rule in RULES.items():
+        schedule = Schedule(tvm.IRModule({"main": kernel}))
+        try:
+            if rule(schedule, target):
+                return schedule.mod["main"], name
+        except ScheduleError:
+            continue  # a primitive's own precondition failed: the rule does not fit this kernel
+    return kernel, FALLBACK
+
+
+def schedule_module(mod: tvm.IRModule, target: Target) -> tuple[tvm.IRModule, dict[str, str]]:
+    """Schedule every kernel of a module; return it with each kernel's rule."""
+    scheduled = tvm.IRModule(dict(mod.functions.items()), attrs=mod.attrs)
+    rules: dict[str, str] = {}
+    for gvar, function in mod.functions.items():
+        if isinstance(function, tirx.PrimFunc):
+            kernel, rules[gvar.name_hint] = schedule_kernel(function, target)
+            scheduled.update_func(scheduled.get_global_var(gvar.name_hint), kernel)
+    return scheduled, rules

@@ -1,0 +1,54 @@
+"""What every rule asks of a kernel's blocks, and the two things most rules do to them."""
+
+from __future__ import annotations
+
+from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import LoopRV, SBlockRV
+from tvm.tirx import IterVar
+
+# LoopPartition then peels the iterations that the guard of a non-dividing split would burden.
+PEEL = "pragma_loop_partition_hint"
+
+
+def blocks(schedule: Schedule) -> list[SBlockRV]:
+    """All computing blocks, in program order."""
+    found: list[SBlockRV] = schedule.get_child_blocks(schedule.get_sblock("root"))
+    return found
+
+
+def find(schedule: Schedule, name: str) -> SBlockRV | None:
+    """The block of that name, if the kernel has one."""
+    for block in blocks(schedule):
+        if schedule.get(block).name_hint == name:
+            return block
+    return None
+
+
+def reduces(schedule: Schedule, block: SBlockRV) -> bool:
+    """Whether a block has reduction axes."""
+    return any(axis.iter_type != IterVar.DataPar for axis in schedule.get(block).iter_vars)
+
+
+def output(schedule: Schedule) -> SBlockRV | None:
+    """The block that writes the kernel's output, if there is just one."""
+    written = schedule.get_output_blocks(schedule.get_sblock("root"))
+    return written[0] if len(written) == 1 else None
+
+
+def inline_between(schedule: Schedule, producer: SBlockRV, last: SBlockRV) -> None:
+    """Inline every element-wise block after ``producer`` into ``last``."""
+    order = blocks(schedule)
+    names = [schedule.get(block).name_hint for block in order]
+    first = names.index(schedule.get(producer).name_hint)
+    end = names.index(schedule.get(last).name_hint)
+    for block in order[first + 1 : end]:
+        schedule.compute_inline(block)
+
+
+def vectorize_copy(schedule: Schedule, block: SBlockRV, lanes: int) -> None:
+    """Schedule an element-wise block of its own loops: innermost dimension in vectors."""
+    loops: list[LoopRV] = schedule.get_loops(block)
+    extent = int(schedule.get(loops[-1]).extent)
+    if extent % lanes == 0 and extent > 1:
+        _, inner = schedule.split(loops[-1], [None, lanes])
+        schedule.vectorize(inner)

@@ -1,0 +1,54 @@
+"""Pooling and reductions whose result's innermost dimension is also the data's: each vector of
+channels is reduced in a register.
+"""
+
+from __future__ import annotations
+
+from tvm.s_tir import Schedule
+
+from wasmgraph.compiler.schedule.blocks import (
+    PEEL,
+    blocks,
+    inline_between,
+    output,
+    reduces,
+    vectorize_copy,
+)
+from wasmgraph.targets import Target
+
+
+def schedule_reduction(schedule: Schedule, target: Target) -> bool:
+    """One reducing block over NHWC-like data, with element-wise blocks before and after it."""
+    order, last = blocks(schedule), output(schedule)
+    reducing = [block for block in order if reduces(schedule, block)]
+    if len(reducing) != 1 or last is None:
+        return False
+    acc = reducing[0]
+    block = schedule.get(acc)
+    spatial = [axis for axis in block.iter_vars if axis.iter_type == 0]
+    innermost = spatial[-1].var
+    reads = [
+        region.region[-1].min for region in block.reads if not region.source.same_as(block.writes[0].source)
+    ]
+    if len(reads) != 1 or not reads[0].same_as(innermost):
+        return False  # the data's innermost dimension is reduced: its vectors would need shuffles
+    for producer in order[: order.index(acc)]:
+        vectorize_copy(schedule, producer, target.lanes)
+    if last is acc or schedule.get(last).name_hint == block.name_hint:
+        last = schedule.cache_write(acc, 0, "local")
+    else:
+        schedule.set_scope(acc, 0, "local")
+    inline_between(schedule, acc, last)
+    loops = schedule.get_loops(last)
+    extent = int(schedule.get(loops[-1]).extent)
+    width = min(extent, 4 * target.lanes)
+    outer, lane = schedule.split(loops[-1], [None, width])
+    schedule.compute_at(acc, outer, preserve_unit_loops=True)
+    own = schedule.get_loops(acc)[len(loops) :]
+    own_lane, reduction = own[len(spatial) - 1], own[len(spatial) :]
+    schedule.reorder(*reduction, own_lane)
+    schedule.vectorize(own_lane)
+    schedule.decompose_reduction(acc, reduction[0])
+    schedule.vectorize(lane)
+    schedule.annotate(outer, PEEL, 1)
+    return True

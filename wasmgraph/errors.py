@@ -1,0 +1,112 @@
+"""The one exception tree. Everything raised on purpose is a :class:`WasmgraphError`.
+
+::
+
+    WasmgraphError                     exit code
+    ├── InputError                     2   what the user gave us is wrong
+    │   ├── ModelError                     not ONNX, or not a model we can take
+    │   │   ├── UnsupportedOperatorError       names every such operator and node
+    │   │   └── UnboundDimensionError          names the dimension and the --shape that binds it
+    │   ├── TargetError                    unknown target
+    │   ├── FeedError                      wrong input name, shape or dtype
+    │   ├── ArtifactError                  truncated, altered, not ours
+    │   │   └── SchemaError                    made by a newer wasmgraph
+    │   ├── PhotoError                     an image that cannot be read
+    │   ├── RecordError                    a results file that cannot be read
+    │   └── UsageError                     options that do not go together
+    ├── CacheError                     2   the cache directory cannot be used
+    ├── FetchError                     2   a download failed
+    │   └── DigestError                    its content is not what it should be
+    ├── MissingDependencyError         2   an optional package is not installed
+    └── InternalError                  3   a failure of ours
+        ├── CompileError                   TVM, the assembler or the linker failed
+        └── ExecutionError                 a module trapped or reported an error
+"""
+
+from __future__ import annotations
+
+
+class WasmgraphError(Exception):
+    """Root of every error raised on purpose; ``exit_code`` is what the CLI ends with."""
+
+    exit_code = 3
+
+
+class InputError(WasmgraphError):
+    """What the user gave is wrong; the message says what, where, and what to do."""
+
+    exit_code = 2
+
+
+class ModelError(InputError):
+    """The file is not an ONNX model that can be compiled."""
+
+
+class UnsupportedOperatorError(ModelError):
+    """The model uses operators that have no implementation; all of them are named."""
+
+
+class UnboundDimensionError(ModelError):
+    """An input has a dimension without a value."""
+
+
+class TargetError(InputError):
+    """There is no target of that name, or it does not run here."""
+
+
+class FeedError(InputError):
+    """An input of ``Session.run`` has the wrong name, shape or dtype."""
+
+
+class ArtifactError(InputError):
+    """The file is not a whole, unaltered wasmgraph artifact."""
+
+
+class SchemaError(ArtifactError):
+    """The artifact was written by a newer wasmgraph."""
+
+
+class PhotoError(InputError):
+    """A photograph cannot be read."""
+
+
+class RecordError(InputError):
+    """A results file cannot be read as pytest-benchmark records of wasmgraph."""
+
+
+class UsageError(InputError):
+    """Options or arguments that do not make sense together."""
+
+
+class CacheError(WasmgraphError):
+    """The cache directory cannot be created, written or trusted."""
+
+    exit_code = 2
+
+
+class FetchError(WasmgraphError):
+    """A package could not be had from its registry."""
+
+    exit_code = 2
+
+
+class DigestError(FetchError):
+    """A fetched file's sha256 is not the expected one."""
+
+
+class MissingDependencyError(WasmgraphError):
+    """A package that this action needs is not installed; the message names the extra."""
+
+    exit_code = 2
+
+
+class InternalError(WasmgraphError):
+    """A failure of wasmgraph's own."""
+
+
+class CompileError(InternalError):
+    """TVM, the assembler or the linker failed on a model that was accepted."""
+
+
+class ExecutionError(InternalError):
+    """A compiled module trapped, or its entry returned an error code."""

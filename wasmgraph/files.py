@@ -1,0 +1,115 @@
+"""Files that are whole or absent, digests remembered by file identity, and the user's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import platformdirs
+from filelock import FileLock
+
+from wasmgraph.errors import CacheError
+
+_CHUNK = 1 << 22
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file beside ``path``; rename it there if the block ends without error.
+
+    Readers see the old file or the whole new one, never a part; on an error nothing is left.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace ``path`` by ``content`` in one step."""
+    with replacing(path) as stream:
+        stream.write(content)
+
+
+def cache_dir(*parts: str) -> Path:
+    """Return a directory of the user's cache, made if absent, writable by this user alone.
+
+    Raises
+    ------
+    CacheError
+        It cannot be made or written, or others could write into it.
+    """
+    root = Path(os.environ.get("WASMGRAPH_CACHE") or platformdirs.user_cache_path("wasmgraph"))
+    path = root.joinpath(*parts)
+    remedy = "set WASMGRAPH_CACHE to a directory that you own"
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise CacheError(f"the cache {path} cannot be written ({error.strerror}): {remedy}.") from error
+    if os.name == "posix":
+        status = path.stat()
+        if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise CacheError(f"the cache {path} belongs to or can be written by others: {remedy}.")
+    return path
+
+
+@contextmanager
+def cache_lock(path: Path) -> Iterator[None]:
+    """Hold the lock that guards one cached file or directory against other processes."""
+    with FileLock(path.with_name(path.name + ".lock")):
+        yield
+
+
+def sha256_stream(stream: BinaryIO, size: int | None = None) -> str:
+    """Hex sha256 of the next ``size`` bytes of ``stream``, or of all that follow."""
+    digest = hashlib.sha256()
+    left = size
+    while left is None or left > 0:
+        chunk = stream.read(_CHUNK if left is None else min(_CHUNK, left))
+        if not chunk:
+            break
+        digest.update(chunk)
+        if left is not None:
+            left -= len(chunk)
+    return digest.hexdigest()
+
+
+def sha256_file(path: Path, size: int | None = None) -> str:
+    """Hex sha256 of a file, or of its first ``size`` bytes; remembered by the file's identity.
+
+    Identity is device, inode, length and time of change in nanoseconds. The memory lives in the
+    user's own cache; without a usable cache the file is simply hashed again.
+    """
+    status = path.stat()
+    identity = f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
+    key = hashlib.sha256(f"{identity}:{size}".encode()).hexdigest()[:32]
+    memory: Path | None = None
+    with suppress(CacheError):
+        memory = cache_dir("digests") / key
+    if memory is not None:
+        with suppress(OSError, ValueError, KeyError):
+            remembered = json.loads(memory.read_text())
+            if remembered["identity"] == identity:
+                return str(remembered["sha256"])
+    with path.open("rb") as stream:
+        digest = sha256_stream(stream, size)
+    if memory is not None:
+        with suppress(OSError):
+            write_atomically(memory, json.dumps({"identity": identity, "sha256": digest}).encode())
+    return digest

@@ -1,0 +1,30 @@
+"""This machine: its processor's name and vector features."""
+
+from __future__ import annotations
+
+import platform
+from functools import cache
+from pathlib import Path
+
+
+@cache
+def cpu_info() -> dict[str, str]:
+    """First processor's ``/proc/cpuinfo`` fields; empty where there is no such file."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return {}
+    pairs = (line.split(":", 1) for line in text.split("\n\n", 1)[0].splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def cpu_name() -> str:
+    """The processor's marketing name, or its architecture where the system does not tell."""
+    return cpu_info().get("model name") or platform.processor() or platform.machine()
+
+
+@cache
+def cpu_features() -> tuple[str, ...]:
+    """Sorted feature flags as the kernel names them (``avx2``, ``fma``, ``asimd``)."""
+    info = cpu_info()
+    return tuple(sorted((info.get("flags") or info.get("Features") or "").split()))

@@ -1,0 +1,87 @@
+"""How well a backend classifies, and how far it is from the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from wasmgraph.tensors import Array
+
+_FLIP, _CROP, _NOISE = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Counts over ``inputs`` inputs, and largest absolute differences to the reference.
+
+    ``top1`` and ``top5`` are None without labels; ``max_logit_diff`` is None for a graph without
+    a ``logits`` output.
+    """
+
+    inputs: int
+    top1: int | None
+    top5: int | None
+    agreement: int
+    max_prob_diff: float
+    max_logit_diff: float | None
+
+
+def judge(
+    outputs: Sequence[Mapping[str, Array]],
+    reference: Sequence[Mapping[str, Array]],
+    labels: Sequence[int] | None,
+    probabilities: str,
+    logits: str | None,
+) -> Accuracy:
+    """Compare a backend's outputs with the reference's, on the same inputs.
+
+    Parameters
+    ----------
+    outputs, reference : for each input, the outputs by name
+    labels : for each input, the right class; None where nobody knows it
+    probabilities, logits : which outputs are compared
+    """
+
+    def stacked(rows: Sequence[Mapping[str, Array]], name: str) -> Array:
+        return np.concatenate([row[name].reshape(1, -1) for row in rows]).astype(np.float64)
+
+    ours, theirs = stacked(outputs, probabilities), stacked(reference, probabilities)
+    ranked = np.argsort(-ours, axis=1, kind="stable")
+    top1 = top5 = None
+    if labels is not None:
+        hits = ranked[:, :5] == np.asarray(labels)[:, np.newaxis]
+        top1, top5 = int(hits[:, 0].sum()), int(hits.any(axis=1).sum())
+    logit_diff = None
+    if logits is not None:
+        logit_diff = float(np.abs(stacked(outputs, logits) - stacked(reference, logits)).max())
+    return Accuracy(
+        inputs=len(outputs),
+        top1=top1,
+        top5=top5,
+        agreement=int((ranked[:, 0] == theirs.argmax(axis=1)).sum()),
+        max_prob_diff=float(np.abs(ours - theirs).max()),
+        max_logit_diff=logit_diff,
+    )
+
+
+def augment(inputs: Sequence[Array], count: int, seed: int = 0) -> list[Array]:
+    """``count`` variations of NCHW inputs: flips, shifted crops (edges repeated) and noise, seeded."""
+    rng = np.random.default_rng(seed)
+    varied = []
+    for number in range(count):
+        image = inputs[number % len(inputs)]
+        kind = number // len(inputs) % 3
+        if kind == _FLIP:
+            image = image[..., ::-1]
+        elif kind == _CROP:
+            dy, dx = rng.integers(0, 49, 2)
+            padded = np.pad(image, ((0, 0), (0, 0), (24, 24), (24, 24)), mode="edge")
+            image = padded[..., dy : dy + image.shape[2], dx : dx + image.shape[3]]
+        else:
+            image = image + rng.normal(0, 12, image.shape).astype(image.dtype)
+        if number >= 3 * len(inputs):
+            image = image + rng.normal(0, 4, image.shape).astype(image.dtype)
+        varied.append(np.ascontiguousarray(image))
+    return varied

@@ -1,0 +1,83 @@
+"""Latency of several backends in one run, measured in turn, so that one disturbance meets all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import bootstrap
+
+_CONFIDENCE = 0.95
+_RESAMPLES = 2000
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """``blocks`` times, every backend makes ``calls`` timed calls in a row, after one untimed call.
+
+    The untimed call brings caches and clock frequency back after another backend's turn.
+    """
+
+    blocks: int = 7
+    calls: int = 3
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Ratio of medians, with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def interleave(calls: Mapping[str, Callable[[], object]], schedule: Schedule) -> dict[str, list[float]]:
+    """Time every callable in short blocks, round-robin; the order turns by one each block.
+
+    Returns
+    -------
+    By name, seconds of each timed call: ``schedule.blocks * schedule.calls`` of them.
+    """
+    rounds: dict[str, list[float]] = {name: [] for name in calls}
+    order = list(calls)
+    for block in range(schedule.blocks):
+        turn = block % len(order) if order else 0
+        for name in order[turn:] + order[:turn]:
+            call = calls[name]
+            call()
+            for _ in range(schedule.calls):
+                began = time.perf_counter()
+                call()
+                rounds[name].append(time.perf_counter() - began)
+    return rounds
+
+
+def ratio_of_medians(rounds: list[float], reference: list[float], schedule: Schedule) -> Ratio:
+    """Median of ``rounds`` over median of ``reference``, both from one :func:`interleave`.
+
+    The interval resamples whole blocks, in pairs (percentile bootstrap: Efron & Tibshirani,
+    1993, ch. 13): rounds of one block share whatever disturbed it.
+    """
+    shape = (schedule.blocks, schedule.calls)
+    ours, theirs = np.reshape(rounds, shape), np.reshape(reference, shape)
+
+    def statistic(index: np.ndarray) -> float:
+        chosen = index.astype(int)
+        return float(np.median(ours[chosen]) / np.median(theirs[chosen]))
+
+    value = statistic(np.arange(schedule.blocks))
+    if schedule.blocks < 2:
+        return Ratio(value, value, value)
+    found = bootstrap(
+        (np.arange(schedule.blocks),),
+        statistic,
+        vectorized=False,
+        confidence_level=_CONFIDENCE,
+        n_resamples=_RESAMPLES,
+        method="percentile",
+        rng=np.random.default_rng(_SEED),
+    )
+    return Ratio(value, float(found.confidence_interval.low), float(found.confidence_interval.high))

@@ -1,0 +1,143 @@
+"""Measurement records: what a benchmark says of itself in pytest-benchmark's ``extra_info``.
+
+The JSON file is pytest-benchmark's own; wasmgraph adds flat keys to every benchmark's
+``extra_info`` (:class:`Record`) and one ``wasmgraph`` object to the file (:class:`RunInfo`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wasmgraph.errors import MissingDependencyError, RecordError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Record:
+    """One backend on one model. Sizes in bytes, times in seconds; None: not measured here.
+
+    Attributes
+    ----------
+    weights : ``trained``, ``random``, or ``unknown`` for a user's model that does not say
+    reference : the backend that ``ratio`` divides by
+    ratio, ratio_low, ratio_high : median latency over the reference's, same run, with the 95 %
+        bootstrap interval
+    module_bytes : size of the artifact without its parameters
+    ops_scheduled, ops_fallback : calls of the plan that a schedule rule took, and that none took
+    top1, top5 : inputs whose label is first, or among the first five (of ``inputs``)
+    agreement : inputs whose first class is the reference's
+    max_prob_diff, max_logit_diff : largest absolute difference to the reference over all inputs
+    ready_s, first_output_s : from ``load(path)``, compiled code cached, to a session that accepts
+        inputs, and to the first outputs (medians)
+    """
+
+    model: str
+    weights: str
+    backend: str
+    target: str
+    runtime: str
+    threads: int
+    batch: int
+    engine: str
+    engine_config: str
+    model_sha256: str
+    reference: str | None = None
+    ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+    module_bytes: int | None = None
+    param_bytes: int | None = None
+    arena_bytes: int | None = None
+    kernels: int | None = None
+    ops_scheduled: int | None = None
+    ops_fallback: int | None = None
+    inputs: int | None = None
+    top1: int | None = None
+    top5: int | None = None
+    agreement: int | None = None
+    max_prob_diff: float | None = None
+    max_logit_diff: float | None = None
+    ready_s: float | None = None
+    first_output_s: float | None = None
+
+    def to_extra_info(self) -> dict[str, Any]:
+        """Flat keys for ``benchmark.extra_info``, without those not measured."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What holds for a whole run: notices to be shown first, and what was skipped or failed and why."""
+
+    notices: tuple[str, ...] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+    @staticmethod
+    def of(data: Mapping[str, Any]) -> RunInfo:
+        """From a results file's ``wasmgraph`` object; empty where there is none."""
+        raw = data.get("wasmgraph", {})
+        return RunInfo(
+            tuple(raw.get("notices", ())), dict(raw.get("skipped", {})), dict(raw.get("failed", {}))
+        )
+
+
+def read_results(path: str | Path) -> dict[str, Any]:
+    """Read a pytest-benchmark JSON file.
+
+    Raises
+    ------
+    RecordError
+        It cannot be read, is not JSON, or not pytest-benchmark's.
+    """
+    try:
+        data = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise RecordError(f"{path}: {error.strerror}.") from error
+    except ValueError as error:
+        raise RecordError(f"{path} is not JSON ({error}); was it cut off while written?") from error
+    if not isinstance(data, dict) or not isinstance(data.get("benchmarks"), list):
+        raise RecordError(
+            f"{path} is not a pytest-benchmark file: make one with `pytest bench --benchmark-json={path}`."
+        )
+    return data
+
+
+def results(path: str | Path) -> pd.DataFrame:
+    """A results file as a table: one row a benchmark.
+
+    Columns: ``test`` (``test_latency`` …), ``rounds`` (a count), ``median_s``, ``min_s``,
+    ``max_s``, ``mean_s``, ``stddev_s`` (seconds a call), ``rounds_s`` (every round, seconds), and
+    the fields of :class:`Record`, with None where a benchmark does not have them.
+
+    Raises
+    ------
+    RecordError
+        The file is not a results file.
+    """
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise MissingDependencyError("results need pandas: pip install 'wasmgraph[report]'.") from error
+    rows = []
+    names = [f.name for f in fields(Record)]
+    for number, benchmark in enumerate(read_results(path)["benchmarks"]):
+        try:
+            stats, extra = benchmark["stats"], benchmark["extra_info"]
+            row = {
+                "test": benchmark["name"].split("[", 1)[0],
+                "rounds": stats["rounds"],
+                **{f"{key}_s": stats[key] for key in ("median", "min", "max", "mean", "stddev")},
+                "rounds_s": stats.get("data") or [],
+            }
+        except (KeyError, TypeError, AttributeError) as error:
+            raise RecordError(f"{path}: benchmark {number} has no {error}.") from error
+        rows.append(row | {name: extra.get(name) for name in names})
+    columns = ["test", "rounds", "median_s", "min_s", "max_s", "mean_s", "stddev_s", "rounds_s"]
+    return pd.DataFrame(rows, columns=[*columns, *names])

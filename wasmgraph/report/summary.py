@@ -1,0 +1,147 @@
+"""What a results file says, gathered by model and backend, for the page and the terminal alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wasmgraph.records import RunInfo, read_results, results
+
+
+@dataclass(frozen=True)
+class Row:
+    """One backend on one model: the records of all its tests merged; ``rounds_s`` of the latency."""
+
+    model: str
+    backend: str
+    values: Mapping[str, Any]
+    median_s: float
+    rounds_s: Sequence[float]
+    compile_s: float | None
+
+    def get(self, key: str) -> Any:
+        """A field of the merged record, None where it was not measured."""
+        return self.values.get(key)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A results file: rows in order of latency a model, the harness's overhead, the run."""
+
+    path: Path
+    rows: Sequence[Row]
+    overhead_s: Mapping[str, float]
+    info: RunInfo
+    machine: Mapping[str, Any]
+    commit: Mapping[str, Any]
+    datetime: str
+
+    @property
+    def models(self) -> list[str]:
+        """Model names in the order in which they were measured."""
+        return list(dict.fromkeys(row.model for row in self.rows))
+
+
+def summarize(path: str | Path) -> Summary:
+    """Read a results file.
+
+    Raises
+    ------
+    RecordError
+        It is not a results file.
+    """
+    frame = results(path)
+    data = read_results(path)
+    merged: dict[tuple[str, str], dict[str, Any]] = {}
+    rounds: dict[tuple[str, str], list[float]] = {}
+    medians: dict[tuple[str, str], float] = {}
+    compiles: dict[tuple[str, str], float] = {}
+    overhead: dict[str, float] = {}
+    for raw in frame.astype(object).where(frame.notna(), None).to_dict("records"):
+        row = {str(key): value for key, value in raw.items()}
+        test, key = row["test"], (row["model"], row["backend"])
+        if test == "test_noop":
+            overhead[row["backend"]] = row["median_s"]
+            continue
+        values = merged.setdefault(key, {})
+        values.update({k: v for k, v in row.items() if v is not None and k != "rounds_s"})
+        if test == "test_latency":
+            rounds[key], medians[key] = row["rounds_s"], row["median_s"]
+        elif test == "test_compile":
+            compiles[key] = row["median_s"]
+    rows = [
+        Row(*key, values, medians[key], rounds[key], compiles.get(key))
+        for key, values in merged.items()
+        if key in medians
+    ]
+    order = list(dict.fromkeys(row.model for row in rows))
+    rows.sort(key=lambda row: (order.index(row.model), row.median_s))
+    return Summary(
+        Path(path),
+        rows,
+        overhead,
+        RunInfo.of(data),
+        data.get("machine_info", {}),
+        data.get("commit_info", {}),
+        str(data.get("datetime", "")),
+    )
+
+
+def format_ratio(row: Row) -> str:
+    """``4.91 × [4.85, 4.97]``, or nothing without a reference."""
+    if row.get("ratio") is None:
+        return ""
+    if row.get("reference") == row.backend:
+        return "1 (reference)"
+    return f"{row.get('ratio'):.2f} × [{row.get('ratio_low'):.2f}, {row.get('ratio_high'):.2f}]"
+
+
+def format_count(row: Row, key: str) -> str:
+    """``19/20``, or a dash where there were no labels."""
+    if row.get(key) is None:
+        return "–"
+    return f"{row.get(key):.0f}/{row.get('inputs'):.0f}"
+
+
+def format_difference(value: Any) -> str:
+    """``1.2e-06``, or a dash."""
+    return "–" if value is None else f"{value:.1e}"
+
+
+def format_bytes(value: Any) -> str:
+    """Decimal units: ``49.9 kB``."""
+    if value is None:
+        return "–"
+    size = float(value)
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} GB"
+
+
+def format_ms(value: Any) -> str:
+    """Seconds as milliseconds, three significant digits."""
+    if value is None:
+        return "–"
+    ms = float(value) * 1e3
+    return f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}"
+
+
+def sentence(row: Row) -> str:
+    """What a row means, in words."""
+    accuracy = ""
+    if row.get("top1") is not None:
+        accuracy = f" Top-1 is right on {format_count(row, 'top1')} photographs"
+        accuracy += f", and equal to the reference's on {format_count(row, 'agreement')}."
+    elif row.get("agreement") is not None:
+        accuracy = f" Its first class is the reference's on {format_count(row, 'agreement')} inputs."
+    if row.get("ratio") is None or row.get("reference") == row.backend:
+        return f"{row.backend} takes {format_ms(row.median_s)} ms.{accuracy}"
+    return (
+        f"{row.backend} takes {row.get('ratio'):.2f}× [{row.get('ratio_low'):.2f},"
+        f" {row.get('ratio_high'):.2f}] as long as {row.get('reference')}"
+        f" ({format_ms(row.median_s)} ms).{accuracy}"
+    )

@@ -1,0 +1,63 @@
+"""Running: an artifact file goes in, a session comes out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from wasmgraph.artifact import Artifact, kind_of
+from wasmgraph.errors import UsageError
+from wasmgraph.runtimes.base import LoadOptions, Runtime, Session
+from wasmgraph.runtimes.native import NativeRuntime
+from wasmgraph.runtimes.onnxruntime import OnnxRuntime
+from wasmgraph.runtimes.wasmtime import WasmtimeRuntime
+
+# In order of preference for a kind of file.
+_RUNTIMES: dict[str, Runtime] = {
+    runtime.name: runtime for runtime in (WasmtimeRuntime(), NativeRuntime(), OnnxRuntime())
+}
+
+
+def get_runtime(name: str) -> Runtime:
+    """Return the runtime of that name.
+
+    Raises
+    ------
+    UsageError
+        There is none; the message lists those there are.
+    """
+    if name not in _RUNTIMES:
+        raise UsageError(f"unknown runtime {name!r}; there are {', '.join(_RUNTIMES)}.")
+    return _RUNTIMES[name]
+
+
+def load(source: str | Path | Artifact, runtime: str | None = None, threads: int = 1) -> Session:
+    """Load a graph, ready to run.
+
+    Parameters
+    ----------
+    source : an artifact, or the path of an artifact or an ``.onnx`` file
+    runtime : ``wasmtime``, ``tvm`` (native artifacts) or ``onnxruntime`` (``.onnx`` files);
+        by default the one that runs this kind of file, which is read from the file itself
+    threads : how many threads one inference may use
+
+    Raises
+    ------
+    ArtifactError
+        The file is truncated, altered or not ours.
+    UsageError
+        The runtime does not exist or does not run this kind of file.
+    """
+    path = source.path if isinstance(source, Artifact) else Path(source)
+    kind = kind_of(path)
+    if threads < 1:
+        raise UsageError(f"threads={threads}: an inference needs at least one thread.")
+    if runtime is None:
+        chosen = next(r for r in _RUNTIMES.values() if r.accepts == kind)
+    else:
+        chosen = get_runtime(runtime)
+        if chosen.accepts != kind:
+            raise UsageError(f"{path} is a {kind} file; {runtime} runs {chosen.accepts} files.")
+    return chosen.load(path, LoadOptions(threads))
+
+
+__all__ = ["LoadOptions", "Runtime", "Session", "get_runtime", "load"]

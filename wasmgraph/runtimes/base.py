@@ -1,0 +1,90 @@
+"""The small interface behind which every engine stands: prepare once, run many."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from wasmgraph.errors import UsageError
+from wasmgraph.tensors import Array, TensorSpec, check_feeds
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a graph is loaded. ``threads`` is what one inference may use."""
+
+    threads: int = 1
+
+
+class Session(ABC):
+    """A loaded graph. Not for concurrent use: load one session a thread."""
+
+    def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+        self.inputs = inputs
+        self.outputs = outputs
+        self._closed = False
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one inference.
+
+        Parameters
+        ----------
+        feeds : an array for every input, of exactly its shape and dtype
+
+        Returns
+        -------
+        By output name, arrays that the caller owns: the next run does not touch them.
+
+        Raises
+        ------
+        FeedError
+            An input's name, shape or dtype is wrong.
+        ExecutionError
+            The graph trapped or reported an error.
+        """
+        if self._closed:
+            raise UsageError("the session is closed; load the artifact again.")
+        results = self._run(check_feeds(self.inputs, feeds))
+        return {spec.name: array for spec, array in zip(self.outputs, results, strict=True)}
+
+    @abstractmethod
+    def _run(self, arrays: list[Array]) -> list[Array]:
+        """Run on checked inputs; return owned outputs in order."""
+
+    def close(self) -> None:
+        """Release the graph's memory. A closed session cannot run."""
+        self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Runtime(ABC):
+    """An engine: what it runs, which version it is, how it is configured."""
+
+    name: str
+    accepts: Literal["wasm", "native", "onnx"]
+
+    @abstractmethod
+    def version(self) -> str:
+        """The engine's version."""
+
+    @abstractmethod
+    def config(self) -> str:
+        """What of its configuration bears on results, in a few words."""
+
+    @abstractmethod
+    def load(self, path: Path, options: LoadOptions) -> Session:
+        """Prepare a file of the kind that this runtime accepts."""

@@ -1,0 +1,86 @@
+"""onnxruntime, the reference: its artifact is the ``.onnx`` file itself."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wasmgraph.errors import ExecutionError, MissingDependencyError, ModelError
+from wasmgraph.runtimes.base import LoadOptions, Runtime, Session
+from wasmgraph.tensors import Array, TensorSpec
+
+_DTYPES = {"float": "float32", "double": "float64", "float16": "float16", "bool": "bool"}
+
+
+class OnnxRuntimeSession(Session):
+    """An onnxruntime CPU session at its default optimisations."""
+
+    def __init__(self, path: Path, options: LoadOptions) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise MissingDependencyError(
+                "running .onnx files needs onnxruntime: pip install 'wasmgraph[onnxruntime]'."
+            ) from error
+        chosen = onnxruntime.SessionOptions()
+        chosen.intra_op_num_threads = options.threads
+        chosen.inter_op_num_threads = 1
+        chosen.log_severity_level = 4
+        # Its threads would spin on after a run and take the core from whoever is measured next.
+        chosen.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        chosen.add_session_config_entry("session.force_spinning_stop", "1")
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(path), chosen, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            first = str(error).strip().splitlines()[0]
+            raise ModelError(f"{path}: onnxruntime refuses the model: {first}") from error
+        super().__init__(
+            tuple(_spec(path, value) for value in self._session.get_inputs()),
+            tuple(_spec(path, value) for value in self._session.get_outputs()),
+        )
+
+    def _run(self, arrays: list[Array]) -> list[Array]:
+        feeds = {spec.name: a for spec, a in zip(self.inputs, arrays, strict=True)}
+        try:
+            results = self._session.run(None, feeds)
+        except Exception as error:  # as above
+            raise ExecutionError(f"onnxruntime: {str(error).strip().splitlines()[0]}") from error
+        return [np.asarray(result) for result in results]
+
+
+def _spec(path: Path, value: Any) -> TensorSpec:
+    shape = tuple(d if isinstance(d, int) else -1 for d in value.shape)
+    if -1 in shape:
+        raise ModelError(f"{path}: {value.name!r} has the dynamic shape {value.shape}; bind it first.")
+    inner = re.fullmatch(r"tensor\((.*)\)", value.type)
+    if inner is None:
+        raise ModelError(f"{path}: {value.name!r} is a {value.type}, not a tensor.")
+    return TensorSpec(value.name, shape, _DTYPES.get(inner[1], inner[1]))
+
+
+class OnnxRuntime(Runtime):
+    """Runs ``.onnx`` files."""
+
+    name = "onnxruntime"
+    accepts = "onnx"
+
+    def version(self) -> str:
+        """onnxruntime's version."""
+        try:
+            return version("onnxruntime")
+        except PackageNotFoundError:
+            return "not installed"
+
+    def config(self) -> str:
+        """Optimisation level and thread policy."""
+        return "CPU provider, all optimisations, no spinning"
+
+    def load(self, path: Path, options: LoadOptions) -> Session:
+        """Create the session."""
+        return OnnxRuntimeSession(path, options)

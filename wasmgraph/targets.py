@@ -1,0 +1,72 @@
+"""What code can be made for: one frozen record a target, which every rule reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from wasmgraph.errors import TargetError
+from wasmgraph.host import cpu_features
+
+Kind = Literal["wasm", "native"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One instruction set and the register tile that suits it.
+
+    Attributes
+    ----------
+    lanes : float32 elements of one vector register (1: scalar code)
+    tile_pixels, tile_channels : output pixels × output channels that one tile of a convolution
+        keeps in registers over the whole reduction
+    features : instruction set extensions the code needs, in LLVM's names
+    """
+
+    name: str
+    kind: Kind
+    lanes: int
+    tile_pixels: int
+    tile_channels: int
+    features: tuple[str, ...] = ()
+
+
+# Register tiles in wasm: Wasmtime's Cranelift has 16 vector registers on x86-64; 2 × 16 channels
+# is 8 accumulators, 4 weight vectors and a broadcast. Larger tiles spill (24 to 30 GFLOP/s
+# against 42). The scalar tile has the same shape, in scalar registers.
+_TARGETS = {
+    "wasm32": Target("wasm32", "wasm", lanes=1, tile_pixels=2, tile_channels=4),
+    "wasm32-simd128": Target(
+        "wasm32-simd128", "wasm", lanes=4, tile_pixels=2, tile_channels=16, features=("simd128",)
+    ),
+}
+
+
+def _native() -> Target:
+    """This processor at full width: two vectors of channels, as many pixels as registers hold."""
+    features = set(cpu_features())
+    if {"avx512f", "avx512vl"} <= features:
+        return Target("native", "native", lanes=16, tile_pixels=14, tile_channels=32)
+    if {"avx2", "fma"} <= features:
+        return Target("native", "native", lanes=8, tile_pixels=6, tile_channels=16)
+    return Target("native", "native", lanes=4, tile_pixels=6, tile_channels=8)
+
+
+def target_names() -> tuple[str, ...]:
+    """Names that :func:`get_target` takes."""
+    return (*_TARGETS, "native")
+
+
+def get_target(name: str) -> Target:
+    """Return the target of that name.
+
+    Raises
+    ------
+    TargetError
+        There is none; the message lists those there are.
+    """
+    if name == "native":
+        return _native()
+    if name not in _TARGETS:
+        raise TargetError(f"unknown target {name!r}; there are {', '.join(target_names())}.")
+    return _TARGETS[name]
