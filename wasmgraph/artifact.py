@@ -52,11 +52,14 @@ class Placed:
 
 @dataclass(frozen=True)
 class Step:
-    """One call of the plan: the kernel's symbol, the operators it does, the rule that scheduled it."""
+    """One call of the plan: the kernel's symbol, the operators it does, the rule that scheduled it,
+    its floating-point operations (a convolution's as if direct), the bytes of its operands."""
 
     kernel: str
     operator: str
     rule: str
+    flops: int
+    traffic_bytes: int
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from wasmgraph.errors import InputError, UsageError, WasmgraphError
 from wasmgraph.targets import target_names
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from wasmgraph.artifact import Artifact
     from wasmgraph.compiler import CompileLog
 
@@ -107,8 +109,15 @@ def _shapes(options: Sequence[str]) -> dict[str, tuple[int, ...]]:
     type=click.Path(path_type=Path),
     help="Keep graph.json, graph.o, graph.params and the archive here.",
 )
+@click.option("--no-winograd", is_flag=True, help="Direct convolutions only, for the last bit.")
 def compile(
-    model: Path, output: Path, target: str, shape: Sequence[str], params: Any, keep: Path | None
+    model: Path,
+    output: Path,
+    target: str,
+    shape: Sequence[str],
+    params: Any,
+    keep: Path | None,
+    no_winograd: bool,
 ) -> None:
     """Compile an ONNX MODEL into one file.
 
@@ -126,7 +135,7 @@ def compile(
             click.echo(f"{stage.name:<10}{stage.seconds:7.2f} s  {stage.outcome}", err=True)
 
     log = CompileLog(observer=show)
-    artifact = compile_model(model, target, shapes, params, keep, log)
+    artifact = compile_model(model, target, shapes, params, keep, not no_winograd, log)
     artifact.save(output)
     _show_coverage(log)
     click.echo(output)
@@ -261,6 +270,53 @@ def inspect(artifact: Path, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--rounds", default=10, show_default=True, type=click.IntRange(1), help="Runs of the plan.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def profile(artifact: Path, rounds: int, as_json: bool) -> None:
+    """Show where an ARTIFACT spends its time: per kernel, against the roofline of its target.
+
+    Inputs are seeded noise. A Winograd convolution's GFLOP/s count its operations as if direct, so
+    that they compare; they may exceed the roofline.
+    """
+    from dataclasses import asdict
+
+    import numpy as np
+
+    from wasmgraph.artifact import Artifact
+    from wasmgraph.compiler.roofline import build_roofline
+    from wasmgraph.measure.profile import by_kernel, measure_roofline, profile_steps
+    from wasmgraph.runtimes import load
+
+    opened = Artifact.open(artifact)
+    rng = np.random.default_rng(0)
+    feeds = {s.name: rng.normal(0, 1, s.shape).astype(s.dtype) for s in opened.inputs}
+    steps = [(s.kernel, s.operator, s.rule, s.flops, s.traffic_bytes) for s in opened.manifest.steps]
+    roof = build_roofline(opened.manifest.target)
+    with load(opened) as session, load(roof) as limit:
+        work = roof.manifest.steps
+        roofline = measure_roofline(limit, work[0].flops, work[-1].traffic_bytes)
+        found = by_kernel(profile_steps(session, feeds, steps, rounds), roofline)
+    if as_json:
+        rows = [asdict(row) for row in found]
+        click.echo(json.dumps({"roofline": asdict(roofline), "kernels": rows}, indent=1))
+        return
+    from wasmgraph.report.terminal import profile_table
+
+    profile_table([asdict(row) for row in found], asdict(roofline), _console())
+
+
+def _console() -> Console:
+    """The terminal; wide enough for tables where output is not one."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160
+    return console
+
+
+@main.command()
 @click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "-o",
@@ -275,16 +331,11 @@ def report(results: Sequence[Path], output: Path) -> None:
 
     Example: wasmgraph report results/latest.json -o reports/
     """
-    from rich.console import Console
-
     from wasmgraph.report import build_report, result_table, summarize
 
     path = build_report(results, output)
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160
     for result in results:
-        result_table(summarize(result), console)
+        result_table(summarize(result), _console())
     click.echo(f"report: {path}")
 
 

@@ -20,7 +20,9 @@ class Target:
     lanes : float32 elements of one vector register (1: scalar code)
     tile_pixels, tile_channels : output pixels × output channels that one tile of a convolution
         keeps in registers over the whole reduction
-    features : instruction set extensions the code needs, in LLVM's names
+    fma : multiply and add are one instruction
+    cpu : LLVM's name of the processor to compile for; empty: this host's (native), generic (wasm)
+    features : instruction set extensions the code needs or (with ``-``) must not use, in LLVM's names
     """
 
     name: str
@@ -28,7 +30,14 @@ class Target:
     lanes: int
     tile_pixels: int
     tile_channels: int
+    fma: bool = False
+    cpu: str = ""
     features: tuple[str, ...] = ()
+
+    @property
+    def flops_per_cycle(self) -> int:
+        """Multiplications and additions a cycle of a core with two vector units: the roofline."""
+        return 2 * self.lanes * (2 if self.fma else 1)
 
 
 # Register tiles in wasm: Wasmtime's Cranelift has 16 vector registers on x86-64; 2 × 16 channels
@@ -36,6 +45,16 @@ class Target:
 # against 42). The scalar tile has the same shape, in scalar registers.
 _TARGETS = {
     "wasm32": Target("wasm32", "wasm", lanes=1, tile_pixels=2, tile_channels=4),
+    # A fused multiply-add overwrites a multiplicand in Cranelift; the flatter tile needs fewer copies.
+    "wasm32-relaxed-simd": Target(
+        "wasm32-relaxed-simd",
+        "wasm",
+        lanes=4,
+        tile_pixels=4,
+        tile_channels=8,
+        fma=True,
+        features=("simd128", "relaxed-simd"),
+    ),
     "wasm32-simd128": Target(
         "wasm32-simd128", "wasm", lanes=4, tile_pixels=2, tile_channels=16, features=("simd128",)
     ),
@@ -46,15 +65,34 @@ def _native() -> Target:
     """This processor at full width: two vectors of channels, as many pixels as registers hold."""
     features = set(cpu_features())
     if {"avx512f", "avx512vl"} <= features:
-        return Target("native", "native", lanes=16, tile_pixels=14, tile_channels=32)
+        return Target("native", "native", lanes=16, tile_pixels=14, tile_channels=32, fma=True)
     if {"avx2", "fma"} <= features:
-        return Target("native", "native", lanes=8, tile_pixels=6, tile_channels=16)
-    return Target("native", "native", lanes=4, tile_pixels=6, tile_channels=8)
+        return Target("native", "native", lanes=8, tile_pixels=6, tile_channels=16, fma=True)
+    return Target("native", "native", lanes=4, tile_pixels=6, tile_channels=8, fma="asimd" in features)
+
+
+def _native_128() -> Target:
+    """The twin of SIMD128: 128-bit vectors in 16 registers, no fused multiply-add.
+
+    On x86-64 that is SSE 4.2: with AVX, LLVM would join vectors into 256 bits.
+    """
+    x86 = "sse4_2" in cpu_features()
+    return Target(
+        "native-128",
+        "native",
+        lanes=4,
+        tile_pixels=2,
+        tile_channels=16,
+        cpu="x86-64-v2" if x86 else "",
+    )
+
+
+_HOST_TARGETS = {"native": _native, "native-128": _native_128}
 
 
 def target_names() -> tuple[str, ...]:
     """Names that :func:`get_target` takes."""
-    return (*_TARGETS, "native")
+    return (*_TARGETS, *_HOST_TARGETS)
 
 
 def get_target(name: str) -> Target:
@@ -65,8 +103,8 @@ def get_target(name: str) -> Target:
     TargetError
         There is none; the message lists those there are.
     """
-    if name == "native":
-        return _native()
+    if name in _HOST_TARGETS:
+        return _HOST_TARGETS[name]()
     if name not in _TARGETS:
         raise TargetError(f"unknown target {name!r}; there are {', '.join(target_names())}.")
     return _TARGETS[name]

@@ -40,7 +40,7 @@ def test_outputs_that_no_kernel_writes_are_copied() -> None:
     constant = relax.const(np.ones(4, np.float32))
     plan, constants = make_plan(_main(lambda x: relax.Tuple([x, constant, x])), {})
     assert [call.kernel for call in plan.calls] == [COPY] * 3
-    assert [call.nbytes for call in plan.calls] == [16] * 3
+    assert [call.copied_bytes for call in plan.calls] == [16] * 3
     assert len({*plan.inputs, *plan.outputs}) == 4
     assert len(constants) == len(plan.parameters) == 1
 

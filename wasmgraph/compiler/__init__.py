@@ -68,6 +68,7 @@ def compile(
     shapes: Mapping[str, Sequence[int]] | None = None,
     params: Literal["embedded"] = "embedded",
     keep: str | Path | None = None,
+    winograd: bool = True,
     log: CompileLog | None = None,
 ) -> Artifact:
     """Compile an ONNX model, weights and all, into one file.
@@ -79,6 +80,7 @@ def compile(
     shapes : by input name, its static shape; needed where the model's own is not static
     params : where the weights go; ``embedded`` puts them into the module
     keep : a directory to leave ``graph.json``, ``graph.o``, ``graph.params`` and the archive in
+    winograd : False keeps every convolution direct, for the last bit of accuracy
     log : filled with stages, times and rule counts
 
     Returns
@@ -108,7 +110,7 @@ def compile(
         stage.outcome = ", ".join(map(str, imported.inputs))
     owner: tempfile.TemporaryDirectory[str] = tempfile.TemporaryDirectory(prefix="wasmgraph-")
     try:
-        linked = _build(imported, chosen, Path(owner.name), log)
+        linked = _build(imported, chosen, winograd, Path(owner.name), log)
         if keep is not None:
             _keep(linked.parent, Path(keep), chosen)
         return Artifact.open(linked, owner)
@@ -121,20 +123,25 @@ def compile(
         raise CompileError(f"{imported.name} for {target}: {type(error).__name__}: {last}") from error
 
 
-def _build(imported: ImportedModel, target: Target, directory: Path, log: CompileLog) -> Path:
+def _build(
+    imported: ImportedModel, target: Target, winograd: bool, directory: Path, log: CompileLog
+) -> Path:
     import tvm
+    from tvm.tirx import PrimFunc
 
     from wasmgraph.compiler import codegen, passes
     from wasmgraph.compiler.link import link
     from wasmgraph.compiler.plan import COPY, make_plan
     from wasmgraph.compiler.schedule import FALLBACK, schedule_module
+    from wasmgraph.compiler.work import kernel_flops
 
     with log.stage("transform") as stage:
         mod = imported.module
         with codegen.tvm_target(target):
-            mod = tvm.ir.transform.Sequential(passes.relax_passes(target))(mod)
+            mod = tvm.ir.transform.Sequential(passes.relax_passes(target, winograd))(mod)
         stage.outcome = f"{len(mod.functions) - 1} kernels"
     with log.stage("schedule") as stage:
+        flops = {g.name_hint: kernel_flops(f) for g, f in mod.functions.items() if isinstance(f, PrimFunc)}
         mod, rules = schedule_module(mod, target)
         stage.outcome = f"{len(rules)} kernels by {len(set(rules.values()))} rules"
     with log.stage("codegen") as stage:
@@ -146,7 +153,11 @@ def _build(imported: ImportedModel, target: Target, directory: Path, log: Compil
         stage.outcome = f"{len(plan.calls)} calls, arena {plan.arena_bytes:,} bytes"
     (directory / "graph.json").write_text(plan.to_json())
     rules[COPY] = "copy"
-    steps = tuple(Step(c.kernel, _operators(c.kernel), rules[c.kernel]) for c in plan.calls)
+    flops[COPY] = 0
+    steps = tuple(
+        Step(c.kernel, _operators(c.kernel), rules[c.kernel], flops[c.kernel], c.traffic_bytes)
+        for c in plan.calls
+    )
     log.rules.update(step.rule for step in steps)
     log.fallbacks += [step.kernel for step in steps if step.rule == FALLBACK]
     with log.stage("link") as stage:
@@ -208,8 +219,9 @@ def _manifest(
 
 def _keep(directory: Path, keep: Path, target: Target) -> None:
     keep.mkdir(parents=True, exist_ok=True)
-    archive = "libgraph_wasm32.a" if target.kind == "wasm" else "libgraph_native.a"
-    for name in ("graph.json", "graph.o", "graph.params", archive):
+    from wasmgraph.compiler.link import archive_name
+
+    for name in ("graph.json", "graph.o", "graph.params", archive_name(target)):
         with (directory / name).open("rb") as source, replacing(keep / name) as stream:
             shutil.copyfileobj(source, stream, 1 << 22)
 

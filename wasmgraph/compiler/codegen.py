@@ -38,8 +38,12 @@ def tvm_target(target: Target) -> tvm.target.Target:
             "vector-width": 128,
         }
     else:
-        config = {"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()}
-        config["vector-width"] = 32 * target.lanes
+        config = {
+            "kind": "llvm",
+            "mcpu": target.cpu or tvm.target.codegen.llvm_get_system_cpu(),
+            "mattr": list(target.features),
+            "vector-width": 32 * target.lanes,
+        }
     described = tvm.target.Target(config)
     return described.with_host(described)
 

@@ -41,7 +41,7 @@ def _call(call: Call) -> str:
     arguments = [_expression(address) for address in call.arguments]
     if call.kernel == COPY:
         source, destination = arguments
-        return f"__builtin_memcpy({destination}, {source}, {call.nbytes}u); return 0"
+        return f"__builtin_memcpy({destination}, {source}, {call.copied_bytes}u); return 0"
     return f"return {call.kernel}({', '.join(arguments)})"
 
 
@@ -77,19 +77,48 @@ def write_params(path: Path, plan: Plan, constants: Sequence[Array]) -> str:
     return digest.hexdigest()
 
 
-def _params_source(params: Path, digest: str) -> str:
+def _params_source(params: Path, digest: str, target: Target) -> str:
+    section = '"",@' if target.kind == "wasm" else '"a",%progbits'
     # The digest keeps zig's cache honest: it does not notice that an .incbin file has changed.
     return (
-        f'# {digest}\n.section .rodata.wasmgraph_params,"",@\n.globl wasmgraph_params\n'
+        f"# {digest}\n.section .rodata.wasmgraph_params,{section}\n.globl wasmgraph_params\n"
         f'.p2align 6\nwasmgraph_params:\n.incbin "{params.as_posix()}"\n'
         f".size wasmgraph_params, {params.stat().st_size}\n"
     )
 
 
-def _memory_bytes(plan: Plan) -> int:
-    """Linear memory, which never grows: stack, parameters, arena, and room for kernels' constants."""
-    needed = _STACK_BYTES + plan.param_bytes + plan.arena_bytes + _CONSTANTS_BYTES
-    return -(-needed // PAGE_BYTES) * PAGE_BYTES
+def compile_object(source: Path, output: Path, target: Target, flags: Sequence[str] = ()) -> None:
+    """Compile one C or assembler file for a target."""
+    _zig("cc", *_machine(target), "-O2", *flags, "-c", source, "-o", output)
+
+
+def _machine(target: Target) -> list[str]:
+    if target.kind == "wasm":
+        features = [feature.replace("-", "_") for feature in target.features]
+        cpu = "+".join(["generic", "bulk_memory", *features])
+        return ["-target", "wasm32-wasi", f"-mcpu={cpu}"]
+    return [f"-mcpu={target.cpu.replace('-', '_') or 'native'}", "-fPIC"]
+
+
+def link_objects(objects: Sequence[Path], directory: Path, target: Target, data_bytes: int) -> Path:
+    """Link objects that define the entry; ``data_bytes`` is the size of parameters and arena."""
+    if target.kind == "native":
+        linked = directory / "graph.so"
+        whole: list[str | Path] = ["-Wl,--whole-archive", *objects, "-Wl,--no-whole-archive"]
+        _zig("cc", "-shared", *whole, "-lm", "-s", "-o", linked)
+        return linked
+    linked = directory / "graph.wasm"
+    # Linear memory never grows: stack, data, and room for kernels' constants.
+    needed = _STACK_BYTES + data_bytes + _CONSTANTS_BYTES
+    memory = -(-needed // PAGE_BYTES) * PAGE_BYTES
+    # Zig puts the stack first: an overflow traps instead of overwriting data. As a reactor the
+    # module gets an `_initialize` that does nothing, and imports nothing.
+    options = ["-mexec-model=reactor", "-Wl,--no-entry", "-Wl,--gc-sections", "-s"]
+    options += [f"-Wl,--export={symbol}" for symbol in _WASM_EXPORTS]
+    options += [f"-Wl,-z,stack-size={_STACK_BYTES}"]
+    options += [f"-Wl,--initial-memory={memory}", f"-Wl,--max-memory={memory}"]
+    _zig("cc", *_machine(target), *options, *objects, "-o", linked)
+    return linked
 
 
 def link(directory: Path, target: Target, plan: Plan, constants: Sequence[Array]) -> Path:
@@ -101,31 +130,15 @@ def link(directory: Path, target: Target, plan: Plan, constants: Sequence[Array]
     digest = write_params(params, plan, constants)
     entry, data = directory / "entry.c", directory / "params.S"
     entry.write_text(entry_source(plan))
-    source = _params_source(params, digest)
-    wasm = target.kind == "wasm"
-    if not wasm:
-        source = source.replace('"",@', '"a",%progbits')
-    data.write_text(source)
-    machine: list[str] = []
-    position = [] if wasm else ["-fPIC"]
-    if wasm:
-        cpu = "+".join(["generic", "bulk_memory", *target.features])
-        machine = ["-target", "wasm32-wasi", f"-mcpu={cpu}"]
-    for text, done in ((entry, "entry.o"), (data, "params.o")):
-        _zig("cc", *machine, "-O2", *position, "-c", text, "-o", directory / done)
-    archive = directory / ("libgraph_wasm32.a" if wasm else "libgraph_native.a")
+    data.write_text(_params_source(params, digest, target))
+    for source in (entry, data):
+        compile_object(source, source.with_suffix(".o"), target)
+    archive = directory / archive_name(target)
     _zig("ar", "rcs", archive, directory / "graph.o", directory / "entry.o")
-    linked = directory / ("graph.wasm" if wasm else "graph.so")
-    if wasm:
-        exports = [f"-Wl,--export={symbol}" for symbol in _WASM_EXPORTS]
-        # Zig puts the stack first: an overflow traps instead of overwriting data. As a reactor the
-        # module gets an `_initialize` that does nothing, and imports nothing.
-        options = ["-mexec-model=reactor", "-Wl,--no-entry", "-Wl,--gc-sections", "-s", *exports]
-        memory = _memory_bytes(plan)
-        options += [f"-Wl,-z,stack-size={_STACK_BYTES}"]
-        options += [f"-Wl,--initial-memory={memory}", f"-Wl,--max-memory={memory}"]
-        _zig("cc", *machine, *options, archive, directory / "params.o", "-o", linked)
-    else:
-        whole: list[str | Path] = ["-Wl,--whole-archive", archive, "-Wl,--no-whole-archive"]
-        _zig("cc", "-shared", *whole, directory / "params.o", "-lm", "-s", "-o", linked)
-    return linked
+    objects = [archive, directory / "params.o"]
+    return link_objects(objects, directory, target, plan.param_bytes + plan.arena_bytes)
+
+
+def archive_name(target: Target) -> str:
+    """The archive of kernels and entry, for whoever links a module of their own."""
+    return "libgraph_wasm32.a" if target.kind == "wasm" else "libgraph_native.a"

@@ -15,6 +15,8 @@ import tvm
 from tvm import relax, te, tirx, topi
 from tvm.ir import GenericConst
 
+from wasmgraph.compiler.algorithm import Convolution, choose
+from wasmgraph.compiler.winograd import pack_weights, winograd_compute
 from wasmgraph.targets import Target
 
 Legalize = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
@@ -23,10 +25,10 @@ Legalize = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
 _OUT_FUSIBLE = 4
 
 
-def legalizations(target: Target) -> dict[str, Legalize]:
+def legalizations(target: Target, winograd: bool) -> dict[str, Legalize]:
     """The operators computed here, for a target; what they decline goes TVM's own way."""
     return {
-        "relax.nn.conv2d": lambda bb, call: _conv2d(bb, call, target),
+        "relax.nn.conv2d": lambda bb, call: _conv2d(bb, call, target, winograd),
         "relax.matmul": lambda bb, call: _dense(bb, call, target),
     }
 
@@ -71,8 +73,13 @@ def conv2d_compute(
         data = topi.nn.pad(data, [0, top, left, 0], [0, bottom, right, 0], 0.0, name="pad")
     per_group = channels // groups
     ky = te.reduce_axis((0, kernel_h), "ky")
-    kx = te.reduce_axis((0, kernel_w), "kx")
-    ki = te.reduce_axis((0, inner), "ki")
+    if groups == 1 and dx == 1:
+        # A window's row is contiguous in data and weights alike: one long loop instead of two.
+        row = te.reduce_axis((0, kernel_w * inner), "row")
+        axes, kx, ki = [ky, row], row // inner, row % inner
+    else:
+        kx, ki = te.reduce_axis((0, kernel_w), "kx"), te.reduce_axis((0, inner), "ki")
+        axes = [ky, kx, ki]
 
     def source(b: Any, lane: Any) -> Any:
         if groups == 1:
@@ -85,7 +92,7 @@ def conv2d_compute(
         (n, blocks, oh, ow, block),
         lambda i, b, y, x, lane: te.sum(
             data[i, y * sy + ky * dy, x * sx + kx * dx, source(b, lane)] * weight[b, ky, kx, ki, lane],
-            axis=[ky, kx, ki],
+            axis=axes,
         ),
         name="acc",
     )
@@ -96,7 +103,7 @@ def conv2d_compute(
     )
 
 
-def _conv2d(bb: relax.BlockBuilder, call: relax.Call, target: Target) -> relax.Expr:
+def _conv2d(bb: relax.BlockBuilder, call: relax.Call, target: Target, winograd: bool) -> relax.Expr:
     data, weight = call.args
     attrs = call.attrs
     if (
@@ -105,20 +112,30 @@ def _conv2d(bb: relax.BlockBuilder, call: relax.Call, target: Target) -> relax.E
         or (attrs.data_layout, attrs.kernel_layout, attrs.out_layout) != ("NHWC", "OHWI", "NHWC")
     ):
         return _default(bb, call)
-    channels = _static(weight)[0]
-    packed = pack_conv2d(weight.value.numpy(), target.tile_channels)
-    return bb.call_te(
-        conv2d_compute,
-        data,
-        relax.const(packed),
-        channels,
-        tuple(int(i) for i in attrs.strides),
-        tuple(int(i) for i in attrs.padding),
-        tuple(int(i) for i in attrs.dilation),
-        int(attrs.groups),
-        primfunc_name_hint="conv2d",
-        primfunc_attrs={"op_pattern": _OUT_FUSIBLE},
+    channels, kernel_h, kernel_w, inner = _static(weight)
+    batch, out_height, out_width, _ = _static(call)
+    padding = tuple(int(i) for i in attrs.padding)
+    conv = Convolution(
+        batch=batch,
+        out_height=out_height,
+        out_width=out_width,
+        in_channels=inner * int(attrs.groups),
+        out_channels=channels,
+        kernel=(kernel_h, kernel_w),
+        stride=(int(attrs.strides[0]), int(attrs.strides[1])),
+        dilation=(int(attrs.dilation[0]), int(attrs.dilation[1])),
+        groups=int(attrs.groups),
     )
+    values = weight.value.numpy()
+    hints = {"primfunc_name_hint": "conv2d", "primfunc_attrs": {"op_pattern": _OUT_FUSIBLE}}
+    algorithm = choose(conv, target, winograd)
+    if algorithm == "direct":
+        packed = relax.const(pack_conv2d(values, target.tile_channels))
+        geometry = (conv.stride, padding, conv.dilation, conv.groups)
+        return bb.call_te(conv2d_compute, data, packed, channels, *geometry, **hints)
+    m = 2 if algorithm == "winograd-2" else 4
+    packed = relax.const(pack_weights(values, target.tile_channels, m))
+    return bb.call_te(winograd_compute, data, packed, channels, padding, m, **hints)
 
 
 def dense_compute(data: te.Tensor, weight: te.Tensor, channels: int) -> te.Tensor:

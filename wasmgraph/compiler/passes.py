@@ -30,8 +30,8 @@ _NUMPY: dict[str, Callable[[np.ndarray, relax.Call], np.ndarray]] = {
 _RESHAPES = ("relax.reshape", "relax.squeeze", "relax.expand_dims", "relax.flatten")
 
 
-def relax_passes(target: Target) -> list[tvm.ir.transform.Pass]:
-    """The passes, in order, for one target."""
+def relax_passes(target: Target, winograd: bool) -> list[tvm.ir.transform.Pass]:
+    """The passes, in order, for one target; ``winograd`` allows the algorithm where it pays."""
     r = relax.transform
     return [
         r.DecomposeOpsForInference(),
@@ -42,7 +42,9 @@ def relax_passes(target: Target) -> list[tvm.ir.transform.Pass]:
         r.CanonicalizeBindings(),
         r.FoldConstant(),
         PlainReshapes(),
-        r.LegalizeOps(customize_legalize_map=operators.legalizations(target), skip_ops=["relax.reshape"]),
+        r.LegalizeOps(
+            customize_legalize_map=operators.legalizations(target, winograd), skip_ops=["relax.reshape"]
+        ),
         r.FoldConstant(),
         r.DeadCodeElimination(["main"]),
         r.AnnotateTIROpPattern(),

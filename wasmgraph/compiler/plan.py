@@ -37,12 +37,14 @@ class Address:
 class Call:
     """One step: a kernel's symbol and the addresses of its inputs, outputs and workspaces.
 
-    The kernel :data:`COPY` is no symbol: it copies ``nbytes`` from its first address to its second.
+    ``traffic_bytes`` is the size of inputs and outputs. The kernel :data:`COPY` is no symbol: it
+    copies ``copied_bytes`` from its first address to its second.
     """
 
     kernel: str
     arguments: tuple[Address, ...]
-    nbytes: int = 0
+    traffic_bytes: int
+    copied_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ class _Builder:
     workspaces: Mapping[str, tuple[int, ...]]
     places: dict[relax.Var, list[_Place]] = field(default_factory=dict)
     buffers: list[_Buffer] = field(default_factory=list)
-    steps: list[tuple[str, list[_Place]]] = field(default_factory=list)
+    steps: list[tuple[str, list[_Place], int]] = field(default_factory=list)
+    constant_bytes: dict[int, int] = field(default_factory=dict)
     parameters: list[Parameter] = field(default_factory=list)
     blob: list[Array] = field(default_factory=list)
     param_bytes: int = 0
@@ -107,6 +110,7 @@ class _Builder:
             self.constants[key] = self.param_bytes
             self.parameters.append(Parameter(self.param_bytes, value.shape, str(value.dtype)))
             self.blob.append(value)
+            self.constant_bytes[self.param_bytes] = value.nbytes
             self.param_bytes += _aligned(value.nbytes)
         return self.constants[key]
 
@@ -127,7 +131,11 @@ class _Builder:
         for place in [*operands, *results]:
             if isinstance(place, _Buffer):
                 place.last = max(place.last, now)
-        self.steps.append((kernel, [*operands, *results, *work]))
+        traffic = sum(
+            place.nbytes if isinstance(place, _Buffer) else self.constant_bytes[place]
+            for place in [*operands, *results]
+        )
+        self.steps.append((kernel, [*operands, *results, *work], traffic))
 
     def bind(self, var: relax.Var, value: relax.Expr) -> None:
         if isinstance(value, relax.Call) and isinstance(value.op, Op):
@@ -224,8 +232,8 @@ def make_plan(mod: tvm.IRModule, workspaces: Mapping[str, tuple[int, ...]]) -> t
         return Address("arena", place.offset)
 
     calls = tuple(
-        Call(kernel, tuple(map(address, places)), _copied_bytes(kernel, places))
-        for kernel, places in builder.steps
+        Call(kernel, tuple(map(address, places)), traffic, _copied_bytes(kernel, places))
+        for kernel, places, traffic in builder.steps
     )
     plan = Plan(
         calls,

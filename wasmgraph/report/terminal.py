@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -49,3 +52,33 @@ def result_table(summary: Summary, console: Console) -> None:
     for title, cases in (("skipped", summary.info.skipped), ("failed", summary.info.failed)):
         for case, reason in cases.items():
             console.print(f"[bold]{title}[/]: {escape(case)}: {escape(reason)}")
+
+
+def profile_table(
+    kernels: Sequence[Mapping[str, Any]], roofline: Mapping[str, float], console: Console
+) -> None:
+    """Print a profile: one row a kernel, as ``measure.profile.OperatorTime`` has them."""
+    table = Table(title=_roofline_words(roofline), title_justify="left")
+    for column in ("kernel", "rule"):
+        table.add_column(column)
+    for column in ("calls", "ms", "share", "GFLOP/s", "of roofline"):
+        table.add_column(column, justify="right")
+    for row in kernels:
+        rate, share = row["gflops_per_s"], row["roofline_share"]
+        table.add_row(
+            escape(row["kernel"]),
+            escape(row["rule"]),
+            str(row["calls"]),
+            f"{row['seconds'] * 1e3:.3f}",
+            f"{row['share']:.1%}",
+            "–" if rate is None else f"{rate:.1f}",
+            "–" if share is None else f"{share:.0%}",
+        )
+    console.print(table)
+    total = sum(row["seconds"] for row in kernels)
+    console.print(f"{total * 1e3:.1f} ms in {sum(row['calls'] for row in kernels)} calls")
+
+
+def _roofline_words(roofline: Mapping[str, float]) -> str:
+    peak, read = roofline["flops_per_s"] * 1e-9, roofline["bytes_per_s"] * 1e-9
+    return f"roofline measured now: {peak:.1f} GFLOP/s, {read:.1f} GB/s read"

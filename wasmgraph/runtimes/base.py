@@ -55,6 +55,16 @@ class Session(ABC):
     def _run(self, arrays: list[Array]) -> list[Array]:
         """Run on checked inputs; return owned outputs in order."""
 
+    def run_step(self, index: int) -> None:
+        """Run one call of the plan, on whatever its inputs hold; for profiling.
+
+        Raises
+        ------
+        UsageError
+            The engine does not run single steps, or there is no such step.
+        """
+        raise UsageError(f"{type(self).__name__} does not run single steps; profile an artifact.")
+
     def close(self) -> None:
         """Release the graph's memory. A closed session cannot run."""
         self._closed = True

@@ -33,9 +33,12 @@ class NativeSession(Session):
         try:
             library = ctypes.CDLL(str(artifact.path.resolve()))
             self._entry = library.wasmgraph_native_run
+            self._step = library.wasmgraph_native_step
         except (OSError, AttributeError) as error:
             raise ArtifactError(f"{artifact.path} cannot be loaded: {error}") from error
         self._entry.argtypes, self._entry.restype = [ctypes.c_void_p], ctypes.c_int32
+        self._step.argtypes = [ctypes.c_void_p, ctypes.c_int32]
+        self._step.restype = ctypes.c_int32
         raw = np.zeros(manifest.arena_bytes + _ALIGNMENT, np.uint8)
         start = -raw.ctypes.data % _ALIGNMENT
         self._arena = raw[start : start + manifest.arena_bytes]
@@ -52,6 +55,12 @@ class NativeSession(Session):
         if error:
             raise ExecutionError(f"{self._where}: wasmgraph_native_run returned {error}.")
         return [self._view(tensor).copy() for tensor in self._placed_outputs]
+
+    def run_step(self, index: int) -> None:
+        """Run one call of the plan."""
+        error = self._step(self._arena.ctypes.data, index)
+        if error:
+            raise ExecutionError(f"{self._where}: wasmgraph_native_step({index}) returned {error}.")
 
 
 class NativeRuntime(Runtime):

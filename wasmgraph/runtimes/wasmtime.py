@@ -88,6 +88,7 @@ class WasmtimeSession(Session):
         if not isinstance(memory, wasmtime.Memory) or not isinstance(run, wasmtime.Func):
             raise ArtifactError(f"{artifact.path} does not export memory and wasmgraph_run.")
         self._memory, self._entry = memory, run
+        self._step = exports.get("wasmgraph_step")
         self._extent = (0, 0)
         self._views: tuple[list[Array], list[Array]] = ([], [])
         self._look()
@@ -114,15 +115,24 @@ class WasmtimeSession(Session):
         self._look()
         for view, array in zip(self._views[0], arrays, strict=True):
             np.copyto(view, array)
+        self._call(self._entry, "wasmgraph_run")
+        self._look()
+        return [view.copy() for view in self._views[1]]
+
+    def _call(self, function: wasmtime.Func, name: str, *arguments: int) -> None:
         try:
-            error = self._entry(self._store)
+            error = function(self._store, *arguments)
         except (wasmtime.WasmtimeError, wasmtime.Trap) as trap:
             first = str(trap).strip().splitlines()[0]
             raise ExecutionError(f"{self._where} trapped: {first}") from trap
         if error:
-            raise ExecutionError(f"{self._where}: wasmgraph_run returned {error}.")
-        self._look()
-        return [view.copy() for view in self._views[1]]
+            raise ExecutionError(f"{self._where}: {name} returned {error}.")
+
+    def run_step(self, index: int) -> None:
+        """Run one call of the plan."""
+        if not isinstance(self._step, wasmtime.Func):
+            raise UsageError(f"{self._where} does not export wasmgraph_step.")
+        self._call(self._step, f"wasmgraph_step({index})", index)
 
     def close(self) -> None:
         """Release store and memory."""

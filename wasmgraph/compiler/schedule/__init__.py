@@ -17,12 +17,14 @@ from tvm.s_tir.schedule import ScheduleError
 from wasmgraph.compiler.schedule.elementwise import schedule_elementwise
 from wasmgraph.compiler.schedule.reduction import schedule_reduction
 from wasmgraph.compiler.schedule.tiled import schedule_conv2d, schedule_dense
+from wasmgraph.compiler.schedule.winograd import schedule_winograd
 from wasmgraph.targets import Target
 
 # Returns whether it took the kernel; a rule that returns False may leave the schedule half changed.
 Rule = Callable[[Schedule, Target], bool]
 
 RULES: Mapping[str, Rule] = {
+    "winograd-conv2d": schedule_winograd,
     "direct-conv2d": schedule_conv2d,
     "dense": schedule_dense,
     "reduction": schedule_reduction,

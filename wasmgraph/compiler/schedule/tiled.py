@@ -23,7 +23,7 @@ from wasmgraph.targets import Target
 def schedule_conv2d(schedule: Schedule, target: Target) -> bool:
     """Direct convolution (``operators.conv2d_compute``): channel block, row, pixel tile, reduction."""
     acc, last = find(schedule, "acc"), output(schedule)
-    if acc is None or last is None or len(schedule.get(acc).iter_vars) != 8:
+    if acc is None or last is None or len(schedule.get(acc).iter_vars) not in (7, 8):
         return False
     loops = schedule.get_loops(last)
     if len(loops) != 4:
@@ -32,7 +32,7 @@ def schedule_conv2d(schedule: Schedule, target: Target) -> bool:
     if padding is not None:
         vectorize_copy(schedule, padding, target.lanes)
     image, row, column, channel = loops
-    _tile(schedule, acc, last, [image, row], column, channel, target)
+    tile(schedule, acc, last, [image, row], column, channel, target)
     return True
 
 
@@ -44,11 +44,11 @@ def schedule_dense(schedule: Schedule, target: Target) -> bool:
     loops = schedule.get_loops(last)
     if len(loops) != 2:
         return False
-    _tile(schedule, acc, last, [], loops[0], loops[1], target)
+    tile(schedule, acc, last, [], loops[0], loops[1], target)
     return True
 
 
-def _tile(
+def tile(
     schedule: Schedule,
     acc: SBlockRV,
     last: SBlockRV,

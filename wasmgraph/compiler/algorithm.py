@@ -1,0 +1,79 @@
+"""Which algorithm a convolution gets: a cost model that counts arithmetic and memory.
+
+Costs are in cycles of one core. Arithmetic runs at the target's ``flops_per_cycle``; weights come
+from beyond the cache once an inference, because a whole network's weights outgrow it;
+intermediates are written to and read from the cache. The model ranks algorithms, it does not
+predict times; ``wasmgraph profile`` on the whole network is what confirms it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from wasmgraph.targets import Target
+
+Algorithm = Literal["direct", "winograd-2", "winograd-4"]
+
+_WEIGHT_BYTES_PER_CYCLE = 3.0  # streamed from memory: about 9 GB/s at 3 GHz on a shared host
+_CACHE_BYTES_PER_CYCLE = 16.0
+# Winograd weights take 16/9 or 4 times the bytes, in the file too: it must win by this much.
+_WORTH = 0.9
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A 2-D convolution's shape; sizes in elements."""
+
+    batch: int
+    out_height: int
+    out_width: int
+    in_channels: int
+    out_channels: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+    @property
+    def direct_flops(self) -> int:
+        """Multiplications and additions of the direct algorithm."""
+        pixels = self.batch * self.out_height * self.out_width
+        window = self.kernel[0] * self.kernel[1] * self.in_channels // self.groups
+        return 2 * pixels * self.out_channels * window
+
+    @property
+    def fits_winograd(self) -> bool:
+        """Whether F(m×m, 3×3) computes it."""
+        unit = (self.stride, self.dilation, self.groups) == ((1, 1), (1, 1), 1)
+        return unit and self.kernel == (3, 3)
+
+
+def _direct_cycles(conv: Convolution, target: Target) -> float:
+    weights = 4 * conv.kernel[0] * conv.kernel[1] * conv.in_channels // conv.groups * conv.out_channels
+    return conv.direct_flops / target.flops_per_cycle + weights / _WEIGHT_BYTES_PER_CYCLE
+
+
+def _winograd_cycles(conv: Convolution, target: Target, m: int) -> float:
+    positions = (m + 2) ** 2
+    tiles = conv.batch * -(-conv.out_height // m) * -(-conv.out_width // m)
+    product = 2 * positions * tiles * conv.in_channels * conv.out_channels
+    # Each transform multiplies twice by a small sparse matrix: about 4 operations an element.
+    elements = positions * tiles * (conv.in_channels + conv.out_channels)
+    weights = 4 * positions * conv.in_channels * conv.out_channels
+    arithmetic = (product + 4 * 2 * elements) / target.flops_per_cycle
+    return arithmetic + weights / _WEIGHT_BYTES_PER_CYCLE + 8 * elements / _CACHE_BYTES_PER_CYCLE
+
+
+def choose(conv: Convolution, target: Target, winograd: bool = True) -> Algorithm:
+    """The cheapest algorithm; an algorithm with larger weights must be clearly cheaper."""
+    best: Algorithm = "direct"
+    if not winograd or not conv.fits_winograd:
+        return best
+    cost = _direct_cycles(conv, target)
+    options: tuple[tuple[Algorithm, int], ...] = (("winograd-2", 2), ("winograd-4", 4))
+    for name, m in options:
+        cycles = _winograd_cycles(conv, target, m)
+        if cycles < _WORTH * cost:
+            best, cost = name, cycles
+    return best

@@ -1,0 +1,62 @@
+/* What a core can do at most: multiply-add on registers, and reading memory once.
+   Step 0 is arithmetic, step 1 writes the whole arena, step 2 reads it. LANES, CHAINS and the sizes are given on
+   the command line; operands come from memory, so that nothing can be computed ahead. */
+typedef __INT32_TYPE__ int32_t;
+typedef unsigned char byte;
+typedef float vec __attribute__((vector_size(4 * LANES)));
+
+#if RELAXED
+#define MADD(a, x, y) __builtin_wasm_relaxed_madd_f32x4((a), (x), (y))
+#else
+#define MADD(a, x, y) ((a) * (x) + (y))
+#endif
+
+static int32_t peak(byte *arena) {
+    vec *cell = (vec *)arena;
+    vec x = cell[0], y = cell[1], a[CHAINS];
+    for (int c = 0; c < CHAINS; ++c) a[c] = cell[2 + c];
+    for (int32_t i = 0; i < ITERATIONS; ++i) {
+#pragma clang loop unroll(full)
+        for (int c = 0; c < CHAINS; ++c) a[c] = MADD(a[c], x, y);
+    }
+    for (int c = 0; c < CHAINS; ++c) cell[2 + c] = a[c];
+    return 0;
+}
+
+static int32_t fill(byte *arena) {
+    vec *cell = (vec *)arena, value = cell[0] + 1.0f;
+    for (int32_t i = 0; i < ARENA_BYTES / (4 * LANES); ++i) cell[i] = value;
+    return 0;
+}
+
+static int32_t stream(byte *arena) {
+    const vec *cell = (const vec *)arena;
+    vec a = cell[0], b = a, c = a, d = a;
+    for (int32_t i = 0; i < ARENA_BYTES / (4 * LANES); i += 4) {
+        a += cell[i];
+        b += cell[i + 1];
+        c += cell[i + 2];
+        d += cell[i + 3];
+    }
+    *(vec *)arena = a + b + c + d;
+    return 0;
+}
+
+static int32_t step(byte *arena, int32_t index) {
+    switch (index) {
+    case 0: return peak(arena);
+    case 1: return fill(arena);
+    case 2: return stream(arena);
+    default: return -1;
+    }
+}
+
+#ifdef __wasm__
+_Alignas(64) byte wasmgraph_arena[ARENA_BYTES];
+
+int32_t wasmgraph_run(void) { return peak(wasmgraph_arena); }
+int32_t wasmgraph_step(int32_t index) { return step(wasmgraph_arena, index); }
+#else
+int32_t wasmgraph_native_run(byte *arena) { return peak(arena); }
+int32_t wasmgraph_native_step(byte *arena, int32_t index) { return step(arena, index); }
+#endif

@@ -1,0 +1,79 @@
+"""Winograd convolution: both transforms in registers, a vector of channels at a time; between
+them one matrix product for each position of the tile, under the same register tile as ``dense``.
+"""
+
+from __future__ import annotations
+
+from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import LoopRV, SBlockRV
+
+from wasmgraph.compiler.schedule.blocks import PEEL, find, inline_between, output, vectorize_copy
+from wasmgraph.compiler.schedule.tiled import tile
+from wasmgraph.targets import Target
+
+
+def schedule_winograd(schedule: Schedule, target: Target) -> bool:
+    """The blocks of ``winograd.winograd_compute``, and what was fused behind them."""
+    names = ("gather", "rows", "transformed", "acc", "product", "columns", "tiles")
+    found = {name: find(schedule, name) for name in names}
+    last = output(schedule)
+    if last is None or any(block is None for block in found.values()):
+        return False
+    loops = schedule.get_loops(last)
+    if len(loops) != 4:
+        return False
+    padding = find(schedule, "pad")
+    if padding is not None:
+        vectorize_copy(schedule, padding, target.lanes)
+    _input(schedule, found["gather"], found["rows"], found["transformed"], target)
+    position, pixel, channel = schedule.get_loops(found["product"])
+    tile(schedule, found["acc"], found["product"], [position], pixel, channel, target)
+    _output(schedule, found["columns"], found["tiles"], last, target)
+    return True
+
+
+def _vector(schedule: Schedule, channel: LoopRV, lanes: int) -> tuple[LoopRV, LoopRV]:
+    outer, lane = schedule.split(channel, [None, lanes])
+    return outer, lane
+
+
+def _below(schedule: Schedule, block: SBlockRV, at: LoopRV, scope: str = "local") -> None:
+    """Compute ``block`` at a loop, its small spatial loops unrolled, its channels a vector."""
+    depth = len(schedule.get_loops(block))
+    schedule.compute_at(block, at, preserve_unit_loops=True)
+    schedule.set_scope(block, 0, scope)
+    own = schedule.get_loops(block)[-depth:]
+    schedule.vectorize(own[-1])
+    for loop in own[:-1]:
+        schedule.unroll(loop)
+
+
+def _input(
+    schedule: Schedule, gather: SBlockRV, rows: SBlockRV, transformed: SBlockRV, target: Target
+) -> None:
+    i, j, pixel, channel = schedule.get_loops(transformed)
+    outer, lane = _vector(schedule, channel, target.lanes)
+    schedule.reorder(pixel, outer, i, j, lane)
+    schedule.compute_inline(gather)
+    _below(schedule, rows, outer)
+    schedule.vectorize(lane)
+    schedule.unroll(i)
+    schedule.unroll(j)
+    schedule.annotate(outer, PEEL, 1)
+
+
+def _output(schedule: Schedule, columns: SBlockRV, tiles: SBlockRV, last: SBlockRV, target: Target) -> None:
+    inline_between(schedule, tiles, last)
+    m = int(schedule.get(tiles).iter_vars[1].dom.extent)
+    image, row, column, channel = schedule.get_loops(last)
+    down, y = schedule.split(row, [None, m])
+    across, x = schedule.split(column, [None, m])
+    outer, lane = _vector(schedule, channel, target.lanes)
+    schedule.reorder(image, down, across, outer, y, x, lane)
+    _below(schedule, tiles, outer)
+    _below(schedule, columns, outer)
+    schedule.vectorize(lane)
+    schedule.unroll(y)
+    schedule.unroll(x)
+    for loop in (down, across, outer):
+        schedule.annotate(loop, PEEL, 1)
