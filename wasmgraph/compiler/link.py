@@ -8,7 +8,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
-from hashlib import sha256
 from importlib import resources
 from pathlib import Path
 
@@ -61,43 +60,38 @@ def entry_source(plan: Plan) -> str:
     return text
 
 
-def write_params(path: Path, plan: Plan, constants: Sequence[Array]) -> str:
-    """Write all constants at their offsets; return the file's sha256."""
-    digest = sha256()
+def write_params(path: Path, plan: Plan, constants: Sequence[Array]) -> None:
+    """Write all constants at their offsets."""
     with path.open("wb") as stream:
         for parameter, value in zip(plan.parameters, constants, strict=True):
-            padding = bytes(parameter.offset - stream.tell())
-            content = value.tobytes()
-            stream.write(padding + content)
-            digest.update(padding)
-            digest.update(content)
-        padding = bytes(max(plan.param_bytes, ALIGNMENT) - stream.tell())
-        stream.write(padding)
-        digest.update(padding)
-    return digest.hexdigest()
+            stream.write(bytes(parameter.offset - stream.tell()))
+            stream.write(value.tobytes())
+        stream.write(bytes(max(plan.param_bytes, ALIGNMENT) - stream.tell()))
 
 
-def _params_source(params: Path, digest: str, target: Target) -> str:
+def _params_source(params: Path, target: Target) -> str:
     section = '"",@' if target.kind == "wasm" else '"a",%progbits'
-    # The digest keeps zig's cache honest: it does not notice that an .incbin file has changed.
     return (
-        f"# {digest}\n.section .rodata.wasmgraph_params,{section}\n.globl wasmgraph_params\n"
+        f".section .rodata.wasmgraph_params,{section}\n.globl wasmgraph_params\n"
         f'.p2align 6\nwasmgraph_params:\n.incbin "{params.as_posix()}"\n'
         f".size wasmgraph_params, {params.stat().st_size}\n"
     )
 
 
 def compile_object(source: Path, output: Path, target: Target, flags: Sequence[str] = ()) -> None:
-    """Compile one C or assembler file for a target."""
-    _zig("cc", *_machine(target), "-O2", *flags, "-c", source, "-o", output)
+    """Compile one C or assembler file, which includes no header, for a target.
 
-
-def _machine(target: Target) -> list[str]:
+    `zig clang`, not `zig cc`: the latter would keep a copy of every model's parameters in its
+    cache, and does not notice when an .incbin file has changed.
+    """
     if target.kind == "wasm":
-        features = [feature.replace("-", "_") for feature in target.features]
-        cpu = "+".join(["generic", "bulk_memory", *features])
-        return ["-target", "wasm32-wasi", f"-mcpu={cpu}"]
-    return [f"-mcpu={target.cpu.replace('-', '_') or 'native'}", "-fPIC"]
+        machine = ["--target=wasm32-unknown-unknown", "-mbulk-memory"]
+        machine += [f"-m{feature}" for feature in target.features]
+    else:
+        machine = [f"-march={target.cpu or 'native'}", "-fPIC"]
+    if source.suffix == ".S":
+        flags = [*flags, "-Wno-unused-command-line-argument"]
+    _zig("clang", *machine, "-O2", *flags, "-c", source, "-o", output)
 
 
 def link_objects(objects: Sequence[Path], directory: Path, target: Target, data_bytes: int) -> Path:
@@ -117,7 +111,9 @@ def link_objects(objects: Sequence[Path], directory: Path, target: Target, data_
     options += [f"-Wl,--export={symbol}" for symbol in _WASM_EXPORTS]
     options += [f"-Wl,-z,stack-size={_STACK_BYTES}"]
     options += [f"-Wl,--initial-memory={memory}", f"-Wl,--max-memory={memory}"]
-    _zig("cc", *_machine(target), *options, *objects, "-o", linked)
+    features = [feature.replace("-", "_") for feature in target.features]
+    cpu = "+".join(["generic", "bulk_memory", *features])
+    _zig("cc", "-target", "wasm32-wasi", f"-mcpu={cpu}", *options, *objects, "-o", linked)
     return linked
 
 
@@ -127,10 +123,10 @@ def link(directory: Path, target: Target, plan: Plan, constants: Sequence[Array]
     Leaves ``graph.params``, ``entry.c`` and the archive beside it. Returns the linked file.
     """
     params = directory / "graph.params"
-    digest = write_params(params, plan, constants)
+    write_params(params, plan, constants)
     entry, data = directory / "entry.c", directory / "params.S"
     entry.write_text(entry_source(plan))
-    data.write_text(_params_source(params, digest, target))
+    data.write_text(_params_source(params, target))
     for source in (entry, data):
         compile_object(source, source.with_suffix(".o"), target)
     archive = directory / archive_name(target)
