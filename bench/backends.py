@@ -19,7 +19,7 @@ class Backend:
     target: str | None
 
 
-DEFAULT = ("wasm32@wasmtime", "wasm32-simd128@wasmtime", "native@tvm", REFERENCE)
+DEFAULT = ("wasm32@wasmtime", "wasm32-simd128@wasmtime", "native@tvm", "native-128@tvm", REFERENCE)
 _RUNTIME_KINDS = {"wasmtime": "wasm", "tvm": "native"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from statistics import median
 from typing import Any
 
@@ -10,12 +11,22 @@ import pytest
 
 from bench.backends import REFERENCE, Backend
 from bench.lab import CLOCK, Bench
+from wasmgraph.compiler.roofline import build_roofline
 from wasmgraph.measure.accuracy import augment, judge
 from wasmgraph.measure.coldstart import cold_start
+from wasmgraph.measure.profile import (
+    DIRECT_RULES,
+    by_kernel,
+    profile_steps,
+    roofline_share,
+    time_share_without,
+)
+from wasmgraph.runtimes import load
 
 pytestmark = pytest.mark.benchmark(timer=CLOCK.now)
 
 _COLD_STARTS = 5
+_PROFILE_ROUNDS = 7
 
 
 def test_compile(benchmark: Any, bench: Bench, backend: Backend) -> None:
@@ -89,6 +100,30 @@ def test_accuracy(benchmark: Any, bench: Bench, backend: Backend) -> None:
             agreement=found.agreement,
             max_prob_diff=found.max_prob_diff,
             max_logit_diff=found.max_logit_diff,
+        )
+    )
+
+
+def test_profile(benchmark: Any, bench: Bench, backend: Backend) -> None:
+    """Every call of the plan, against the roofline of the target in the same engine."""
+    assert backend.target is not None
+    steps = bench.artifact(backend.target).manifest.steps
+    roof = build_roofline(backend.target)
+    work = (roof.manifest.steps[0].flops, roof.manifest.steps[-1].traffic_bytes)
+    calls = [(s.kernel, s.operator, s.rule, s.flops, s.traffic_bytes) for s in steps]
+    with load(roof, runtime=backend.runtime) as limit:
+        profile = profile_steps(
+            bench.session(backend), bench.inputs[0], calls, limit, work, _PROFILE_ROUNDS
+        )
+    CLOCK.replay(benchmark, [sum(step.seconds for step in profile.steps)])
+    benchmark.extra_info["profile"] = [asdict(row) for row in by_kernel(profile)]
+    benchmark.extra_info.update(
+        bench.record(
+            backend,
+            peak_gflops=profile.roofline.flops_per_s * 1e-9,
+            read_gb_s=profile.roofline.bytes_per_s * 1e-9,
+            direct_share=roofline_share(profile, DIRECT_RULES),
+            other_share=time_share_without(profile, "conv2d"),
         )
     )
 

@@ -89,7 +89,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    for bench in config.stash[_RUN].benches.values():
+    run = config.stash.get(_RUN, None)
+    for bench in run.benches.values() if run else ():
         shutil.rmtree(bench.directory, ignore_errors=True)
 
 
@@ -98,7 +99,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" not in metafunc.fixturenames:
         return
     models = [NOOP] if metafunc.function.__name__ == "test_noop" else run.models
-    compiled_only = metafunc.function.__name__ == "test_compile"
+    compiled_only = metafunc.function.__name__ in ("test_compile", "test_profile")
     cases = [(m, b) for m in models for b in run.backends if b.target or not compiled_only]
     ids = [f"{Path(m).stem if m.endswith('.onnx') else m}-{b.name}" for m, b in cases]
     metafunc.parametrize(("model", "backend"), cases, ids=ids)

@@ -285,7 +285,7 @@ def profile(artifact: Path, rounds: int, as_json: bool) -> None:
 
     from wasmgraph.artifact import Artifact
     from wasmgraph.compiler.roofline import build_roofline
-    from wasmgraph.measure.profile import by_kernel, measure_roofline, profile_steps
+    from wasmgraph.measure.profile import by_kernel, profile_steps
     from wasmgraph.runtimes import load
 
     opened = Artifact.open(artifact)
@@ -294,9 +294,9 @@ def profile(artifact: Path, rounds: int, as_json: bool) -> None:
     steps = [(s.kernel, s.operator, s.rule, s.flops, s.traffic_bytes) for s in opened.manifest.steps]
     roof = build_roofline(opened.manifest.target)
     with load(opened) as session, load(roof) as limit:
-        work = roof.manifest.steps
-        roofline = measure_roofline(limit, work[0].flops, work[-1].traffic_bytes)
-        found = by_kernel(profile_steps(session, feeds, steps, rounds), roofline)
+        work = (roof.manifest.steps[0].flops, roof.manifest.steps[-1].traffic_bytes)
+        measured = profile_steps(session, feeds, steps, limit, work, rounds)
+    found, roofline = by_kernel(measured), measured.roofline
     if as_json:
         rows = [asdict(row) for row in found]
         click.echo(json.dumps({"roofline": asdict(roofline), "kernels": rows}, indent=1))

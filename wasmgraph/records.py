@@ -33,6 +33,10 @@ class Record:
     top1, top5 : inputs whose label is first, or among the first five (of ``inputs``)
     agreement : inputs whose first class is the reference's
     max_prob_diff, max_logit_diff : largest absolute difference to the reference over all inputs
+    peak_gflops, read_gb_s : the roofline of the target in this engine, measured between the rounds
+        of the profile (10⁹ floating-point operations, 10⁹ bytes a second)
+    direct_share : share of that peak which direct convolutions reach, weighted by time
+    other_share : share of the time that goes to anything but convolutions
     ready_s, first_output_s : from ``load(path)``, compiled code cached, to a session that accepts
         inputs, and to the first outputs (medians)
     """
@@ -63,6 +67,10 @@ class Record:
     agreement: int | None = None
     max_prob_diff: float | None = None
     max_logit_diff: float | None = None
+    peak_gflops: float | None = None
+    read_gb_s: float | None = None
+    direct_share: float | None = None
+    other_share: float | None = None
     ready_s: float | None = None
     first_output_s: float | None = None
 

@@ -43,6 +43,11 @@ class Convolution:
         return 2 * pixels * self.out_channels * window
 
     @property
+    def is_pointwise(self) -> bool:
+        """Whether it is a matrix product over pixels (if nothing is padded)."""
+        return (self.kernel, self.stride, self.groups) == ((1, 1), (1, 1), 1)
+
+    @property
     def fits_winograd(self) -> bool:
         """Whether F(m×m, 3×3) computes it."""
         unit = (self.stride, self.dilation, self.groups) == ((1, 1), (1, 1), 1)

@@ -103,6 +103,28 @@ def conv2d_compute(
     )
 
 
+def pointwise_compute(data: te.Tensor, weight: te.Tensor, channels: int) -> te.Tensor:
+    """1×1 convolution of stride 1, ``[N][H][W][I]`` by packed weights ``[O/T][1][1][I][T]``.
+
+    A matrix product over all pixels at once: rows that no tile divides matter only at the end.
+    """
+    n, h, w, inner = (int(d) for d in data.shape)
+    blocks, _, _, _, block = (int(d) for d in weight.shape)
+    k = te.reduce_axis((0, inner), "k")
+    acc = te.compute(
+        (blocks, n * h * w, block),
+        lambda b, p, lane: te.sum(
+            data[p // (h * w), p % (h * w) // w, p % w, k] * weight[b, 0, 0, k, lane], axis=[k]
+        ),
+        name="acc",
+    )
+    return te.compute(
+        (n, h, w, channels),
+        lambda i, y, x, c: acc[c // block, (i * h + y) * w + x, c % block],
+        name="conv2d",
+    )
+
+
 def _conv2d(bb: relax.BlockBuilder, call: relax.Call, target: Target, winograd: bool) -> relax.Expr:
     data, weight = call.args
     attrs = call.attrs
@@ -131,6 +153,8 @@ def _conv2d(bb: relax.BlockBuilder, call: relax.Call, target: Target, winograd: 
     algorithm = choose(conv, target, winograd)
     if algorithm == "direct":
         packed = relax.const(pack_conv2d(values, target.tile_channels))
+        if conv.is_pointwise and not any(padding):
+            return bb.call_te(pointwise_compute, data, packed, channels, **hints)
         geometry = (conv.stride, padding, conv.dilation, conv.groups)
         return bb.call_te(conv2d_compute, data, packed, channels, *geometry, **hints)
     m = 2 if algorithm == "winograd-2" else 4

@@ -13,7 +13,7 @@ from wasmgraph.runtimes.base import Session
 from wasmgraph.tensors import Array
 
 PEAK, FILL, STREAM = 0, 1, 2  # the steps of a roofline artifact
-_ROOFLINE_ROUNDS = 7
+DIRECT_RULES = ("direct-conv2d", "pointwise-conv2d")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class StepTime:
 class OperatorTime:
     """All calls of one kernel together. ``share`` is of the whole run's time; ``roofline_share``
     is flops a second over the roofline's peak (a Winograd convolution, whose flops are counted as
-    if direct, may exceed 1), None without a roofline or without flops."""
+    if direct, may exceed 1), None without flops."""
 
     kernel: str
     operator: str
@@ -52,44 +52,55 @@ class OperatorTime:
     roofline_share: float | None
 
 
+@dataclass(frozen=True)
+class Profile:
+    """Every call's time, and the roofline measured between the rounds of the same minutes."""
+
+    steps: list[StepTime]
+    roofline: Roofline
+
+
 def profile_steps(
     session: Session,
     feeds: Mapping[str, Array],
     steps: Sequence[tuple[str, str, str, int, int]],
+    limit: Session,
+    limit_work: tuple[int, int],
     rounds: int,
-) -> list[StepTime]:
+) -> Profile:
     """Time every step, ``rounds`` times through the whole plan, after one untimed run.
 
     Parameters
     ----------
     steps : for each call its kernel, operator, rule, flops and traffic in bytes
+    limit : the roofline artifact of the same target, run once after every round, so that steps and
+        peak meet the same disturbances
+    limit_work : flops of its ``PEAK`` step, bytes of its ``STREAM`` step
     """
     session.run(feeds)
+    limit.run_step(FILL)  # memory that nobody wrote is one shared page of zeros
     seconds: list[list[float]] = [[] for _ in steps]
+    peaks: list[float] = []
+    streams: list[float] = []
+
+    def timed(run: Session, index: int, times: list[float]) -> None:
+        began = time.perf_counter()
+        run.run_step(index)
+        times.append(time.perf_counter() - began)
+
     for _ in range(rounds):
         for index, times in enumerate(seconds):
-            began = time.perf_counter()
-            session.run_step(index)
-            times.append(time.perf_counter() - began)
-    return [StepTime(*step, median(times)) for step, times in zip(steps, seconds, strict=True)]
+            timed(session, index, times)
+        timed(limit, PEAK, peaks)
+        timed(limit, STREAM, streams)
+    roofline = Roofline(limit_work[0] / median(peaks), limit_work[1] / median(streams))
+    timings = [StepTime(*step, median(times)) for step, times in zip(steps, seconds, strict=True)]
+    return Profile(timings, roofline)
 
 
-def measure_roofline(session: Session, flops: int, traffic_bytes: int) -> Roofline:
-    """Run a roofline artifact: the best of several rounds of computing and of reading."""
-    session.run_step(FILL)  # memory that nobody wrote is one shared page of zeros
-    best = {}
-    for step in (PEAK, STREAM):
-        times = []
-        for _ in range(_ROOFLINE_ROUNDS):
-            began = time.perf_counter()
-            session.run_step(step)
-            times.append(time.perf_counter() - began)
-        best[step] = min(times)
-    return Roofline(flops / best[PEAK], traffic_bytes / best[STREAM])
-
-
-def by_kernel(steps: Sequence[StepTime], roofline: Roofline | None) -> list[OperatorTime]:
+def by_kernel(profile: Profile) -> list[OperatorTime]:
     """Steps summed by kernel, longest first."""
+    steps, roofline = profile.steps, profile.roofline
     total = sum(step.seconds for step in steps)
     groups: dict[str, list[StepTime]] = {}
     for step in steps:
@@ -108,20 +119,23 @@ def by_kernel(steps: Sequence[StepTime], roofline: Roofline | None) -> list[Oper
                 seconds,
                 seconds / total,
                 None if rate is None else rate * 1e-9,
-                None if rate is None or roofline is None else rate / roofline.flops_per_s,
+                None if rate is None else rate / roofline.flops_per_s,
             )
         )
     return sorted(found, key=lambda operator: -operator.seconds)
 
 
-def roofline_share(steps: Sequence[StepTime], rule: str, roofline: Roofline) -> float | None:
-    """Share of the roofline that all steps of one rule reach together, weighted by time."""
-    chosen = [step for step in steps if step.rule == rule]
+def roofline_share(profile: Profile, rules: Sequence[str]) -> float | None:
+    """Share of the roofline that all steps of some rules reach together, weighted by time."""
+    chosen = [step for step in profile.steps if step.rule in rules]
     seconds = sum(step.seconds for step in chosen)
-    return sum(s.flops for s in chosen) / seconds / roofline.flops_per_s if chosen else None
+    if not seconds:
+        return None
+    return sum(step.flops for step in chosen) / seconds / profile.roofline.flops_per_s
 
 
-def time_share_without(steps: Sequence[StepTime], operator: str) -> float:
+def time_share_without(profile: Profile, operator: str) -> float:
     """Share of the time that goes to steps whose operators do not include ``operator``."""
-    total = sum(step.seconds for step in steps)
-    return sum(s.seconds for s in steps if operator not in s.operator.split("+")) / total
+    total = sum(step.seconds for step in profile.steps)
+    rest = sum(s.seconds for s in profile.steps if operator not in s.operator.split("+"))
+    return rest / total

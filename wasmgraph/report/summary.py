@@ -20,6 +20,7 @@ class Row:
     median_s: float
     rounds_s: Sequence[float]
     compile_s: float | None
+    profile: Sequence[Mapping[str, Any]] = ()
 
     def get(self, key: str) -> Any:
         """A field of the merged record, None where it was not measured."""
@@ -59,6 +60,11 @@ def summarize(path: str | Path) -> Summary:
     medians: dict[tuple[str, str], float] = {}
     compiles: dict[tuple[str, str], float] = {}
     overhead: dict[str, float] = {}
+    profiles = {
+        (b["extra_info"].get("model"), b["extra_info"].get("backend")): b["extra_info"]["profile"]
+        for b in data["benchmarks"]
+        if "profile" in b["extra_info"]
+    }
     for raw in frame.astype(object).where(frame.notna(), None).to_dict("records"):
         row = {str(key): value for key, value in raw.items()}
         test, key = row["test"], (row["model"], row["backend"])
@@ -72,7 +78,7 @@ def summarize(path: str | Path) -> Summary:
         elif test == "test_compile":
             compiles[key] = row["median_s"]
     rows = [
-        Row(*key, values, medians[key], rounds[key], compiles.get(key))
+        Row(*key, values, medians[key], rounds[key], compiles.get(key), profiles.get(key, ()))
         for key, values in merged.items()
         if key in medians
     ]

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from wasmgraph.report.goals import Goal, goals
 from wasmgraph.report.summary import (
     Summary,
     format_bytes,
@@ -47,11 +48,27 @@ def result_table(summary: Summary, console: Console) -> None:
                 format_bytes(row.get("module_bytes")),
             )
         console.print(table)
+        _goals(goals(summary, model), console)
     for name, seconds in summary.overhead_s.items():
         console.print(f"harness overhead, {escape(name)}: {seconds * 1e6:.0f} µs a call")
     for title, cases in (("skipped", summary.info.skipped), ("failed", summary.info.failed)):
         for case, reason in cases.items():
             console.print(f"[bold]{title}[/]: {escape(case)}: {escape(reason)}")
+
+
+def _goals(found: Sequence[Goal], console: Console) -> None:
+    if not found:
+        return
+    table = Table(title="goals", title_justify="left")
+    table.add_column("figure")
+    for column in ("measured", "at least", "aim"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for goal in found:
+        verdict = {None: "not measured", True: "reached", False: "[bold]NOT REACHED[/]"}[goal.reached]
+        bound, aim = f"{goal.sign} {goal.show(goal.bound)}", goal.show(goal.aim)
+        table.add_row(escape(goal.figure), goal.show(goal.measured), bound, aim, verdict)
+    console.print(table)
 
 
 def profile_table(

@@ -16,7 +16,7 @@ from tvm.s_tir.schedule import ScheduleError
 
 from wasmgraph.compiler.schedule.elementwise import schedule_elementwise
 from wasmgraph.compiler.schedule.reduction import schedule_reduction
-from wasmgraph.compiler.schedule.tiled import schedule_conv2d, schedule_dense
+from wasmgraph.compiler.schedule.tiled import schedule_conv2d, schedule_dense, schedule_pointwise
 from wasmgraph.compiler.schedule.winograd import schedule_winograd
 from wasmgraph.targets import Target
 
@@ -26,6 +26,7 @@ Rule = Callable[[Schedule, Target], bool]
 RULES: Mapping[str, Rule] = {
     "winograd-conv2d": schedule_winograd,
     "direct-conv2d": schedule_conv2d,
+    "pointwise-conv2d": schedule_pointwise,
     "dense": schedule_dense,
     "reduction": schedule_reduction,
     "elementwise": schedule_elementwise,

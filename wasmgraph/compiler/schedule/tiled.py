@@ -36,6 +36,23 @@ def schedule_conv2d(schedule: Schedule, target: Target) -> bool:
     return True
 
 
+def schedule_pointwise(schedule: Schedule, target: Target) -> bool:
+    """1×1 convolution (``operators.pointwise_compute``): all pixels in one loop."""
+    acc, last = find(schedule, "acc"), output(schedule)
+    if acc is None or last is None or len(schedule.get(acc).iter_vars) != 4:
+        return False
+    loops = schedule.get_loops(last)
+    if len(loops) != 4:
+        return False
+    inline_between(schedule, acc, last)
+    _, height, width, _ = (int(schedule.get(loop).extent) for loop in loops)
+    # Fusing the loops would not do: regions are inferred from the block's own axes.
+    schedule.transform_block_layout(last, lambda i, y, x, c: ((i * height + y) * width + x, c))
+    pixel, channel = schedule.get_loops(last)
+    tile(schedule, acc, last, [], pixel, channel, target)
+    return True
+
+
 def schedule_dense(schedule: Schedule, target: Target) -> bool:
     """Matrix product (``operators.dense_compute``): channel block, row tile, reduction."""
     acc, last = find(schedule, "acc"), output(schedule)

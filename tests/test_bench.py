@@ -1,0 +1,96 @@
+"""The bench as users run it: pytest in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import wasmgraph as wg
+from bench.backends import DEFAULT, parse
+from bench.lab import ReplayClock
+from wasmgraph.errors import UsageError
+from wasmgraph.report import summarize
+
+ROOT = Path(__file__).parent.parent
+
+
+def run_bench(
+    *arguments: str | Path, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "bench", "-q", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, **(env or {})}
+    )
+
+
+@pytest.mark.parametrize("name", DEFAULT)
+def test_backends_are_target_at_runtime(name: str) -> None:
+    assert parse(name).name == name
+
+
+@pytest.mark.parametrize("name", ["wasm32", "wasm32@tvm", "native@wasmtime", "tensorflow"])
+def test_unknown_backends(name: str) -> None:
+    with pytest.raises(UsageError, match=name):
+        parse(name)
+
+
+def test_the_replay_clock_gives_rounds_back_unchanged() -> None:
+    clock = ReplayClock()
+    clock._durations = [0.5, 0.25]
+    readings = []
+    for _ in range(2):
+        before = clock.now()
+        clock.advance()
+        readings.append(clock.now() - before)
+    assert readings == pytest.approx([0.5, 0.25], abs=1e-8)
+
+
+def test_a_users_own_model(small_onnx: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.json"
+    done = run_bench("--models", small_onnx, "--rounds", "2", f"--benchmark-json={out}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    frame = wg.results(out)
+    tests = {"test_latency", "test_cold_start", "test_compile", "test_accuracy", "test_noop"}
+    assert tests <= set(frame["test"])
+    latency = frame[frame["test"] == "test_latency"].set_index("backend")
+    assert set(latency.index) == set(DEFAULT)
+    assert (latency["rounds"] == 6).all()
+    assert (latency["model"] == "small").all()
+    assert (latency["weights"] == "unknown").all()
+    assert latency["ratio_low"].le(latency["ratio"]).all()
+    accuracy = frame[frame["test"] == "test_accuracy"]
+    assert (accuracy["max_prob_diff"] < 1e-4).all()
+    assert accuracy["top1"].isna().all()
+    names = [b["name"] for b in json.loads(out.read_text())["benchmarks"]]
+    assert "test_latency[small-wasm32-simd128@wasmtime]" in names
+
+
+def test_without_npm_random_weights_are_measured_and_said(tmp_path: Path) -> None:
+    """PATH without npm, an empty cache: what a machine without Node does."""
+    (tmp_path / "bin").mkdir()
+    git = shutil.which("git")
+    if git:
+        (tmp_path / "bin" / "git").symlink_to(git)
+    env = {"PATH": str(tmp_path / "bin"), "WASMGRAPH_CACHE": str(tmp_path / "cache")}
+    out = tmp_path / "r.json"
+    done = run_bench(
+        "--backends", "onnxruntime", "--rounds", "1", "-k", "latency", f"--benchmark-json={out}", env=env
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "FALLBACK" in done.stdout
+    frame = wg.results(out)
+    assert set(frame["model"]) == {"resnet50-random"}
+    assert set(frame["weights"]) == {"random"}
+    assert any("RANDOM weights" in notice for notice in summarize(out).info.notices)
+
+
+def test_wrong_options_end_with_a_message() -> None:
+    done = run_bench("--backends", "tensorflow")
+    assert done.returncode == 4
+    assert "unknown backend 'tensorflow'" in done.stderr
