@@ -18,14 +18,14 @@ from tests.conftest import TARGETS, model_of
 from wasmgraph.compiler.operators import pack_conv2d
 
 several = settings(
-    max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=5, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 
 
-def check(model: onnx.ModelProto, target: str, rule: str) -> None:
-    """Compile, run beside onnxruntime, compare; ``rule`` must have scheduled something."""
+def check(model: onnx.ModelProto, target: str, *rules: str, tolerance: float = 1e-5) -> None:
+    """Compile, run beside onnxruntime, compare; one of ``rules`` must have scheduled something."""
     artifact = wg.compile(model, target=target)
-    assert rule in {step.rule for step in artifact.manifest.steps}
+    assert {step.rule for step in artifact.manifest.steps} & set(rules)
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "m.onnx")
@@ -34,7 +34,9 @@ def check(model: onnx.ModelProto, target: str, rule: str) -> None:
             feeds = {s.name: rng.normal(0, 1, s.shape).astype(s.dtype) for s in ours.inputs}
             found, expected = ours.run(feeds), theirs.run(feeds)
     for name, array in expected.items():
-        np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-5 * (1 + np.abs(array).max()))
+        np.testing.assert_allclose(
+            found[name], array, rtol=1e-4, atol=tolerance * (1 + np.abs(array).max())
+        )
 
 
 @st.composite
@@ -67,6 +69,71 @@ def test_convolutions(target: str) -> None:
     @several
     @given(convolutions())
     def run(model: onnx.ModelProto) -> None:
+        check(model, target, "direct-conv2d", "pointwise-conv2d", "winograd-conv2d")
+
+    run()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("algorithm", ["winograd-2", "winograd-4"])
+def test_winograd(algorithm: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forced onto shapes that the cost model would never give it."""
+    monkeypatch.setattr("wasmgraph.compiler.operators.choose", lambda *_: algorithm)
+
+    @several
+    @given(
+        st.integers(1, 13),
+        st.integers(1, 21),
+        st.integers(3, 12),
+        st.integers(3, 12),
+        st.lists(st.integers(0, 2), min_size=4, max_size=4),
+        st.integers(1, 2),
+    )
+    def run(inner: int, outer: int, height: int, width: int, pads: list[int], batch: int) -> None:
+        rng = np.random.default_rng(0)
+        constants = {
+            "w": rng.normal(0, 1, (outer, inner, 3, 3)).astype(np.float32),
+            "b": rng.normal(0, 1, outer).astype(np.float32),
+        }
+        nodes = [
+            helper.make_node("Conv", ["x", "w", "b"], ["c"], pads=pads),
+            helper.make_node("Relu", ["c"], ["y"]),
+        ]
+        model = model_of(nodes, {"x": [batch, inner, height, width]}, ["y"], constants)
+        check(model, target, "winograd-conv2d", tolerance=1e-4)
+
+    run()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_pointwise_convolutions_with_residual(target: str) -> None:
+    @several
+    @given(st.integers(1, 9), st.integers(1, 37), st.integers(1, 9), st.integers(1, 9), st.integers(1, 3))
+    def run(inner: int, outer: int, height: int, width: int, batch: int) -> None:
+        rng = np.random.default_rng(0)
+        weight = rng.normal(0, 1, (outer, inner, 1, 1)).astype(np.float32)
+        nodes = [
+            helper.make_node("Conv", ["x", "w"], ["c"]),
+            helper.make_node("Add", ["c", "r"], ["a"]),
+            helper.make_node("Relu", ["a"], ["y"]),
+        ]
+        shapes = {"x": [batch, inner, height, width], "r": [batch, outer, height, width]}
+        check(model_of(nodes, shapes, ["y"], {"w": weight}), target, "pointwise-conv2d", "direct-conv2d")
+
+    run()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_depthwise_convolutions(target: str) -> None:
+    @several
+    @given(st.integers(1, 37), st.integers(1, 2), st.integers(1, 3), st.integers(0, 7))
+    def run(channels: int, multiplier: int, stride: int, more: int) -> None:
+        weight = np.random.default_rng(0).normal(0, 1, (channels * multiplier, 1, 3, 3))
+        nodes = [
+            helper.make_node("Conv", ["x", "w"], ["y"], group=channels, pads=[1] * 4, strides=[stride] * 2)
+        ]
+        constants = {"w": weight.astype(np.float32)}
+        model = model_of(nodes, {"x": [1, channels, 3 + more, 4 + more]}, ["y"], constants)
         check(model, target, "direct-conv2d")
 
     run()

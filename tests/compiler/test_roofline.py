@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import pytest
+
+import wasmgraph as wg
+from wasmgraph.compiler.roofline import build_roofline
+from wasmgraph.measure.profile import by_kernel, profile_steps, roofline_share, time_share_without
+
+
+@pytest.mark.parametrize("target", ["wasm32", "wasm32-simd128", "native", "native-128"])
+def test_a_roofline_runs_all_its_steps(target: str) -> None:
+    roof = build_roofline(target)
+    assert [s.kernel for s in roof.manifest.steps] == ["peak", "fill", "stream"]
+    with wg.load(roof) as session:
+        for index in range(3):
+            session.run_step(index)
+        with pytest.raises(wg.WasmgraphError, match="returned -1"):
+            session.run_step(3)
+
+
+@pytest.mark.parametrize("target", ["wasm32-simd128", "native"])
+def test_a_profile_covers_every_call(target: str, small_artifact, small_input) -> None:
+    artifact = wg.Artifact.open(small_artifact(target))
+    steps = [(s.kernel, s.operator, s.rule, s.flops, s.traffic_bytes) for s in artifact.manifest.steps]
+    roof = build_roofline(target)
+    work = (roof.manifest.steps[0].flops, roof.manifest.steps[2].traffic_bytes)
+    with wg.load(artifact) as session, wg.load(roof) as limit:
+        profile = profile_steps(session, {"x": small_input}, steps, limit, work, 3)
+    rows = by_kernel(profile)
+    assert sum(row.calls for row in rows) == len(steps)
+    assert sum(row.share for row in rows) == pytest.approx(1)
+    first = next(s for s in artifact.manifest.steps if s.operator.startswith("conv2d"))
+    assert first.flops == 2 * 10 * 9 * 11 * 27
+    share = roofline_share(profile, ["direct-conv2d", "pointwise-conv2d", "winograd-conv2d"])
+    assert share is not None
+    assert 0 < share < 2
+    assert roofline_share(profile, ["no-such-rule"]) is None
+    assert 0 < time_share_without(profile, "conv2d") < 1
