@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--threads", type=int, default=1, help="threads of one inference")
     group.addoption("--images", type=Path, help="an ImageNet validation folder: one subfolder a class")
     group.addoption("--augment", type=int, default=0, help="accuracy also over so many varied inputs")
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text} …\n")
 
 
 class Run:
@@ -65,10 +70,10 @@ class Run:
             names = [name.strip() for name in asked.split(",")]
             for name in names:
                 if name in MODELS:
-                    wg.fetch(name)
+                    wg.fetch(name, _say)
             return names
         try:
-            wg.fetch("resnet50")
+            wg.fetch("resnet50", _say)
             return ["resnet50"]
         except FetchError as error:
             fallback = FALLBACK_MODEL["resnet50"]
@@ -77,7 +82,7 @@ class Run:
                 f" {fallback}, the same architecture with RANDOM weights. Latency compares;"
                 " accuracy means nothing but agreement."
             )
-            wg.fetch(fallback)
+            wg.fetch(fallback, _say)
             return [fallback]
 
 

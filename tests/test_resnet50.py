@@ -71,7 +71,7 @@ def test_the_module_is_small_and_imports_nothing(resnet50_artifact: Callable[[st
     assert artifact.path.stat().st_size - artifact.manifest.param_bytes <= 500_000
     convolutions = [s for s in artifact.manifest.steps if "conv2d" in s.operator]
     assert len(convolutions) == 53
-    assert {s.rule for s in convolutions} == {"direct-conv2d", "winograd-conv2d"}
+    assert {s.rule for s in convolutions} == {"direct-conv2d", "pointwise-conv2d", "winograd-conv2d"}
 
 
 def test_wasm_targets_give_the_same_bits(resnet50_onnx: Path, photographs) -> None:

@@ -60,6 +60,8 @@ def test_a_closed_session_says_so(path: Path, small_input: np.ndarray) -> None:
     session.close()
     with pytest.raises(UsageError, match="closed"):
         session.run({"x": small_input})
+    with pytest.raises(UsageError, match=r"closed|single steps"):
+        session.run_step(0)
 
 
 def test_choosing_a_runtime(small_onnx: Path, small_artifact) -> None:

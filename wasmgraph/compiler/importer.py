@@ -32,6 +32,15 @@ from wasmgraph.tensors import TensorSpec
 
 # The metadata_props key under which a model carries its description: weights, preprocessing, labels.
 DESCRIPTION_KEY = "wasmgraph"
+# TVM imports these, but lowers them to library calls or to shapes that depend on data.
+_WITHOUT_KERNEL = {
+    "CumSum",
+    "If",
+    "NonMaxSuppression",
+    "NonZero",
+    "TopK",
+    "Unique",
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,12 @@ def import_model(model: str | Path | onnx.ModelProto, shapes: Mapping[str, Seque
     proto, name, sha256 = _read(model)
     bind_shapes(proto, shapes)
     _check_operators(proto)
+    fed = {value.name for value in _fed_inputs(proto)}
     proto = _simplify(_explicit_padding(proto), name)
+    # onnxruntime folds initializers away but leaves their entries among the inputs.
+    kept = [value for value in proto.graph.input if value.name in fed]
+    del proto.graph.input[:]
+    proto.graph.input.extend(kept)
     _check_operators(proto)
     module = _convert(proto, name)
     main = module["main"]
@@ -85,6 +99,7 @@ def _read(model: str | Path | onnx.ModelProto) -> tuple[onnx.ModelProto, str, st
     path = Path(model)
     try:
         proto = onnx.load(path)
+        _check_operators(proto)
         onnx.checker.check_model(path)
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror or error}.") from error
@@ -135,7 +150,7 @@ def bind_shapes(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> 
 
 
 def _check_operators(proto: onnx.ModelProto) -> None:
-    known = set(_get_convert_map()) | {"Constant"}
+    known = set(_get_convert_map()) - _WITHOUT_KERNEL | {"Constant"}
     missing: dict[str, list[str]] = {}
     for node in proto.graph.node:
         if node.domain not in ("", "ai.onnx") or node.op_type not in known:

@@ -18,7 +18,7 @@ from tvm import relax
 from tvm.ir import GenericConst, GlobalVar, Op
 
 from wasmgraph.compiler.operators import tvm_dtype_bytes
-from wasmgraph.errors import CompileError
+from wasmgraph.errors import UnsupportedOperatorError
 from wasmgraph.tensors import Array
 
 COPY = "copy"  # a graph's output that is also its input, a constant, or another output
@@ -92,6 +92,7 @@ class _Builder:
     buffers: list[_Buffer] = field(default_factory=list)
     steps: list[tuple[str, list[_Place], int]] = field(default_factory=list)
     constant_bytes: dict[int, int] = field(default_factory=dict)
+    unplanned: list[str] = field(default_factory=list)
     parameters: list[Parameter] = field(default_factory=list)
     blob: list[Array] = field(default_factory=list)
     param_bytes: int = 0
@@ -150,7 +151,8 @@ class _Builder:
             if name == "relax.reshape":
                 self.places[var] = self.place(value.args[0])
                 return
-            raise CompileError(f"the plan met {name}, which no pass turned into a kernel.")
+            self.unplanned.append(name.removeprefix("relax."))
+            return
         self.places[var] = self.place(value)
 
 
@@ -183,7 +185,15 @@ def _walk(builder: _Builder, main: relax.Function) -> list[_Buffer]:
         builder.places[param] = [buffer]
     for block in main.body.blocks:
         for binding in block.bindings:
-            builder.bind(binding.var, binding.value)
+            if not builder.unplanned:
+                builder.bind(binding.var, binding.value)
+            elif isinstance(binding.value, relax.Call) and isinstance(binding.value.op, Op):
+                name = binding.value.op.name
+                if name not in ("relax.call_tir", "relax.reshape"):
+                    builder.unplanned.append(name.removeprefix("relax."))
+    if builder.unplanned:
+        names = ", ".join(sorted(set(builder.unplanned)))
+        raise UnsupportedOperatorError(f"no kernel for: {names}. Export the model without them.")
     return inputs
 
 

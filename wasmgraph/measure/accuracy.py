@@ -55,15 +55,21 @@ def judge(
         top1, top5 = int(hits[:, 0].sum()), int(hits.any(axis=1).sum())
     logit_diff = None
     if logits is not None:
-        logit_diff = float(np.abs(stacked(outputs, logits) - stacked(reference, logits)).max())
+        logit_diff = _largest(stacked(outputs, logits) - stacked(reference, logits))
     return Accuracy(
         inputs=len(outputs),
         top1=top1,
         top5=top5,
         agreement=int((ranked[:, 0] == theirs.argmax(axis=1)).sum()),
-        max_prob_diff=float(np.abs(ours - theirs).max()),
+        max_prob_diff=_largest(ours - theirs),
         max_logit_diff=logit_diff,
     )
+
+
+def _largest(difference: Array) -> float:
+    """Largest absolute value; infinite if any is not a number: broken is not unmeasured."""
+    value = float(np.abs(difference).max())
+    return float("inf") if np.isnan(value) else value
 
 
 def augment(inputs: Sequence[Array], count: int, seed: int = 0) -> list[Array]:

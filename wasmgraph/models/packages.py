@@ -47,6 +47,8 @@ def _command(package: Package, directory: Path) -> list[str]:
             npm,
             "pack",
             "--silent",
+            "--fetch-retries=1",
+            "--fetch-timeout=60000",
             "--pack-destination",
             str(directory),
             f"{package.name}@{package.version}",

@@ -90,6 +90,8 @@ def decode(source: str | Path | BinaryIO, name: str = "") -> Image.Image:
             return image.convert("RGB")
     except UnidentifiedImageError as error:
         raise PhotoError(f"{where} is not an image that can be read (JPEG, PNG, …).") from error
+    except Image.DecompressionBombError as error:
+        raise PhotoError(f"{where} is too large an image: {error}.") from error
     except OSError as error:
         raise PhotoError(f"{where} cannot be read: {error.strerror or error}.") from error
 
@@ -107,9 +109,12 @@ def preprocess(image: Image.Image, how: Mapping[str, Any]) -> Array:
     short, crop = int(how["resize_short_side"]), int(how["center_crop"])
     scale = short / min(image.size)
     width, height = (max(short, round(side * scale)) for side in image.size)
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = (width - crop) // 2, (height - crop) // 2
-    pixels: Array = np.asarray(image.crop((left, top, left + crop, top + crop)), np.float32)
+    # Resize the square that is kept, not a strip that may be a thousand times as long.
+    x, y = image.size[0] / width, image.size[1] / height
+    box = (left * x, top * y, (left + crop) * x, (top + crop) * y)
+    square = image.resize((crop, crop), Image.Resampling.BILINEAR, box=box)
+    pixels: Array = np.asarray(square, np.float32)
     if how["channels"] == "BGR":
         pixels = pixels[..., ::-1]
     pixels = (pixels - np.asarray(how["mean"], np.float32)) / np.asarray(how["std"], np.float32)

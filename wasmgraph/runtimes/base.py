@@ -46,10 +46,13 @@ class Session(ABC):
         ExecutionError
             The graph trapped or reported an error.
         """
-        if self._closed:
-            raise UsageError("the session is closed; load the artifact again.")
+        self._check_open()
         results = self._run(check_feeds(self.inputs, feeds))
         return {spec.name: array for spec, array in zip(self.outputs, results, strict=True)}
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("the session is closed; load the artifact again.")
 
     @abstractmethod
     def _run(self, arrays: list[Array]) -> list[Array]:

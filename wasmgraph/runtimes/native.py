@@ -58,6 +58,7 @@ class NativeSession(Session):
 
     def run_step(self, index: int) -> None:
         """Run one call of the plan."""
+        self._check_open()
         error = self._step(self._arena.ctypes.data, index)
         if error:
             raise ExecutionError(f"{self._where}: wasmgraph_native_step({index}) returned {error}.")

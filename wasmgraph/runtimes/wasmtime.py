@@ -130,6 +130,7 @@ class WasmtimeSession(Session):
 
     def run_step(self, index: int) -> None:
         """Run one call of the plan."""
+        self._check_open()
         if not isinstance(self._step, wasmtime.Func):
             raise UsageError(f"{self._where} does not export wasmgraph_step.")
         self._call(self._step, f"wasmgraph_step({index})", index)
