@@ -11,7 +11,7 @@ import pytest
 
 from bench.backends import REFERENCE, Backend
 from bench.lab import CLOCK, Bench
-from wasmgraph.compiler.roofline import build_roofline
+from wasmgraph.compiler import build_roofline
 from wasmgraph.measure.accuracy import augment, judge
 from wasmgraph.measure.coldstart import cold_start
 from wasmgraph.measure.profile import (
@@ -40,7 +40,7 @@ def test_compile(benchmark: Any, bench: Bench, backend: Backend) -> None:
 
 def test_latency(benchmark: Any, bench: Bench, backend: Backend) -> None:
     """One inference through the public API: inputs written, graph run, outputs copied."""
-    CLOCK.replay(benchmark, bench.rounds[backend.name])
+    CLOCK.replay(benchmark, bench.latency(backend))
     benchmark.extra_info.update(bench.record(backend, **bench.ratio(backend)))
 
 
@@ -130,5 +130,5 @@ def test_profile(benchmark: Any, bench: Bench, backend: Backend) -> None:
 
 def test_noop(benchmark: Any, bench: Bench, backend: Backend) -> None:
     """A graph of one element: what the harness itself costs a call."""
-    CLOCK.replay(benchmark, bench.rounds[backend.name])
+    CLOCK.replay(benchmark, bench.latency(backend))
     benchmark.extra_info.update(bench.record(backend, **bench.ratio(backend)))

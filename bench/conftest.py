@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,16 @@ def bench(request: pytest.FixtureRequest, model: str, backend: Backend) -> Itera
         run.failed[case] = str(error)
         pytest.fail(str(error), pytrace=False)
     yield run.benches[model]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed and report.when == "call":
+        item.config.stash[_RUN].failed[item.name] = str(report.longrepr).strip().splitlines()[-1]
+    return report
 
 
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:

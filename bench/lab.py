@@ -157,8 +157,19 @@ class Bench:
                 session = self.session(backend)
             except WasmgraphError:
                 continue  # its own tests report it
+            try:
+                session.run(self.inputs[0])
+            except WasmgraphError as error:  # one backend's fault must not cost the others theirs
+                self._failures[backend.name] = error
+                continue
             calls[backend.name] = partial(session.run, self.inputs[0])
         return interleave(calls, self.schedule)
+
+    def latency(self, backend: Backend) -> list[float]:
+        """The backend's own rounds of the interleaved run; its failure is raised."""
+        rounds = self.rounds
+        self.session(backend)
+        return rounds[backend.name]
 
     @cached_property
     def reference_outputs(self) -> list[dict[str, Array]]:

@@ -100,3 +100,22 @@ def test_the_inputs_do_not_overlap_the_outputs(small_artifact: Callable[[str], P
     spans = sorted((t.offset, t.offset + t.spec.nbytes) for t in (*manifest.inputs, *manifest.outputs))
     assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
     assert np.all([start % 64 == 0 for start, _ in spans])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"param_bytes": "8"},
+        {"schema": True},
+        {"versions": ["a"]},
+        {"features": [1]},
+        {"description": []},
+        {"inputs": [{"name": "x", "shape": [-1], "dtype": "float32", "offset": 64}]},
+        {"inputs": [{"name": "x", "shape": [1], "dtype": "O", "offset": 64}]},
+        {"inputs": [{"name": "x", "shape": [1], "dtype": "float32", "offset": 8.0}]},
+    ],
+)
+def test_a_manifest_of_the_wrong_form(small_artifact: Callable[[str], Path], change: dict) -> None:
+    good = json.loads(a.Artifact.open(small_artifact("wasm32")).manifest.to_json())
+    with pytest.raises(ArtifactError, match="the manifest"):
+        a.Manifest.from_json(json.dumps(good | change).encode(), "here")

@@ -15,7 +15,8 @@ import wasmgraph as wg
 from bench.backends import DEFAULT, parse
 from bench.lab import ReplayClock
 from wasmgraph.errors import UsageError
-from wasmgraph.report import summarize
+from wasmgraph.report import build_report, summarize
+from wasmgraph.report.summary import sentence
 
 ROOT = Path(__file__).parent.parent
 
@@ -88,6 +89,17 @@ def test_without_npm_random_weights_are_measured_and_said(tmp_path: Path) -> Non
     assert set(frame["model"]) == {"resnet50-random"}
     assert set(frame["weights"]) == {"random"}
     assert any("RANDOM weights" in notice for notice in summarize(out).info.notices)
+
+
+def test_a_file_without_latency_still_shows_its_accuracy(small_onnx: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.json"
+    done = run_bench("--models", small_onnx, "-k", "accuracy", "--backends", "native@tvm,onnxruntime",
+                     f"--benchmark-json={out}")  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    rows = summarize(out).rows
+    assert [row.median_s for row in rows] == [None, None]
+    assert all("latency not measured" in sentence(row) for row in rows)
+    assert build_report([out], tmp_path).exists()
 
 
 def test_wrong_options_end_with_a_message() -> None:

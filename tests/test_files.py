@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
 
 from wasmgraph.errors import CacheError
-from wasmgraph.files import cache_dir, replacing, sha256_file, write_atomically
+from wasmgraph.files import cache_dir, prune, replacing, sha256_file, write_atomically
 
 
 def test_replacing_leaves_the_old_file_and_nothing_else_on_error(tmp_path: Path) -> None:
@@ -55,3 +56,30 @@ def test_a_cache_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytes
 
 def test_the_cache_is_private(empty_cache: Path) -> None:
     assert cache_dir("compiled").stat().st_mode & 0o077 == 0
+
+
+def test_a_root_that_others_can_write_is_refused(empty_cache: Path) -> None:
+    cache_dir("compiled")
+    empty_cache.chmod(0o777)
+    with pytest.raises(CacheError, match="can be written by others"):
+        cache_dir("compiled")
+
+
+def test_links_are_followed_and_devices_written_to(tmp_path: Path) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.write_bytes(b"old")
+    link.symlink_to(real)
+    write_atomically(link, b"new")
+    assert link.is_symlink()
+    assert real.read_bytes() == b"new"
+    write_atomically(Path("/dev/null"), b"gone")
+    assert not Path("/dev/null").is_file()
+
+
+def test_pruning_takes_the_longest_unread_first(tmp_path: Path) -> None:
+    for age, name in enumerate(("new", "middle", "old")):
+        path = tmp_path / name
+        path.write_bytes(b"x" * 10)
+        os.utime(path, (1_000_000 - age, 1_000_000))
+    prune(tmp_path, 25)
+    assert {path.name for path in tmp_path.iterdir()} == {"new", "middle"}

@@ -32,6 +32,10 @@ MANIFEST_SECTION = "wasmgraph"
 DIGEST_SECTION = "wasmgraph.sha256"
 _NATIVE_MAGIC = b"WGNATIVE"
 _NATIVE_TAIL = struct.Struct("<32sQ8s")
+DTYPES = (
+    *("float16", "float32", "float64", "bool"),
+    *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+)
 _REBUILD = "Compile the model again, or fetch the file again."
 
 
@@ -90,6 +94,29 @@ class Manifest:
         """Compact JSON, UTF-8."""
         return json.dumps(asdict(self), separators=(",", ":"), sort_keys=True).encode()
 
+    def _check(self) -> None:
+        """Raise TypeError or ValueError where a field is not what the format says."""
+        whole = ("schema", "arena_bytes", "param_bytes", "kernels", "ops_scheduled", "ops_fallback")
+        for name in whole:
+            value = getattr(self, name)
+            if type(value) is not int or value < 0:
+                raise TypeError(f"{name} is {value!r}")
+        for name in ("description", "versions"):
+            if not isinstance(getattr(self, name), dict):
+                raise TypeError(f"{name} is not an object")
+        if self.kind not in ("wasm", "native") or not all(
+            isinstance(f, str) for f in (*self.features, *self.cpu_features, self.target)
+        ):
+            raise TypeError("kind, target and features must be names")
+        for tensor in (*self.inputs, *self.outputs):
+            sizes = (tensor.offset, *tensor.shape)
+            if any(type(size) is not int or size < 0 for size in sizes):
+                raise TypeError(f"tensor {tensor.name!r} has offset and shape {sizes}")
+            if tensor.dtype not in DTYPES:
+                raise ValueError(f"tensor {tensor.name!r} has dtype {tensor.dtype!r}")
+            if self.kind == "native" and tensor.offset + tensor.spec.nbytes > self.arena_bytes:
+                raise ValueError(f"tensor {tensor.name!r} lies outside the arena")
+
     @staticmethod
     def from_json(raw: bytes, where: str) -> Manifest:
         """Parse and check the form of a manifest; ``where`` names the file in errors."""
@@ -113,8 +140,10 @@ class Manifest:
             data["steps"] = tuple(Step(**step) for step in data["steps"])
             for key in ("features", "cpu_features"):
                 data[key] = tuple(data[key])
-            return Manifest(**data)
-        except (TypeError, KeyError, ValueError) as error:
+            manifest = Manifest(**data)
+            manifest._check()
+            return manifest
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise ArtifactError(f"{where}: the manifest is incomplete ({error}). {_REBUILD}") from error
 
 

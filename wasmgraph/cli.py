@@ -31,7 +31,7 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit):
+        except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
             raise
         except (KeyboardInterrupt, click.Abort):
             _end("interrupted", _INTERRUPTED)
@@ -163,6 +163,8 @@ def run(artifact: Path, inputs: Sequence[str], output: Path, runtime: str | None
 
     Example: wasmgraph run resnet50.wasm --input input=x.npy --output out.npz
     """
+    import zipfile
+
     import numpy as np
 
     from wasmgraph.files import replacing
@@ -175,13 +177,18 @@ def run(artifact: Path, inputs: Sequence[str], output: Path, runtime: str | None
             feeds[name] = np.load(path, allow_pickle=False)
         except OSError as error:
             raise InputError(f"--input {name}: {path}: {error.strerror or error}.") from error
-        except (ValueError, EOFError) as error:
+        except Exception as error:  # numpy lets through whatever its parsers meet
             raise InputError(f"--input {name}: {path} is not a .npy file: {error}") from error
+        if not isinstance(feeds[name], np.ndarray):
+            raise InputError(f"--input {name}: {path} is not a .npy file, but an archive of them.")
     with load(artifact, runtime=runtime) as session:
         outputs = session.run(feeds)
     try:
-        with replacing(output) as stream:
-            np.savez(stream, allow_pickle=False, **outputs)
+        # np.savez would not take an output called "file".
+        with replacing(output) as stream, zipfile.ZipFile(stream, "w") as archive:
+            for name, array in outputs.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
     except OSError as error:
         raise UsageError(f"{output} cannot be written: {error.strerror}.") from error
     for name, array in outputs.items():
@@ -284,7 +291,7 @@ def profile(artifact: Path, rounds: int, as_json: bool) -> None:
     import numpy as np
 
     from wasmgraph.artifact import Artifact
-    from wasmgraph.compiler.roofline import build_roofline
+    from wasmgraph.compiler import build_roofline
     from wasmgraph.measure.profile import by_kernel, profile_steps
     from wasmgraph.runtimes import load
 

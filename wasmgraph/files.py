@@ -24,8 +24,14 @@ _CHUNK = 1 << 22
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside ``path``; rename it there if the block ends without error.
 
-    Readers see the old file or the whole new one, never a part; on an error nothing is left.
+    Readers see the old file or the whole new one, never a part; on an error nothing is left. A
+    symbolic link is followed; what is there and is no regular file (a device, a pipe) is written to.
     """
+    path = path.resolve()
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with path.open("wb") as stream:
+            yield stream
+        return
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     temporary = Path(name)
     try:
@@ -55,18 +61,33 @@ def cache_dir(*parts: str) -> Path:
     """
     root = Path(os.environ.get("WASMGRAPH_CACHE") or platformdirs.user_cache_path("wasmgraph"))
     path = root.joinpath(*parts)
+    levels = [root, *(root.joinpath(*parts[: n + 1]) for n in range(len(parts)))]
     remedy = "set WASMGRAPH_CACHE to a directory that you own"
     try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        root.parent.mkdir(parents=True, exist_ok=True)
+        for level in levels:
+            level.mkdir(exist_ok=True, mode=0o700)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
         raise CacheError(f"the cache {path} cannot be written ({error.strerror}): {remedy}.") from error
     if os.name == "posix":
-        status = path.stat()
-        if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise CacheError(f"the cache {path} belongs to or can be written by others: {remedy}.")
+        for level in levels:
+            status = level.stat()
+            if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                raise CacheError(f"the cache {level} belongs to or can be written by others: {remedy}.")
     return path
+
+
+def prune(directory: Path, limit_bytes: int) -> None:
+    """Delete the files that were longest not read, until the rest is within the limit."""
+    files = sorted((p for p in directory.iterdir() if p.is_file()), key=lambda p: p.stat().st_atime_ns)
+    excess = sum(p.stat().st_size for p in files) - limit_bytes
+    for path in files:
+        if excess <= 0:
+            break
+        excess -= path.stat().st_size
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -90,7 +90,9 @@ class RunInfo:
     @staticmethod
     def of(data: Mapping[str, Any]) -> RunInfo:
         """From a results file's ``wasmgraph`` object; empty where there is none."""
-        raw = data.get("wasmgraph", {})
+        raw = data.get("wasmgraph") or {}
+        if not isinstance(raw, dict):
+            raise RecordError("the results file's 'wasmgraph' entry is not an object.")
         return RunInfo(
             tuple(raw.get("notices", ())), dict(raw.get("skipped", {})), dict(raw.get("failed", {}))
         )
@@ -144,6 +146,8 @@ def results(path: str | Path) -> pd.DataFrame:
                 **{f"{key}_s": stats[key] for key in ("median", "min", "max", "mean", "stddev")},
                 "rounds_s": stats.get("data") or [],
             }
+            if not isinstance(extra, dict) or "backend" not in extra:
+                raise KeyError("record of wasmgraph")
         except (KeyError, TypeError, AttributeError) as error:
             raise RecordError(f"{path}: benchmark {number} has no {error}.") from error
         rows.append(row | {name: extra.get(name) for name in names})

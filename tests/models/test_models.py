@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import onnx
 import pytest
 
 import wasmgraph as wg
-from wasmgraph.errors import FetchError, UsageError
+from wasmgraph.errors import FetchError, MissingDependencyError, UsageError
 from wasmgraph.models import resnet50
 
 
@@ -52,3 +53,13 @@ def test_foreign_layers_are_refused() -> None:
     layer = {"name": "odd", "class_name": "LSTM", "config": {}, "inbound_nodes": []}
     with pytest.raises(FetchError, match="'odd' is a LSTM"):
         resnet50._convert(resnet50._Graph(), [layer], {})
+
+
+def test_without_the_compilers_packages_fetching_says_which_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WASMGRAPH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delattr("wasmgraph.models.resnet50")
+    monkeypatch.setitem(sys.modules, "wasmgraph.models.resnet50", None)
+    with pytest.raises(MissingDependencyError, match=r"wasmgraph\[compile\]"):
+        wg.fetch("resnet50-random")

@@ -112,7 +112,10 @@ def compile(
     try:
         linked = _build(imported, chosen, winograd, Path(owner.name), log)
         if keep is not None:
-            _keep(linked.parent, Path(keep), chosen)
+            try:
+                _keep(linked.parent, Path(keep), chosen)
+            except OSError as error:
+                raise UsageError(f"--keep {keep} cannot be written: {error.strerror}.") from error
         return Artifact.open(linked, owner)
     except (WasmgraphError, KeyboardInterrupt, OSError):
         owner.cleanup()
@@ -121,6 +124,19 @@ def compile(
         owner.cleanup()
         last = (str(error).strip() or repr(error)).splitlines()[-1]
         raise CompileError(f"{imported.name} for {target}: {type(error).__name__}: {last}") from error
+
+
+def build_roofline(target: str) -> Artifact:
+    """The roofline of a target as an artifact; see ``compiler/roofline.py``."""
+    try:
+        import ziglang  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(
+            "the roofline is compiled for the target: pip install 'wasmgraph[compile]'."
+        ) from error
+    from wasmgraph.compiler import roofline
+
+    return roofline.build_roofline(target)
 
 
 def _build(
@@ -226,4 +242,4 @@ def _keep(directory: Path, keep: Path, target: Target) -> None:
             shutil.copyfileobj(source, stream, 1 << 22)
 
 
-__all__ = ["CompileLog", "Stage", "compile"]
+__all__ = ["CompileLog", "Stage", "build_roofline", "compile"]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import onnx
-
-from wasmgraph.errors import UsageError
+from wasmgraph.errors import MissingDependencyError, UsageError
 from wasmgraph.files import cache_dir, cache_lock, write_atomically
-from wasmgraph.models import resnet50
 
 Progress = Callable[[str], None]
 
@@ -19,21 +17,42 @@ Progress = Callable[[str], None]
 class Model:
     """A model that can be fetched: how its file is made, and which revision of that making.
 
-    ``build`` gets a function that is told of progress. ``revision`` is part of the
-    cached file's name: raise it when ``build`` changes what it makes.
+    ``build`` returns the file's content; it gets a function that is told of progress. ``revision``
+    is part of the cached file's name: raise it when ``build`` changes what it makes.
     """
 
     name: str
     revision: int
-    build: Callable[[Progress], onnx.ModelProto]
+    build: Callable[[Progress], bytes]
     summary: str
+
+
+def _resnet50(progress: Progress, trained: bool) -> bytes:
+    try:
+        from wasmgraph.models import resnet50
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"making the model's file needs {error.name}: pip install 'wasmgraph[compile]'."
+        ) from error
+    build = resnet50.build_trained if trained else resnet50.build_random
+    return bytes(build(progress).SerializeToString())
 
 
 MODELS = {
     model.name: model
     for model in (
-        Model("resnet50", 1, resnet50.build_trained, "ResNet-50 v1, trained on ImageNet (95 MB download)"),
-        Model("resnet50-random", 1, resnet50.build_random, "the same architecture, seeded random weights"),
+        Model(
+            "resnet50",
+            1,
+            partial(_resnet50, trained=True),
+            "ResNet-50 v1, trained on ImageNet (95 MB download)",
+        ),
+        Model(
+            "resnet50-random",
+            1,
+            partial(_resnet50, trained=False),
+            "the same architecture, seeded random weights",
+        ),
     )
 }
 
@@ -62,8 +81,7 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
     if not path.exists():
         with cache_lock(path):
             if not path.exists():
-                proto = model.build(progress or (lambda _: None))
-                write_atomically(path, proto.SerializeToString())
+                write_atomically(path, model.build(progress or (lambda _: None)))
     return path
 
 

@@ -50,7 +50,10 @@ def goals(summary: Summary, model: str) -> list[Goal]:
         return []
 
     def ratio(over: str, under: str) -> float | None:
-        return rows[over].median_s / rows[under].median_s if {over, under} <= rows.keys() else None
+        if not {over, under} <= rows.keys():
+            return None
+        above, below = rows[over].median_s, rows[under].median_s
+        return above / below if above and below else None
 
     def field(backend: str, read: Callable[[Row], float | None]) -> float | None:
         return read(rows[backend]) if backend in rows else None

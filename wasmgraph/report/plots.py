@@ -34,14 +34,15 @@ def latency_plot(rows: Sequence[Row]) -> str:
     with mpl.rc_context(style):
         figure = Figure(figsize=(8, 0.8 + 0.55 * len(rows)))
         axes = figure.subplots()
-        for index, row in enumerate(rows):
+        timed = [(row, row.median_s) for row in rows if row.median_s is not None]
+        for index, (row, median_s) in enumerate(timed):
             colour = _COLOURS[index % len(_COLOURS)]
-            axes.barh(index, row.median_s * 1e3, height=0.5, color=colour, alpha=0.35)
+            axes.barh(index, median_s * 1e3, height=0.5, color=colour, alpha=0.35)
             points = [seconds * 1e3 for seconds in row.rounds_s]
             axes.plot(points, [index] * len(points), "|", color=colour, markersize=11)
-            label = f" {format_ms(row.median_s)} ms"
-            axes.annotate(label, (max([*points, row.median_s * 1e3]), index), va="center", color=colour)
-        axes.set_yticks(range(len(rows)), [row.backend for row in rows])
+            label = f" {format_ms(median_s)} ms"
+            axes.annotate(label, (max([*points, median_s * 1e3]), index), va="center", color=colour)
+        axes.set_yticks(range(len(timed)), [row.backend for row, _ in timed])
         axes.invert_yaxis()
         axes.set_xlim(left=0)
         axes.margins(x=0.12)

@@ -17,7 +17,7 @@ class Row:
     model: str
     backend: str
     values: Mapping[str, Any]
-    median_s: float
+    median_s: float | None
     rounds_s: Sequence[float]
     compile_s: float | None
     profile: Sequence[Mapping[str, Any]] = ()
@@ -78,19 +78,25 @@ def summarize(path: str | Path) -> Summary:
         elif test == "test_compile":
             compiles[key] = row["median_s"]
     rows = [
-        Row(*key, values, medians[key], rounds[key], compiles.get(key), profiles.get(key, ()))
+        Row(
+            *key,
+            values,
+            medians.get(key),
+            rounds.get(key, []),
+            compiles.get(key),
+            profiles.get(key, ()),
+        )
         for key, values in merged.items()
-        if key in medians
     ]
     order = list(dict.fromkeys(row.model for row in rows))
-    rows.sort(key=lambda row: (order.index(row.model), row.median_s))
+    rows.sort(key=lambda row: (order.index(row.model), row.median_s or float("inf")))
     return Summary(
         Path(path),
         rows,
         overhead,
         RunInfo.of(data),
-        data.get("machine_info", {}),
-        data.get("commit_info", {}),
+        data.get("machine_info") or {},
+        data.get("commit_info") or {},
         str(data.get("datetime", "")),
     )
 
@@ -144,6 +150,8 @@ def sentence(row: Row) -> str:
         accuracy += f", and equal to the reference's on {format_count(row, 'agreement')}."
     elif row.get("agreement") is not None:
         accuracy = f" Its first class is the reference's on {format_count(row, 'agreement')} inputs."
+    if row.median_s is None:
+        return f"{row.backend}: latency not measured.{accuracy}"
     if row.get("ratio") is None or row.get("reference") == row.backend:
         return f"{row.backend} takes {format_ms(row.median_s)} ms.{accuracy}"
     return (

@@ -15,11 +15,12 @@ import wasmtime
 
 from wasmgraph.artifact import Artifact, Placed
 from wasmgraph.errors import ArtifactError, CacheError, ExecutionError, UsageError
-from wasmgraph.files import cache_dir, cache_lock, write_atomically
+from wasmgraph.files import cache_dir, cache_lock, prune, write_atomically
 from wasmgraph.host import cpu_features, cpu_name
 from wasmgraph.runtimes.base import LoadOptions, Runtime, Session
 from wasmgraph.tensors import Array
 
+_CACHE_BYTES = 4 << 30  # of compiled code; the longest unused goes first
 _CONFIG = "cranelift, opt speed, no fuel, no epochs"
 
 
@@ -51,6 +52,8 @@ def compiled_module(artifact: Artifact) -> wasmtime.Module:
                 module = _compile(artifact)
                 with suppress(OSError):  # a full disk costs the next load time, nothing else
                     write_atomically(path, bytes(module.serialize()))
+                    os.utime(path)
+                    prune(path.parent, _CACHE_BYTES)
                 return module
     try:
         if os.name == "posix" and path.stat().st_uid != os.geteuid():

@@ -25,8 +25,8 @@ Rule = Callable[[Schedule, Target], bool]
 
 RULES: Mapping[str, Rule] = {
     "winograd-conv2d": schedule_winograd,
-    "direct-conv2d": schedule_conv2d,
     "pointwise-conv2d": schedule_pointwise,
+    "direct-conv2d": schedule_conv2d,
     "dense": schedule_dense,
     "reduction": schedule_reduction,
     "elementwise": schedule_elementwise,
