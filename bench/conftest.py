@@ -152,3 +152,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     for title, cases in (("skipped", run.skipped), ("failed", run.failed)):
         for case, reason in cases.items():
             terminalreporter.write_line(f"{title}: {case}: {reason}")
+
+
+def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
+    machine_info.pop("node", None)  # a host's name is nobody's business but its owner's

@@ -76,7 +76,7 @@ def compile(
     Parameters
     ----------
     model : path of an ``.onnx`` file, or a model in memory
-    target : one of ``wasm32``, ``wasm32-simd128``, ``native``
+    target : a name of :func:`wasmgraph.targets.target_names`
     shapes : by input name, its static shape; needed where the model's own is not static
     params : where the weights go; ``embedded`` puts them into the module
     keep : a directory to leave ``graph.json``, ``graph.o``, ``graph.params`` and the archive in

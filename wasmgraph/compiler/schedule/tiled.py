@@ -23,7 +23,7 @@ from wasmgraph.targets import Target
 def schedule_conv2d(schedule: Schedule, target: Target) -> bool:
     """Direct convolution (``operators.conv2d_compute``): channel block, row, pixel tile, reduction.
 
-    Also takes the 1×1 convolutions whose rows the rule above cannot join.
+    Also takes the 1×1 convolutions whose rows ``schedule_pointwise`` cannot join.
     """
     acc, last = find(schedule, "acc"), output(schedule)
     if acc is None or last is None or len(schedule.get(acc).iter_vars) not in (4, 7, 8):
