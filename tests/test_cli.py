@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from onnx import helper
 from PIL import Image
 
+import wasmgraph as wg
 from tests.conftest import model_of, small_model
 from wasmgraph.cli import main
 
@@ -40,6 +41,17 @@ def test_compile_run_inspect(small_onnx: Path, tmp_path: Path, small_input: np.n
     assert facts["imports"] == []
     assert facts["target"] == "wasm32"
     assert facts["bytes"] == out.stat().st_size
+
+
+def test_profile_names_every_kernel_against_the_roofline(small_artifact) -> None:
+    done = invoke("profile", small_artifact("wasm32-simd128"), "--rounds", "2")
+    assert done.exit_code == 0, done.output
+    for words in ("roofline measured now", "GFLOP/s", "direct-conv2d", "softmax", "fallback"):
+        assert words in done.output, words
+    data = json.loads(invoke("profile", small_artifact("wasm32-simd128"), "--rounds", "1", "--json").output)
+    steps = wg.Artifact.open(small_artifact("wasm32-simd128")).manifest.steps
+    assert {row["kernel"] for row in data["kernels"]} == {step.kernel for step in steps}
+    assert data["roofline"]["flops_per_s"] > 1e8
 
 
 def classifier(path: Path, weights: str = "trained") -> Path:

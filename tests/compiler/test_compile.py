@@ -120,3 +120,28 @@ def test_integer_tensors() -> None:
     a = np.array([1, -2, 3, 1 << 40, 5])
     with wg.load(wg.compile(model)) as session:
         np.testing.assert_array_equal(session.run({"a": a, "b": a})["c"], 2 * a)
+
+
+def test_a_channel_shuffle_keeps_its_convolutions_scheduled(tmp_path: Path) -> None:
+    """TVM's layout pass knows no layout for the 5-D tensor and once ended the compile."""
+    rng = np.random.default_rng(0)
+    constants = {
+        "w1": rng.normal(0, 1, (6, 4, 1, 1)).astype(np.float32),
+        "w2": rng.normal(0, 1, (5, 6, 3, 3)).astype(np.float32),
+        "five": np.array([1, 2, 3, 6, 6]),
+        "four": np.array([1, 6, 6, 6]),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["c"]),
+        helper.make_node("Reshape", ["c", "five"], ["r"]),
+        helper.make_node("Transpose", ["r"], ["t"], perm=[0, 2, 1, 3, 4]),
+        helper.make_node("Reshape", ["t", "four"], ["s"]),
+        helper.make_node("Conv", ["s", "w2"], ["y"], pads=[1] * 4),
+    ]
+    model = model_of(nodes, {"x": [1, 4, 6, 6]}, ["y"], constants)
+    onnx.save(model, tmp_path / "shuffle.onnx")
+    artifact = wg.compile(model)
+    assert not [s for s in artifact.manifest.steps if "conv2d" in s.operator and s.rule == "fallback"]
+    x = {"x": rng.normal(0, 1, (1, 4, 6, 6)).astype(np.float32)}
+    with wg.load(artifact) as ours, wg.load(tmp_path / "shuffle.onnx") as theirs:
+        np.testing.assert_allclose(ours.run(x)["y"], theirs.run(x)["y"], rtol=1e-4, atol=1e-4)

@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx import helper
 
@@ -39,6 +40,34 @@ def test_all_unsupported_operators_are_named_at_once() -> None:
         UnsupportedOperatorError, match=r"opset 17.*LSTM at second; my.ops.Frobnicate at first"
     ):
         import_model(model, {})
+
+
+def test_unknown_operators_of_a_file_are_named_before_onnx_stops_at_the_first(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("FooBar", ["x"], ["a"], "n1"),
+        helper.make_node("BazQux", ["a"], ["b"], "n2"),
+        helper.make_node("TopK", ["b", "k"], ["v", "i"], "n3"),
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "unknown",
+        [value("x", onnx.TensorProto.FLOAT, [4]), value("k", onnx.TensorProto.INT64, [1])],
+        [value("v", onnx.TensorProto.FLOAT, [1])],
+    )
+    onnx.save(helper.make_model(graph), tmp_path / "m.onnx")
+    with pytest.raises(UnsupportedOperatorError, match="BazQux at n2; FooBar at n1; TopK at n3"):
+        import_model(tmp_path / "m.onnx", {})
+
+
+def test_inputs_that_are_initializers_are_not_fed() -> None:
+    """As older exporters write them; onnxruntime folds the initializer and leaves the input."""
+    reshape = helper.make_node("Reshape", ["x", "shape"], ["y"])
+    model = model_of([reshape], {"x": [6]}, ["y"], {"shape": np.array([2, 3])})
+    model.graph.input.append(helper.make_tensor_value_info("shape", onnx.TensorProto.INT64, [2]))
+    imported = import_model(model, {})
+    assert [spec.name for spec in imported.inputs] == ["x"]
+    assert imported.outputs[0].shape == (2, 3)
 
 
 def test_an_unbound_dimension_is_named_with_its_remedy() -> None:
