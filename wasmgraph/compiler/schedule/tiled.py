@@ -20,33 +20,40 @@ from wasmgraph.compiler.schedule.blocks import (
 from wasmgraph.targets import Target
 
 
+def _parts(
+    schedule: Schedule, axes: tuple[int, ...], rank: int
+) -> tuple[SBlockRV, SBlockRV, list[LoopRV]] | None:
+    """The accumulating block, the block that writes the output, and that block's loops; None if
+    the kernel has not one of ``axes`` many axes in the first or ``rank`` loops in the last."""
+    acc, last = find(schedule, "acc"), output(schedule)
+    if acc is None or last is None or len(schedule.get(acc).iter_vars) not in axes:
+        return None
+    loops: list[LoopRV] = schedule.get_loops(last)
+    return (acc, last, loops) if len(loops) == rank else None
+
+
 def schedule_conv2d(schedule: Schedule, target: Target) -> bool:
     """Direct convolution (``operators.conv2d_compute``): channel block, row, pixel tile, reduction.
 
     Also takes the 1×1 convolutions whose rows ``schedule_pointwise`` cannot join.
     """
-    acc, last = find(schedule, "acc"), output(schedule)
-    if acc is None or last is None or len(schedule.get(acc).iter_vars) not in (4, 7, 8):
-        return False
-    loops = schedule.get_loops(last)
-    if len(loops) != 4:
+    parts = _parts(schedule, (4, 7, 8), 4)
+    if parts is None:
         return False
     padding = find(schedule, "pad")
     if padding is not None:
         vectorize_copy(schedule, padding, target.lanes)
-    image, row, column, channel = loops
+    acc, last, (image, row, column, channel) = parts
     tile(schedule, acc, last, [image, row], column, channel, target)
     return True
 
 
 def schedule_pointwise(schedule: Schedule, target: Target) -> bool:
     """1×1 convolution (``operators.pointwise_compute``): all pixels in one loop."""
-    acc, last = find(schedule, "acc"), output(schedule)
-    if acc is None or last is None or len(schedule.get(acc).iter_vars) != 4:
+    parts = _parts(schedule, (4,), 4)
+    if parts is None:
         return False
-    loops = schedule.get_loops(last)
-    if len(loops) != 4:
-        return False
+    acc, last, loops = parts
     inline_between(schedule, acc, last)
     _, height, width, _ = (int(schedule.get(loop).extent) for loop in loops)
     # Fusing the loops would not do: regions are inferred from the block's own axes.
@@ -58,13 +65,11 @@ def schedule_pointwise(schedule: Schedule, target: Target) -> bool:
 
 def schedule_dense(schedule: Schedule, target: Target) -> bool:
     """Matrix product (``operators.dense_compute``): channel block, row tile, reduction."""
-    acc, last = find(schedule, "acc"), output(schedule)
-    if acc is None or last is None or len(schedule.get(acc).iter_vars) != 4:
+    parts = _parts(schedule, (4,), 2)
+    if parts is None:
         return False
-    loops = schedule.get_loops(last)
-    if len(loops) != 2:
-        return False
-    tile(schedule, acc, last, [], loops[0], loops[1], target)
+    acc, last, (pixel, channel) = parts
+    tile(schedule, acc, last, [], pixel, channel, target)
     return True
 
 
