@@ -82,27 +82,24 @@ class _Reader:
         self.at += 1
         return self.data[self.at - 1]
 
-    def unsigned(self) -> int:
+    def _leb128(self) -> tuple[int, int, bool]:
+        """The bits of an integer, how many they are, and the last byte's sign bit."""
         value = shift = 0
         while True:
             byte = self.byte()
             value |= (byte & 0x7F) << shift
             shift += 7
             if not byte & 0x80:
-                return value
+                return value, shift, bool(byte & 0x40)
             if shift > 63:
                 raise MalformedError("an integer is longer than ten bytes")
 
+    def unsigned(self) -> int:
+        return self._leb128()[0]
+
     def signed(self) -> int:
-        value = shift = 0
-        while True:
-            byte = self.byte()
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if not byte & 0x80:
-                return value - (1 << shift) if byte & 0x40 else value
-            if shift > 63:
-                raise MalformedError("an integer is longer than ten bytes")
+        value, bits, negative = self._leb128()
+        return value - (1 << bits) if negative else value
 
     def text(self) -> str:
         length = self.unsigned()

@@ -72,7 +72,6 @@ def import_model(model: str | Path | onnx.ModelProto, shapes: Mapping[str, Seque
     """
     proto, name, sha256 = _read(model)
     bind_shapes(proto, shapes)
-    _check_operators(proto)
     fed = {value.name for value in _fed_inputs(proto)}
     proto = _simplify(_explicit_padding(proto), name)
     # onnxruntime folds initializers away but leaves their entries among the inputs.
@@ -94,6 +93,7 @@ def _read(model: str | Path | onnx.ModelProto) -> tuple[onnx.ModelProto, str, st
     if isinstance(model, onnx.ModelProto):
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
+        _check_operators(copy)
         digest = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
         return copy, model.graph.name or "model", digest
     path = Path(model)

@@ -32,16 +32,11 @@ def schedule_winograd(schedule: Schedule, target: Target) -> bool:
     return True
 
 
-def _vector(schedule: Schedule, channel: LoopRV, lanes: int) -> tuple[LoopRV, LoopRV]:
-    outer, lane = schedule.split(channel, [None, lanes])
-    return outer, lane
-
-
-def _below(schedule: Schedule, block: SBlockRV, at: LoopRV, scope: str = "local") -> None:
+def _below(schedule: Schedule, block: SBlockRV, at: LoopRV) -> None:
     """Compute ``block`` at a loop, its small spatial loops unrolled, its channels a vector."""
     depth = len(schedule.get_loops(block))
     schedule.compute_at(block, at, preserve_unit_loops=True)
-    schedule.set_scope(block, 0, scope)
+    schedule.set_scope(block, 0, "local")
     own = schedule.get_loops(block)[-depth:]
     schedule.vectorize(own[-1])
     for loop in own[:-1]:
@@ -52,7 +47,7 @@ def _input(
     schedule: Schedule, gather: SBlockRV, rows: SBlockRV, transformed: SBlockRV, target: Target
 ) -> None:
     i, j, pixel, channel = schedule.get_loops(transformed)
-    outer, lane = _vector(schedule, channel, target.lanes)
+    outer, lane = schedule.split(channel, [None, target.lanes])
     schedule.reorder(pixel, outer, i, j, lane)
     schedule.compute_inline(gather)
     _below(schedule, rows, outer)
@@ -68,7 +63,7 @@ def _output(schedule: Schedule, columns: SBlockRV, tiles: SBlockRV, last: SBlock
     image, row, column, channel = schedule.get_loops(last)
     down, y = schedule.split(row, [None, m])
     across, x = schedule.split(column, [None, m])
-    outer, lane = _vector(schedule, channel, target.lanes)
+    outer, lane = schedule.split(channel, [None, target.lanes])
     schedule.reorder(image, down, across, outer, y, x, lane)
     _below(schedule, tiles, outer)
     _below(schedule, columns, outer)
