@@ -109,11 +109,9 @@ def test_profile(benchmark: Any, bench: Bench, backend: Backend) -> None:
     assert backend.target is not None
     steps = bench.artifact(backend.target).manifest.steps
     roof = build_roofline(backend.target)
-    work = (roof.manifest.steps[0].flops, roof.manifest.steps[-1].traffic_bytes)
-    calls = [(s.kernel, s.operator, s.rule, s.flops, s.traffic_bytes) for s in steps]
     with load(roof, runtime=backend.runtime) as limit:
         profile = profile_steps(
-            bench.session(backend), bench.inputs[0], calls, limit, work, _PROFILE_ROUNDS
+            bench.session(backend), bench.inputs[0], steps, limit, roof.manifest.steps, _PROFILE_ROUNDS
         )
     CLOCK.replay(benchmark, [sum(step.seconds for step in profile.steps)])
     benchmark.extra_info["profile"] = [asdict(row) for row in by_kernel(profile)]

@@ -298,11 +298,9 @@ def profile(artifact: Path, rounds: int, as_json: bool) -> None:
     opened = Artifact.open(artifact)
     rng = np.random.default_rng(0)
     feeds = {s.name: rng.normal(0, 1, s.shape).astype(s.dtype) for s in opened.inputs}
-    steps = [(s.kernel, s.operator, s.rule, s.flops, s.traffic_bytes) for s in opened.manifest.steps]
     roof = build_roofline(opened.manifest.target)
     with load(opened) as session, load(roof) as limit:
-        work = (roof.manifest.steps[0].flops, roof.manifest.steps[-1].traffic_bytes)
-        measured = profile_steps(session, feeds, steps, limit, work, rounds)
+        measured = profile_steps(session, feeds, opened.manifest.steps, limit, roof.manifest.steps, rounds)
     found, roofline = by_kernel(measured), measured.roofline
     if as_json:
         rows = [asdict(row) for row in found]

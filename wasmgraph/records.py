@@ -132,12 +132,19 @@ def results(path: str | Path) -> pd.DataFrame:
         The file is not a results file.
     """
     try:
-        import pandas as pd
+        import pandas as pd  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError("results need pandas: pip install 'wasmgraph[report]'.") from error
+    return table(read_results(path), path)
+
+
+def table(data: Mapping[str, Any], path: str | Path) -> pd.DataFrame:
+    """:func:`results` of a file that was already read; ``path`` names it in errors."""
+    import pandas as pd
+
     rows = []
     names = [f.name for f in fields(Record)]
-    for number, benchmark in enumerate(read_results(path)["benchmarks"]):
+    for number, benchmark in enumerate(data["benchmarks"]):
         try:
             stats, extra = benchmark["stats"], benchmark["extra_info"]
             row = {

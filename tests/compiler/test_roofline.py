@@ -21,11 +21,10 @@ def test_a_roofline_runs_all_its_steps(target: str) -> None:
 @pytest.mark.parametrize("target", ["wasm32-simd128", "native"])
 def test_a_profile_covers_every_call(target: str, small_artifact, small_input) -> None:
     artifact = wg.Artifact.open(small_artifact(target))
-    steps = [(s.kernel, s.operator, s.rule, s.flops, s.traffic_bytes) for s in artifact.manifest.steps]
+    steps = artifact.manifest.steps
     roof = build_roofline(target)
-    work = (roof.manifest.steps[0].flops, roof.manifest.steps[2].traffic_bytes)
     with wg.load(artifact) as session, wg.load(roof) as limit:
-        profile = profile_steps(session, {"x": small_input}, steps, limit, work, 3)
+        profile = profile_steps(session, {"x": small_input}, steps, limit, roof.manifest.steps, 3)
     rows = by_kernel(profile)
     assert sum(row.calls for row in rows) == len(steps)
     assert sum(row.share for row in rows) == pytest.approx(1)

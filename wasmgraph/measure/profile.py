@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Protocol
 
 from wasmgraph.runtimes.base import Session
 from wasmgraph.tensors import Array
@@ -22,6 +23,21 @@ class Roofline:
 
     flops_per_s: float
     bytes_per_s: float
+
+
+class Work(Protocol):
+    """What a call of a plan is and has to do; an artifact's manifest lists them."""
+
+    @property
+    def kernel(self) -> str: ...  # noqa: D102
+    @property
+    def operator(self) -> str: ...  # noqa: D102
+    @property
+    def rule(self) -> str: ...  # noqa: D102
+    @property
+    def flops(self) -> int: ...  # noqa: D102
+    @property
+    def traffic_bytes(self) -> int: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -63,19 +79,19 @@ class Profile:
 def profile_steps(
     session: Session,
     feeds: Mapping[str, Array],
-    steps: Sequence[tuple[str, str, str, int, int]],
+    steps: Sequence[Work],
     limit: Session,
-    limit_work: tuple[int, int],
+    limit_steps: Sequence[Work],
     rounds: int,
 ) -> Profile:
     """Time every step, ``rounds`` times through the whole plan, after one untimed run.
 
     Parameters
     ----------
-    steps : for each call its kernel, operator, rule, flops and traffic in bytes
+    steps : the calls of the session's plan
     limit : the roofline artifact of the same target, run once after every round, so that steps and
         peak meet the same disturbances
-    limit_work : flops of its ``PEAK`` step, bytes of its ``STREAM`` step
+    limit_steps : the calls of its plan
     """
     session.run(feeds)
     limit.run_step(FILL)  # memory that nobody wrote is one shared page of zeros
@@ -93,8 +109,14 @@ def profile_steps(
             timed(session, index, times)
         timed(limit, PEAK, peaks)
         timed(limit, STREAM, streams)
-    roofline = Roofline(limit_work[0] / median(peaks), limit_work[1] / median(streams))
-    timings = [StepTime(*step, median(times)) for step, times in zip(steps, seconds, strict=True)]
+    roofline = Roofline(
+        limit_steps[PEAK].flops / median(peaks),
+        limit_steps[STREAM].traffic_bytes / median(streams),
+    )
+    timings = [
+        StepTime(s.kernel, s.operator, s.rule, s.flops, s.traffic_bytes, median(times))
+        for s, times in zip(steps, seconds, strict=True)
+    ]
     return Profile(timings, roofline)
 
 

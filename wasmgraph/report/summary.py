@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wasmgraph.records import RunInfo, read_results, results
+from wasmgraph.records import RunInfo, read_results, table
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ def summarize(path: str | Path) -> Summary:
     RecordError
         It is not a results file.
     """
-    frame = results(path)
     data = read_results(path)
+    frame = table(data, path)
     merged: dict[tuple[str, str], dict[str, Any]] = {}
     rounds: dict[tuple[str, str], list[float]] = {}
     medians: dict[tuple[str, str], float] = {}
