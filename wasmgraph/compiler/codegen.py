@@ -36,6 +36,9 @@ def tvm_target(target: Target) -> tvm.target.Target:
             "mtriple": "wasm32-unknown-unknown",
             "mattr": [f"+{feature}" for feature in target.features],
             "vector-width": 128,
+            # Otherwise loops end on i + 1 != n, which Cranelift turns into i != n - 1: the old i then
+            # lives beside the new one, and every turn pays a copy and a second jump.
+            "cl-opt": ["-disable-lftr:bool=true"],
         }
     else:
         config = {

@@ -7,6 +7,8 @@ block and spills.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
@@ -44,7 +46,7 @@ def schedule_conv2d(schedule: Schedule, target: Target) -> bool:
     if padding is not None:
         vectorize_copy(schedule, padding, target.lanes)
     acc, last, (image, row, column, channel) = parts
-    tile(schedule, acc, last, [image, row], column, channel, target)
+    tile(schedule, acc, last, column, channel, target, rows=(image, row))
     return True
 
 
@@ -59,7 +61,7 @@ def schedule_pointwise(schedule: Schedule, target: Target) -> bool:
     # Fusing the loops would not do: regions are inferred from the block's own axes.
     schedule.transform_block_layout(last, lambda i, y, x, c: ((i * height + y) * width + x, c))
     pixel, channel = schedule.get_loops(last)
-    tile(schedule, acc, last, [], pixel, channel, target)
+    tile(schedule, acc, last, pixel, channel, target)
     return True
 
 
@@ -69,7 +71,7 @@ def schedule_dense(schedule: Schedule, target: Target) -> bool:
     if parts is None:
         return False
     acc, last, (pixel, channel) = parts
-    tile(schedule, acc, last, [], pixel, channel, target)
+    tile(schedule, acc, last, pixel, channel, target)
     return True
 
 
@@ -77,22 +79,27 @@ def tile(
     schedule: Schedule,
     acc: SBlockRV,
     last: SBlockRV,
-    outer: list[LoopRV],
     pixel: LoopRV,
     channel: LoopRV,
     target: Target,
+    outer: Sequence[LoopRV] = (),
+    rows: Sequence[LoopRV] = (),
 ) -> None:
-    """Tile ``pixel`` × ``channel`` of ``last`` and compute ``acc`` for each tile in registers."""
+    """Tile ``pixel`` × ``channel`` of ``last`` and compute ``acc`` for each tile in registers.
+
+    From the outside in: ``outer``, blocks of channels, ``rows``, tiles of pixels. What lies inside the
+    loop over blocks is done with one block's weights, which stay in the cache.
+    """
     inline_between(schedule, acc, last)
     pixels = min(target.tile_pixels, int(schedule.get(pixel).extent))
     block, lane = schedule.split(channel, [None, target.tile_channels])
     tile, within = schedule.split(pixel, [None, pixels])
-    schedule.reorder(block, *outer, tile, within, lane)
+    schedule.reorder(*outer, block, *rows, tile, within, lane)
     schedule.compute_at(acc, tile, preserve_unit_loops=True)
     schedule.set_scope(acc, 0, "local")
     # Below the tile: every spatial axis of acc again (unit loops but for pixel and lane), then
     # the reduction axes.
-    own = schedule.get_loops(acc)[len(outer) + 2 :]
+    own = schedule.get_loops(acc)[len(outer) + len(rows) + 2 :]
     spatial = sum(1 for axis in schedule.get(acc).iter_vars if axis.iter_type == 0)
     own_pixel, own_lane, reduction = own[spatial - 2], own[spatial - 1], own[spatial:]
     schedule.reorder(*reduction, own_pixel, own_lane)

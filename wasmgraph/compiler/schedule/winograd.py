@@ -27,7 +27,8 @@ def schedule_winograd(schedule: Schedule, target: Target) -> bool:
         vectorize_copy(schedule, padding, target.lanes)
     _input(schedule, found["gather"], found["rows"], found["transformed"], target)
     position, pixel, channel = schedule.get_loops(found["product"])
-    tile(schedule, found["acc"], found["product"], [position], pixel, channel, target)
+    # A position at a time: its slice of the transformed input stays in the cache for all channels.
+    tile(schedule, found["acc"], found["product"], pixel, channel, target, outer=[position])
     _output(schedule, found["columns"], found["tiles"], last, target)
     return True
 
