@@ -192,13 +192,21 @@ def test_what_no_rule_takes_is_correct_and_counted() -> None:
     assert wg.compile(model).manifest.ops_fallback == 1
 
 
-@given(st.integers(1, 40), st.integers(1, 3), st.integers(1, 3), st.integers(1, 5), st.integers(1, 17))
+@given(
+    st.integers(1, 20),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 5),
+    st.integers(1, 17),
+)
 def test_packing_keeps_every_weight_and_pads_with_zeros(
-    out: int, kh: int, kw: int, inner: int, block: int
+    own: int, groups: int, kh: int, kw: int, inner: int, block: int
 ) -> None:
+    out = own * groups
     weight = np.arange(1, out * kh * kw * inner + 1, dtype=np.float32).reshape(out, kh, kw, inner)
-    packed = pack_conv2d(weight, block)
-    assert packed.shape == (-(-out // block), kh, kw, inner, block)
+    packed = pack_conv2d(weight, block, groups)
+    assert packed.shape == (groups, -(-own // block), kh, kw, inner, block)
     for o in range(out):
-        np.testing.assert_array_equal(packed[o // block, ..., o % block], weight[o])
+        np.testing.assert_array_equal(packed[o // own, o % own // block, ..., o % own % block], weight[o])
     assert np.count_nonzero(packed) == weight.size

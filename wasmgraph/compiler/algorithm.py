@@ -44,8 +44,8 @@ class Convolution:
 
     @property
     def is_pointwise(self) -> bool:
-        """Whether it is a matrix product over pixels (if nothing is padded)."""
-        return (self.kernel, self.stride, self.groups) == ((1, 1), (1, 1), 1)
+        """Whether it is a matrix product over pixels, one a group (if nothing is padded)."""
+        return (self.kernel, self.stride) == ((1, 1), (1, 1))
 
     @property
     def fits_winograd(self) -> bool:

@@ -20,8 +20,8 @@ from wasmgraph.compiler.schedule.tiled import schedule_conv2d, schedule_dense, s
 from wasmgraph.compiler.schedule.winograd import schedule_winograd
 from wasmgraph.targets import Target
 
-# Returns whether it took the kernel; a rule that returns False may leave the schedule half changed.
-Rule = Callable[[Schedule, Target], bool]
+# Returns the finished schedule, or None if the rule does not fit; the one it was given is then spoilt.
+Rule = Callable[[Schedule, Target], Schedule | None]
 
 RULES: Mapping[str, Rule] = {
     "winograd-conv2d": schedule_winograd,
@@ -37,12 +37,12 @@ FALLBACK = "fallback"
 def schedule_kernel(kernel: tirx.PrimFunc, target: Target) -> tuple[tirx.PrimFunc, str]:
     """Return the scheduled kernel and the name of the rule that did it."""
     for name, rule in RULES.items():
-        schedule = Schedule(tvm.IRModule({"main": kernel}))
         try:
-            if rule(schedule, target):
-                return schedule.mod["main"], name
+            schedule = rule(Schedule(tvm.IRModule({"main": kernel})), target)
         except ScheduleError:
             continue  # a primitive's own precondition failed: the rule does not fit this kernel
+        if schedule is not None:
+            return schedule.mod["main"], name
     return kernel, FALLBACK
 
 

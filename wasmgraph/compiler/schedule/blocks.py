@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import tvm
+import tvm_ffi
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
-from tvm.tirx import IterVar
+from tvm.sym import Analyzer
+from tvm.tirx import Add, FloorDiv, FloorMod, IterVar
 
 # LoopPartition then peels the iterations that the guard of a non-dividing split would burden.
 PEEL = "pragma_loop_partition_hint"
@@ -33,6 +39,21 @@ def output(schedule: Schedule) -> SBlockRV | None:
     """The block that writes the kernel's output, if there is just one."""
     written = schedule.get_output_blocks(schedule.get_sblock("root"))
     return written[0] if len(written) == 1 else None
+
+
+def reindex(schedule: Schedule, block: SBlockRV, axes: Callable[..., tuple[Any, ...]]) -> Schedule:
+    """Give ``block`` other axes, made from its own by ``axes``, in a new schedule.
+
+    ``transform_block_layout`` leaves indices such as ``(g * 8 + c) // 8``, on which region inference
+    gives up; they are simplified by what is known of the new axes.
+    """
+    schedule.transform_block_layout(block, axes)
+    analyzer = Analyzer()
+    for axis in schedule.get(block).iter_vars:
+        analyzer.bind(axis.var, axis.dom)
+    kernel = schedule.mod["main"]
+    body = tvm_ffi.structural_map(kernel.body, [((FloorDiv, FloorMod, Add), analyzer.simplify)])
+    return Schedule(tvm.IRModule({"main": kernel.with_body(body)}))
 
 
 def inline_between(schedule: Schedule, producer: SBlockRV, last: SBlockRV) -> None:

@@ -17,12 +17,12 @@ from wasmgraph.compiler.schedule.blocks import (
 from wasmgraph.targets import Target
 
 
-def schedule_reduction(schedule: Schedule, target: Target) -> bool:
+def schedule_reduction(schedule: Schedule, target: Target) -> Schedule | None:
     """One reducing block over NHWC-like data, with element-wise blocks before and after it."""
     order, last = blocks(schedule), output(schedule)
     reducing = [block for block in order if reduces(schedule, block)]
     if len(reducing) != 1 or last is None:
-        return False
+        return None
     acc = reducing[0]
     block = schedule.get(acc)
     spatial = [axis for axis in block.iter_vars if axis.iter_type == 0]
@@ -31,7 +31,7 @@ def schedule_reduction(schedule: Schedule, target: Target) -> bool:
         region.region[-1].min for region in block.reads if not region.source.same_as(block.writes[0].source)
     ]
     if len(reads) != 1 or not reads[0].same_as(innermost):
-        return False  # the data's innermost dimension is reduced: its vectors would need shuffles
+        return None  # the data's innermost dimension is reduced: its vectors would need shuffles
     for producer in order[: order.index(acc)]:
         vectorize_copy(schedule, producer, target.lanes)
     if last is acc or schedule.get(last).name_hint == block.name_hint:
@@ -51,4 +51,4 @@ def schedule_reduction(schedule: Schedule, target: Target) -> bool:
     schedule.decompose_reduction(acc, reduction[0])
     schedule.vectorize(lane)
     schedule.annotate(outer, PEEL, 1)
-    return True
+    return schedule

@@ -11,68 +11,93 @@ from collections.abc import Sequence
 
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
+from tvm.tirx import IterVar
 
 from wasmgraph.compiler.schedule.blocks import (
     PEEL,
     find,
     inline_between,
     output,
+    reindex,
     vectorize_copy,
 )
 from wasmgraph.targets import Target
 
+# Where the group's axis is among the spatial axes of ``acc``, by how many of those there are:
+# conv2d_compute, depthwise_compute (none), pointwise_compute.
+_GROUP_AXIS = {6: 1, 5: None, 4: 0}
+
+
+def _spatial(schedule: Schedule, block: SBlockRV) -> list[IterVar]:
+    return [axis for axis in schedule.get(block).iter_vars if axis.iter_type == IterVar.DataPar]
+
 
 def _parts(
-    schedule: Schedule, axes: tuple[int, ...], rank: int
+    schedule: Schedule, spatial: tuple[int, ...], rank: int
 ) -> tuple[SBlockRV, SBlockRV, list[LoopRV]] | None:
     """The accumulating block, the block that writes the output, and that block's loops; None if
-    the kernel has not one of ``axes`` many axes in the first or ``rank`` loops in the last."""
+    the kernel has not one of ``spatial`` many axes in the first or ``rank`` loops in the last."""
     acc, last = find(schedule, "acc"), output(schedule)
-    if acc is None or last is None or len(schedule.get(acc).iter_vars) not in axes:
+    if acc is None or last is None or len(_spatial(schedule, acc)) not in spatial:
         return None
     loops: list[LoopRV] = schedule.get_loops(last)
     return (acc, last, loops) if len(loops) == rank else None
 
 
-def schedule_conv2d(schedule: Schedule, target: Target) -> bool:
+def _group_channels(schedule: Schedule, acc: SBlockRV, channel: LoopRV) -> int:
+    """Output channels of one group."""
+    axes = _spatial(schedule, acc)
+    index = _GROUP_AXIS[len(axes)]
+    channels = int(schedule.get(channel).extent)
+    return channels if index is None else channels // int(axes[index].dom.extent)
+
+
+def schedule_conv2d(schedule: Schedule, target: Target) -> Schedule | None:
     """Direct convolution (``operators.conv2d_compute``): channel block, row, pixel tile, reduction.
 
     Also takes the 1×1 convolutions whose rows ``schedule_pointwise`` cannot join.
     """
-    parts = _parts(schedule, (4, 7, 8), 4)
+    parts = _parts(schedule, (4, 5, 6), 4)
     if parts is None:
-        return False
+        return None
     padding = find(schedule, "pad")
     if padding is not None:
         vectorize_copy(schedule, padding, target.lanes)
-    acc, last, (image, row, column, channel) = parts
-    tile(schedule, acc, last, column, channel, target, rows=(image, row))
-    return True
+    acc, last, loops = parts
+    inline_between(schedule, acc, last)
+    own = _group_channels(schedule, acc, loops[-1])
+    schedule = reindex(schedule, last, lambda i, y, x, c: (i, y, x, c // own, c % own))
+    acc, last = find(schedule, "acc"), output(schedule)
+    image, row, column, group, channel = schedule.get_loops(last)
+    tile(schedule, acc, last, column, channel, target, outer=[group], rows=[image, row])
+    return schedule
 
 
-def schedule_pointwise(schedule: Schedule, target: Target) -> bool:
+def schedule_pointwise(schedule: Schedule, target: Target) -> Schedule | None:
     """1×1 convolution (``operators.pointwise_compute``): all pixels in one loop."""
     parts = _parts(schedule, (4,), 4)
     if parts is None:
-        return False
+        return None
     acc, last, loops = parts
     inline_between(schedule, acc, last)
+    own = _group_channels(schedule, acc, loops[-1])
     _, height, width, _ = (int(schedule.get(loop).extent) for loop in loops)
     # Fusing the loops would not do: regions are inferred from the block's own axes.
-    schedule.transform_block_layout(last, lambda i, y, x, c: ((i * height + y) * width + x, c))
-    pixel, channel = schedule.get_loops(last)
-    tile(schedule, acc, last, pixel, channel, target)
-    return True
+    schedule = reindex(schedule, last, lambda i, y, x, c: ((i * height + y) * width + x, c // own, c % own))
+    acc, last = find(schedule, "acc"), output(schedule)
+    pixel, group, channel = schedule.get_loops(last)
+    tile(schedule, acc, last, pixel, channel, target, outer=[group])
+    return schedule
 
 
-def schedule_dense(schedule: Schedule, target: Target) -> bool:
+def schedule_dense(schedule: Schedule, target: Target) -> Schedule | None:
     """Matrix product (``operators.dense_compute``): channel block, row tile, reduction."""
-    parts = _parts(schedule, (4,), 2)
+    parts = _parts(schedule, (3,), 2)
     if parts is None:
-        return False
+        return None
     acc, last, (pixel, channel) = parts
     tile(schedule, acc, last, pixel, channel, target)
-    return True
+    return schedule
 
 
 def tile(
@@ -87,12 +112,13 @@ def tile(
 ) -> None:
     """Tile ``pixel`` × ``channel`` of ``last`` and compute ``acc`` for each tile in registers.
 
-    From the outside in: ``outer``, blocks of channels, ``rows``, tiles of pixels. What lies inside the
-    loop over blocks is done with one block's weights, which stay in the cache.
+    From the outside in: ``outer``, blocks of channels, ``rows``, tiles of pixels.
+    What lies inside the loop over blocks is done with one block's weights, which stay in the cache.
     """
     inline_between(schedule, acc, last)
     pixels = min(target.tile_pixels, int(schedule.get(pixel).extent))
-    block, lane = schedule.split(channel, [None, target.tile_channels])
+    width = int(_spatial(schedule, acc)[-1].dom.extent)
+    block, lane = schedule.split(channel, [None, width])
     tile, within = schedule.split(pixel, [None, pixels])
     schedule.reorder(*outer, block, *rows, tile, within, lane)
     schedule.compute_at(acc, tile, preserve_unit_loops=True)
@@ -100,7 +126,7 @@ def tile(
     # Below the tile: every spatial axis of acc again (unit loops but for pixel and lane), then
     # the reduction axes.
     own = schedule.get_loops(acc)[len(outer) + len(rows) + 2 :]
-    spatial = sum(1 for axis in schedule.get(acc).iter_vars if axis.iter_type == 0)
+    spatial = len(_spatial(schedule, acc))
     own_pixel, own_lane, reduction = own[spatial - 2], own[spatial - 1], own[spatial:]
     schedule.reorder(*reduction, own_pixel, own_lane)
     schedule.vectorize(own_lane)

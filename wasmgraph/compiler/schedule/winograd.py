@@ -12,16 +12,16 @@ from wasmgraph.compiler.schedule.tiled import tile
 from wasmgraph.targets import Target
 
 
-def schedule_winograd(schedule: Schedule, target: Target) -> bool:
+def schedule_winograd(schedule: Schedule, target: Target) -> Schedule | None:
     """The blocks of ``winograd.winograd_compute``, and what was fused behind them."""
     names = ("gather", "rows", "transformed", "acc", "product", "columns", "tiles")
     found = {name: find(schedule, name) for name in names}
     last = output(schedule)
     if last is None or any(block is None for block in found.values()):
-        return False
+        return None
     loops = schedule.get_loops(last)
     if len(loops) != 4:
-        return False
+        return None
     padding = find(schedule, "pad")
     if padding is not None:
         vectorize_copy(schedule, padding, target.lanes)
@@ -30,7 +30,7 @@ def schedule_winograd(schedule: Schedule, target: Target) -> bool:
     # A position at a time: its slice of the transformed input stays in the cache for all channels.
     tile(schedule, found["acc"], found["product"], pixel, channel, target, outer=[position])
     _output(schedule, found["columns"], found["tiles"], last, target)
-    return True
+    return schedule
 
 
 def _below(schedule: Schedule, block: SBlockRV, at: LoopRV) -> None:
