@@ -107,7 +107,7 @@ def _shapes(options: Sequence[str]) -> dict[str, tuple[int, ...]]:
 @click.option(
     "--keep",
     type=click.Path(path_type=Path),
-    help="Keep graph.json, graph.o, graph.params and the archive here.",
+    help="Keep graph.json, graph.o, graph.params, the archive and the kernels as text here.",
 )
 @click.option("--no-winograd", is_flag=True, help="Direct convolutions only, for the last bit.")
 def compile(

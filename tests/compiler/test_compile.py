@@ -58,7 +58,8 @@ def test_the_log_has_every_stage(small_onnx: Path) -> None:
 def test_keep_leaves_what_the_compiler_made(small_onnx: Path, tmp_path: Path) -> None:
     wg.compile(small_onnx, keep=tmp_path / "kept")
     kept = {path.name for path in (tmp_path / "kept").iterdir()}
-    assert kept == {"graph.json", "graph.o", "graph.params", "libgraph_wasm32.a"}
+    texts = {"graph.ll", "graph.wat", "machine-code.elf"}
+    assert kept == {"graph.json", "graph.o", "graph.params", "libgraph_wasm32.a"} | texts
     plan = json.loads((tmp_path / "kept" / "graph.json").read_text())
     assert (tmp_path / "kept" / "graph.params").stat().st_size == plan["param_bytes"]
     listed = subprocess.run(

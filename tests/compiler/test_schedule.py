@@ -16,6 +16,7 @@ from onnx import helper
 import wasmgraph as wg
 from tests.conftest import TARGETS, model_of
 from wasmgraph.compiler.operators import pack_conv2d
+from wasmgraph.compiler.schedule import FALLBACK, RULES
 
 several = settings(
     max_examples=5, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
@@ -186,10 +187,58 @@ def test_elementwise(target: str) -> None:
     run()
 
 
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("operator", ["Softmax", "LogSoftmax", "LayerNormalization", "ReduceMean"])
+def test_rows(operator: str, target: str) -> None:
+    @several
+    @given(st.lists(st.integers(1, 5), max_size=3), st.integers(1, 40))
+    def run(rows: list[int], inner: int) -> None:
+        scale = {"s": np.arange(inner, dtype=np.float32)} if operator == "LayerNormalization" else {}
+        axes = {"axes": [-1]} if operator == "ReduceMean" else {"axis": -1}
+        nodes = [helper.make_node(operator, ["x", *scale], ["y"], **axes)]
+        model = model_of(nodes, {"x": [*rows, inner]}, ["y"], scale)
+        check(model, target, "row-reduction", "reduction", "elementwise")
+
+    run()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_reducing_everything(target: str) -> None:
+    nodes = [helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)]
+    check(model_of(nodes, {"x": [2, 3, 8]}, ["y"]), target, "row-reduction")
+
+
+UNUSUAL: dict[str, tuple[list[int], list[int], dict[str, Any]]] = {
+    "prime channels": ([1, 13, 7, 7], [31, 13, 3, 3], {"pads": [1] * 4}),
+    "1×N kernel": ([1, 5, 6, 11], [7, 5, 1, 7], {"pads": [0, 3, 0, 3]}),
+    "N×1 kernel": ([1, 5, 11, 6], [7, 5, 5, 1], {}),
+    "wide dilation": ([1, 3, 17, 17], [4, 3, 3, 3], {"dilations": [5, 7]}),
+    "stride beyond the kernel": ([1, 3, 23, 29], [4, 3, 2, 2], {"strides": [11, 13]}),
+    "one pixel": ([1, 3, 1, 1], [5, 3, 1, 1], {}),
+    "groups of 3 to 5": ([1, 6, 5, 5], [10, 3, 3, 3], {"group": 2}),
+    "groups of 1 to 3": ([1, 7, 5, 5], [21, 1, 3, 3], {"group": 7}),
+    "groups of 3 to 1": ([1, 21, 5, 5], [7, 3, 1, 1], {"group": 7}),
+    "1-D": ([1, 6, 31], [9, 6, 5], {"pads": [2, 2]}),
+    "3-D": ([1, 2, 5, 6, 7], [3, 2, 2, 3, 2], {}),
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_unusual_convolutions_are_correct(name: str, target: str) -> None:
+    data, weight, attributes = UNUSUAL[name]
+    constants = {"w": np.random.default_rng(0).normal(0, 1, weight).astype(np.float32)}
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], **attributes)]
+    check(model_of(nodes, {"x": data}, ["y"], constants), target, *RULES, FALLBACK)
+
+
 def test_what_no_rule_takes_is_correct_and_counted() -> None:
-    model = model_of([helper.make_node("Softmax", ["x"], ["y"], axis=-1)], {"x": [3, 7]}, ["y"])
-    check(model, "wasm32-simd128", "fallback")
-    assert wg.compile(model).manifest.ops_fallback == 1
+    """A softmax over an outer dimension."""
+    model = model_of([helper.make_node("Softmax", ["x"], ["y"], axis=0)], {"x": [3, 7]}, ["y"])
+    check(model, "wasm32-simd128", FALLBACK)
+    artifact = wg.compile(model)
+    assert artifact.manifest.ops_fallback == 1
+    assert [step.rule for step in artifact.manifest.steps] == [FALLBACK]
 
 
 @given(

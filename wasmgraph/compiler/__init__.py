@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from wasmgraph.artifact import SCHEMA, Artifact, Manifest, Placed, Step, seal
 from wasmgraph.errors import CompileError, MissingDependencyError, UsageError, WasmgraphError
-from wasmgraph.files import replacing
+from wasmgraph.files import replacing, write_atomically
 from wasmgraph.host import cpu_features
 from wasmgraph.targets import Target, get_target
 from wasmgraph.tensors import TensorSpec
@@ -23,6 +23,7 @@ from wasmgraph.tensors import TensorSpec
 if TYPE_CHECKING:
     import onnx
 
+    from wasmgraph.compiler.codegen import Kernels
     from wasmgraph.compiler.importer import ImportedModel
     from wasmgraph.compiler.plan import Plan
 
@@ -79,7 +80,9 @@ def compile(
     target : a name of :func:`wasmgraph.targets.target_names`
     shapes : by input name, its static shape; needed where the model's own is not static
     params : where the weights go; ``embedded`` puts them into the module
-    keep : a directory to leave ``graph.json``, ``graph.o``, ``graph.params`` and the archive in
+    keep : a directory to leave ``graph.json``, ``graph.o``, ``graph.params`` and the archive in, and
+        the kernels as text: ``graph.ll``; of wasm also ``graph.wat`` and, as Cranelift compiles it, the
+        ELF file ``machine-code.elf``
     winograd : False keeps every convolution direct, for the last bit of accuracy
     log : filled with stages, times and rule counts
 
@@ -110,10 +113,10 @@ def compile(
         stage.outcome = ", ".join(map(str, imported.inputs))
     owner: tempfile.TemporaryDirectory[str] = tempfile.TemporaryDirectory(prefix="wasmgraph-")
     try:
-        linked = _build(imported, chosen, winograd, Path(owner.name), log)
+        linked, kernels = _build(imported, chosen, winograd, Path(owner.name), log)
         if keep is not None:
             try:
-                _keep(linked.parent, Path(keep), chosen)
+                _keep(linked.parent, Path(keep), chosen, kernels)
             except OSError as error:
                 raise UsageError(f"--keep {keep} cannot be written: {error.strerror}.") from error
         return Artifact.open(linked, owner)
@@ -141,7 +144,7 @@ def build_roofline(target: str) -> Artifact:
 
 def _build(
     imported: ImportedModel, target: Target, winograd: bool, directory: Path, log: CompileLog
-) -> Path:
+) -> tuple[Path, Kernels]:
     import tvm
     from tvm.tirx import PrimFunc
 
@@ -181,7 +184,7 @@ def _build(
         seal(linked, _manifest(imported, target, plan, steps, linked))
         size = linked.stat().st_size
         stage.outcome = f"{size:,} bytes, {size - plan.param_bytes:,} without parameters"
-    return linked
+    return linked, kernels
 
 
 def _operators(kernel: str) -> str:
@@ -233,13 +236,20 @@ def _manifest(
     )
 
 
-def _keep(directory: Path, keep: Path, target: Target) -> None:
-    keep.mkdir(parents=True, exist_ok=True)
+def _keep(directory: Path, keep: Path, target: Target, kernels: Kernels) -> None:
+    from wasmgraph.compiler import listing
     from wasmgraph.compiler.link import archive_name
 
+    keep.mkdir(parents=True, exist_ok=True)
     for name in ("graph.json", "graph.o", "graph.params", archive_name(target)):
         with (directory / name).open("rb") as source, replacing(keep / name) as stream:
             shutil.copyfileobj(source, stream, 1 << 22)
+    texts = {"graph.ll": kernels.library.inspect_source("ll").encode()}
+    if target.kind == "wasm":
+        wat = listing.wat(kernels.library.inspect_source("s"))
+        texts |= {"graph.wat": wat.encode(), "machine-code.elf": listing.machine_code(wat)}
+    for name, content in texts.items():
+        write_atomically(keep / name, content)
 
 
 __all__ = ["CompileLog", "Stage", "build_roofline", "compile"]

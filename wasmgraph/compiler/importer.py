@@ -73,7 +73,7 @@ def import_model(model: str | Path | onnx.ModelProto, shapes: Mapping[str, Seque
     proto, name, sha256 = _read(model)
     bind_shapes(proto, shapes)
     fed = {value.name for value in _fed_inputs(proto)}
-    proto = _simplify(_explicit_padding(proto), name)
+    proto = _simplify(_pairwise_sums(_explicit_padding(proto)), name)
     # onnxruntime folds initializers away but leaves their entries among the inputs.
     kept = [value for value in proto.graph.input if value.name in fed]
     del proto.graph.input[:]
@@ -193,6 +193,23 @@ def _explicit_padding(proto: onnx.ModelProto) -> onnx.ModelProto:
         kept = [a for a in node.attribute if a.name not in ("auto_pad", "pads")]
         del node.attribute[:]
         node.attribute.extend([*kept, onnx.helper.make_attribute("pads", before + after)])
+    return proto
+
+
+def _pairwise_sums(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Write Sum as additions: TVM would stack the terms and reduce the stack."""
+    nodes: list[onnx.NodeProto] = []
+    for node in proto.graph.node:
+        if node.op_type != "Sum" or node.domain or len(node.input) < 2:
+            nodes.append(node)
+            continue
+        total = node.input[0]
+        for i, term in enumerate(node.input[1:], 2):
+            result = node.output[0] if i == len(node.input) else f"{node.output[0]}_of_{i}"
+            nodes.append(onnx.helper.make_node("Add", [total, term], [result], name=node.name))
+            total = result
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
     return proto
 
 

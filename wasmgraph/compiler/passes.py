@@ -16,6 +16,7 @@ from tvm.ir import Op
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from wasmgraph.compiler import operators
+from wasmgraph.compiler.layout import ChannelsLast
 from wasmgraph.targets import Target
 
 # What numpy does to a constant at once; TVM's FoldConstant would build and run a kernel for each.
@@ -35,13 +36,12 @@ def relax_passes(target: Target, winograd: bool) -> list[tvm.ir.transform.Pass]:
     r = relax.transform
     return [
         r.DecomposeOpsForInference(),
-        FoldLayout(),
+        PlainReshapes(),
         ChannelsLast(),
         FoldLayout(),
         r.EliminateCommonSubexpr(),
         r.CanonicalizeBindings(),
         r.FoldConstant(),
-        PlainReshapes(),
         r.LegalizeOps(
             customize_legalize_map=operators.legalizations(target, winograd), skip_ops=["relax.reshape"]
         ),
@@ -93,36 +93,6 @@ class FoldLayout:
     def transform_module(self, mod: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
         """Rewrite ``main``."""
         return _rewrite_main(_LayoutFolder, mod)
-
-
-@mutator
-class _LocalChannelsLast(PyExprMutator):  # type: ignore[misc]
-    def visit_call_(self, call: relax.Call) -> Any:
-        call = self.visit_expr_post_order(call)
-        if not isinstance(call.op, Op) or call.op.name != "relax.nn.conv2d":
-            return call
-        a = call.attrs
-        if (a.data_layout, a.kernel_layout, a.out_layout) != ("NCHW", "OIHW", "NCHW"):
-            return call
-        data, weight = (relax.op.permute_dims(x, [0, 2, 3, 1]) for x in call.args)
-        layouts = {"data_layout": "NHWC", "kernel_layout": "OHWI", "out_layout": "NHWC"}
-        geometry = {"strides": a.strides, "padding": a.padding, "dilation": a.dilation}
-        inside = relax.op.nn.conv2d(data, weight, **geometry, groups=a.groups, **layouts)
-        return relax.op.permute_dims(inside, [0, 3, 1, 2])
-
-
-@tvm.transform.module_pass(opt_level=0, name="ChannelsLast")
-class ChannelsLast:
-    """Make the network NHWC; where TVM's own pass cannot (it knows no layout for the 5-D tensors of
-    a channel shuffle), every convolution is NHWC by itself, between two transposes."""
-
-    def transform_module(self, mod: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
-        """Rewrite the module."""
-        convert = relax.transform.ConvertLayout({"relax.nn.conv2d": ["NHWC", "OHWI"]})
-        try:
-            return convert(mod)
-        except tvm.error.InternalError:
-            return _rewrite_main(_LocalChannelsLast, mod)
 
 
 @tvm.transform.module_pass(opt_level=0, name="PlainReshapes")

@@ -16,6 +16,7 @@ from tvm.s_tir.schedule import ScheduleError
 
 from wasmgraph.compiler.schedule.elementwise import schedule_elementwise
 from wasmgraph.compiler.schedule.reduction import schedule_reduction
+from wasmgraph.compiler.schedule.rows import schedule_rows
 from wasmgraph.compiler.schedule.tiled import schedule_conv2d, schedule_dense, schedule_pointwise
 from wasmgraph.compiler.schedule.winograd import schedule_winograd
 from wasmgraph.targets import Target
@@ -29,6 +30,7 @@ RULES: Mapping[str, Rule] = {
     "direct-conv2d": schedule_conv2d,
     "dense": schedule_dense,
     "reduction": schedule_reduction,
+    "row-reduction": schedule_rows,
     "elementwise": schedule_elementwise,
 }
 FALLBACK = "fallback"

@@ -26,6 +26,8 @@ def schedule_reduction(schedule: Schedule, target: Target) -> Schedule | None:
     acc = reducing[0]
     block = schedule.get(acc)
     spatial = [axis for axis in block.iter_vars if axis.iter_type == 0]
+    if not spatial:
+        return None
     innermost = spatial[-1].var
     reads = [
         region.region[-1].min for region in block.reads if not region.source.same_as(block.writes[0].source)

@@ -1,0 +1,74 @@
+"""Softmax, normalisation and reductions along the innermost dimensions: one row at a time, so that it
+stays in the cache between its passes; each lane of a vector reduces its share of the row.
+"""
+
+from __future__ import annotations
+
+from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import LoopRV, SBlockRV
+from tvm.tirx import IterVar
+
+from wasmgraph.compiler.schedule.blocks import PEEL, blocks, output, reduces
+from wasmgraph.targets import Target
+
+
+def schedule_rows(schedule: Schedule, target: Target) -> Schedule | None:
+    """Any blocks whose leading axes are the same rows, at least one of which reduces the rest."""
+    reducing = [block for block in blocks(schedule) if reduces(schedule, block)]
+    last = output(schedule)
+    if not reducing or last is None:
+        return None
+    if reduces(schedule, last):
+        last = schedule.cache_write(last, 0, "local")
+    leading = _spatial_extents(schedule, reducing[0])
+    loops = schedule.get_loops(last)
+    rows = 0
+    while rows < min(len(leading), len(loops)) and leading[rows] == int(schedule.get(loops[rows]).extent):
+        rows += 1
+    if any(extent != 1 for extent in leading[rows:]):
+        return None  # what is reduced does not lie innermost
+    for block in reducing:
+        _reduce_in_lanes(schedule, block, target.lanes)
+    row = schedule.fuse(*loops[:rows]) if rows else schedule.add_unit_loop(loops[0] if loops else last)
+    name = schedule.get(last).name_hint
+    before = [block for block in blocks(schedule) if schedule.get(block).name_hint != name]
+    for block in reversed(before):
+        schedule.compute_at(block, row, preserve_unit_loops=True)
+    for block in before:
+        _schedule_pass(schedule, block, schedule.get_loops(block)[1:], target.lanes)
+    _schedule_pass(schedule, last, schedule.get_loops(last)[1:], target.lanes)
+    return schedule
+
+
+def _schedule_pass(schedule: Schedule, block: SBlockRV, own: list[LoopRV], lanes: int) -> None:
+    """One pass over a row: ``own`` are the block's loops below the row's."""
+    if not reduces(schedule, block):
+        if own:
+            outer, lane = schedule.split(schedule.fuse(*own), [None, lanes])
+            schedule.vectorize(lane)
+            schedule.annotate(outer, PEEL, 1)
+        return
+    parallel = [axis.iter_type == IterVar.DataPar for axis in schedule.get(block).iter_vars]
+    reduction = [loop for loop, is_parallel in zip(own, parallel, strict=True) if not is_parallel]
+    lane = next((loop for loop in own if int(schedule.get(loop).extent) == lanes > 1), None)
+    if lane is not None and lane not in reduction:
+        schedule.reorder(*reduction, lane)
+        schedule.vectorize(lane)
+    schedule.decompose_reduction(block, reduction[0])
+
+
+def _spatial_extents(schedule: Schedule, block: SBlockRV) -> list[int]:
+    axes = schedule.get(block).iter_vars
+    return [int(axis.dom.extent) for axis in axes if axis.iter_type == IterVar.DataPar]
+
+
+def _reduce_in_lanes(schedule: Schedule, block: SBlockRV, lanes: int) -> None:
+    """Give every lane a partial result of its own, if the innermost dimension divides into vectors."""
+    loops = schedule.get_loops(block)
+    spatial = len(_spatial_extents(schedule, block))
+    innermost = int(schedule.get(loops[-1]).extent)
+    reduction = schedule.fuse(*loops[spatial:])
+    # TVM fails to rfactor a block whose result is a scalar.
+    if spatial and lanes > 1 and innermost % lanes == 0:
+        _, lane = schedule.split(reduction, [None, lanes])
+        schedule.rfactor(lane, spatial)
