@@ -23,6 +23,9 @@ from wasmgraph.compiler.schedule.blocks import (
 )
 from wasmgraph.targets import Target
 
+_CHUNK_PIXELS = 32
+_WEIGHTS_AT_HAND = 512 << 10  # bytes; a second-level cache holds them and a chunk's data
+
 # Where the group's axis is among the spatial axes of ``acc``, by how many of those there are:
 # conv2d_compute, depthwise_compute (none), pointwise_compute.
 _GROUP_AXIS = {6: 1, 5: None, 4: 0}
@@ -86,8 +89,28 @@ def schedule_pointwise(schedule: Schedule, target: Target) -> Schedule | None:
     schedule = reindex(schedule, last, lambda i, y, x, c: ((i * height + y) * width + x, c // own, c % own))
     acc, last = find(schedule, "acc"), output(schedule)
     pixel, group, channel = schedule.get_loops(last)
+    chunk = _chunk(schedule, acc, int(schedule.get(pixel).extent), target)
+    if chunk is not None:
+        chunks, pixel = schedule.split(pixel, [None, chunk])
+        tile(schedule, acc, last, pixel, channel, target, outer=[group, chunks])
+        return schedule
     tile(schedule, acc, last, pixel, channel, target, outer=[group])
     return schedule
+
+
+def _chunk(schedule: Schedule, acc: SBlockRV, pixels: int, target: Target) -> int | None:
+    """How many pixels get all their channels before the next pixels get any; None: all of them.
+
+    A residual is then read, and the result written, in nearly the order of memory, which prefetchers
+    follow; the price is that the weights come from the second-level cache for every chunk.
+    """
+    groups, blocks, _, width = (int(axis.dom.extent) for axis in _spatial(schedule, acc))
+    reduced = int(schedule.get(acc).iter_vars[-1].dom.extent)
+    if 4 * groups * blocks * width * reduced > _WEIGHTS_AT_HAND:
+        return None
+    tiles = [g for g in range(1, pixels) if pixels % (g * target.tile_pixels) == 0]
+    fitting = [g * target.tile_pixels for g in tiles if g * target.tile_pixels <= _CHUNK_PIXELS]
+    return max(fitting, default=None)
 
 
 def schedule_dense(schedule: Schedule, target: Target) -> Schedule | None:
