@@ -1,8 +1,9 @@
 """Which algorithm a convolution gets: a cost model that counts arithmetic and memory.
 
 Costs are in cycles of one core. Arithmetic runs at the target's ``flops_per_cycle``; weights come
-from beyond the cache once an inference, because a whole network's weights outgrow it;
-intermediates are written to and read from the cache. The model ranks algorithms, it does not
+from beyond the cache once an inference, because a whole network's weights outgrow it, in the order
+of memory, so that prefetchers load them behind the arithmetic: the longer of the two counts.
+Intermediates are written to and read from the cache. The model ranks algorithms, it does not
 predict times; ``wasmgraph profile`` on the whole network is what confirms it.
 """
 
@@ -56,7 +57,7 @@ class Convolution:
 
 def _direct_cycles(conv: Convolution, target: Target) -> float:
     weights = 4 * conv.kernel[0] * conv.kernel[1] * conv.in_channels // conv.groups * conv.out_channels
-    return conv.direct_flops / target.flops_per_cycle + weights / _WEIGHT_BYTES_PER_CYCLE
+    return max(conv.direct_flops / target.flops_per_cycle, weights / _WEIGHT_BYTES_PER_CYCLE)
 
 
 def _winograd_cycles(conv: Convolution, target: Target, m: int) -> float:
@@ -67,7 +68,7 @@ def _winograd_cycles(conv: Convolution, target: Target, m: int) -> float:
     elements = positions * tiles * (conv.in_channels + conv.out_channels)
     weights = 4 * positions * conv.in_channels * conv.out_channels
     arithmetic = (product + 4 * 2 * elements) / target.flops_per_cycle
-    return arithmetic + weights / _WEIGHT_BYTES_PER_CYCLE + 8 * elements / _CACHE_BYTES_PER_CYCLE
+    return max(arithmetic, weights / _WEIGHT_BYTES_PER_CYCLE) + 8 * elements / _CACHE_BYTES_PER_CYCLE
 
 
 def choose(conv: Convolution, target: Target, winograd: bool = True) -> Algorithm:
