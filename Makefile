@@ -4,11 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: bench bench-accuracy test test-slow check sample clean
+.PHONY: bench bench-light bench-accuracy test test-slow check sample clean
 
 bench: $(READY)
 	$(BIN)/pytest bench -q --benchmark-json=results/latest.json
 	$(BIN)/wasmgraph report results/latest.json -o reports
+
+# Other architectures, against onnxruntime: about three minutes.
+LIGHT := light_squeezenet,light_densenet121,light_shufflenet,light_inception_v2
+bench-light: $(READY)
+	$(BIN)/pytest bench -q -k "latency or accuracy" --models $(LIGHT) \
+		--backends wasm32-simd128@wasmtime,onnxruntime --benchmark-json=results/light.json
+	$(BIN)/wasmgraph report results/light.json -o reports/light
 
 # Accuracy over 200 varied inputs as well, on every backend: about ten minutes.
 bench-accuracy: $(READY)

@@ -10,12 +10,19 @@ import pytest
 
 import wasmgraph as wg
 from wasmgraph.errors import FetchError, MissingDependencyError, UsageError
-from wasmgraph.models import resnet50
+from wasmgraph.models import MODELS, resnet50
 
 
 def test_unknown_models_are_refused() -> None:
     with pytest.raises(UsageError, match="unknown model 'vgg'; there are resnet50, resnet50-random"):
         wg.fetch("vgg")
+
+
+def test_light_architectures_come_from_the_onnx_package() -> None:
+    names = [name for name in MODELS if name.startswith("light_")]
+    assert len(names) == 9
+    model = onnx.load(wg.fetch("light_squeezenet"))
+    assert [d.dim_value for d in model.graph.output[0].type.tensor_type.shape.dim][:2] == [1, 1000]
 
 
 def test_random_weights_are_seeded_and_say_so() -> None:

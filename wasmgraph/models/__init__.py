@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib import resources
 from pathlib import Path
 
-from wasmgraph.errors import MissingDependencyError, UsageError
+from wasmgraph.errors import FetchError, MissingDependencyError, UsageError
 from wasmgraph.files import cache_dir, cache_lock, write_atomically
 
 Progress = Callable[[str], None]
@@ -38,6 +39,16 @@ def _resnet50(progress: Progress, trained: bool) -> bytes:
     return bytes(build(progress).SerializeToString())
 
 
+def _light(progress: Progress, name: str) -> bytes:
+    progress(f"{name} from the onnx package")
+    data = resources.files("onnx") / "backend" / "test" / "data" / "light" / f"{name}.onnx"
+    try:
+        return data.read_bytes()
+    except OSError as error:
+        raise FetchError(f"the installed onnx package holds no {name}.onnx: {error}.") from error
+
+
+_LIGHT = "bvlc_alexnet densenet121 inception_v1 inception_v2 resnet50 shufflenet squeezenet vgg19 zfnet512"
 MODELS = {
     model.name: model
     for model in (
@@ -52,6 +63,15 @@ MODELS = {
             1,
             partial(_resnet50, trained=False),
             "the same architecture, seeded random weights",
+        ),
+        *(
+            Model(
+                f"light_{name}",
+                1,
+                partial(_light, name=f"light_{name}"),
+                f"the architecture {name} with constant weights, from the onnx package: for speed alone",
+            )
+            for name in _LIGHT.split()
         ),
     )
 }
