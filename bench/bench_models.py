@@ -26,7 +26,7 @@ from wasmgraph.runtimes import load
 pytestmark = pytest.mark.benchmark(timer=CLOCK.now)
 
 _COLD_STARTS = 5
-_PROFILE_ROUNDS = 7
+_PROFILE_ROUNDS = 8
 
 
 def test_compile(benchmark: Any, bench: Bench, backend: Backend) -> None:
