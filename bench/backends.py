@@ -19,8 +19,15 @@ class Backend:
     target: str | None
 
 
-DEFAULT = ("wasm32@wasmtime", "wasm32-simd128@wasmtime", "native@tvm", "native-128@tvm", REFERENCE)
-_RUNTIME_KINDS = {"wasmtime": "wasm", "tvm": "native"}
+DEFAULT = (
+    "wasm32@wasmtime",
+    "wasm32-simd128@wasmtime",
+    "wasm32-simd128@node",
+    "native@tvm",
+    "native-128@tvm",
+    REFERENCE,
+)
+_RUNTIME_KINDS = {"wasmtime": "wasm", "node": "wasm", "tvm": "native"}
 
 
 def parse(name: str) -> Backend:

@@ -26,7 +26,7 @@ def test_compile_run_inspect(small_onnx: Path, tmp_path: Path, small_input: np.n
     done = invoke("compile", small_onnx, "-o", out, "--target", "wasm32")
     assert done.exit_code == 0, done.output
     assert done.stdout.strip() == str(out)
-    for words in ("import", "schedule", "direct-conv2d", "without parameters", "fell back", "softmax"):
+    for words in ("import", "schedule", "direct-conv2d", "without parameters", "row-reduction"):
         assert words in done.stderr, words
 
     np.save(tmp_path / "x.npy", small_input)
@@ -46,12 +46,22 @@ def test_compile_run_inspect(small_onnx: Path, tmp_path: Path, small_input: np.n
 def test_profile_names_every_kernel_against_the_roofline(small_artifact) -> None:
     done = invoke("profile", small_artifact("wasm32-simd128"), "--rounds", "2")
     assert done.exit_code == 0, done.output
-    for words in ("roofline measured now", "GFLOP/s", "direct-conv2d", "softmax", "fallback"):
+    for words in ("roofline measured now", "GFLOP/s", "direct-conv2d", "softmax", "row-reduction"):
         assert words in done.output, words
     data = json.loads(invoke("profile", small_artifact("wasm32-simd128"), "--rounds", "1", "--json").output)
     steps = wg.Artifact.open(small_artifact("wasm32-simd128")).manifest.steps
     assert {row["kernel"] for row in data["kernels"]} == {step.kernel for step in steps}
     assert data["roofline"]["flops_per_s"] > 1e8
+
+
+def test_what_no_rule_schedules_is_named(tmp_path: Path) -> None:
+    model = model_of([helper.make_node("Softmax", ["x"], ["y"], axis=0)], {"x": [3, 7]}, ["y"])
+    onnx.save(model, tmp_path / "m.onnx")
+    done = invoke("compile", tmp_path / "m.onnx", "-o", tmp_path / "m.wasm")
+    assert done.exit_code == 0, done.output
+    assert "fell back" in done.stderr
+    assert "softmax" in done.stderr
+    assert "fallback" in invoke("profile", tmp_path / "m.wasm", "--rounds", "1").output
 
 
 def classifier(path: Path, weights: str = "trained") -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +83,19 @@ def test_wasm_targets_give_the_same_bits(resnet50_onnx: Path, photographs) -> No
     )
     with wg.load(first) as one, wg.load(second) as other:
         np.testing.assert_array_equal(one.run(x)["logits"], other.run(x)["logits"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("node") is None, reason="there is no `node` on the PATH")
+@pytest.mark.parametrize("target", ["wasm32", "wasm32-simd128"])
+def test_v8_gives_wasmtimes_bits_on_all_photographs(
+    target: str, resnet50_artifact: Callable[[str], Artifact], photographs
+) -> None:
+    artifact = resnet50_artifact(target)
+    with wg.load(artifact) as one, wg.load(artifact, runtime="node") as other:
+        for photograph in photographs[0]:
+            x = {"input": photograph}
+            np.testing.assert_array_equal(other.run(x)["logits"], one.run(x)["logits"])
 
 
 @pytest.mark.slow

@@ -157,7 +157,7 @@ def _show_coverage(log: CompileLog) -> None:
     "--input", "inputs", multiple=True, metavar="NAME=x.npy", help="An input's array; repeatable."
 )
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="The .npz file to write.")
-@click.option("--runtime", help="wasmtime, tvm or onnxruntime (default: by the file's kind).")
+@click.option("--runtime", help="wasmtime, node, tvm or onnxruntime (default: by the file's kind).")
 def run(artifact: Path, inputs: Sequence[str], output: Path, runtime: str | None) -> None:
     """Run an ARTIFACT (or .onnx file) on arrays from .npy files.
 

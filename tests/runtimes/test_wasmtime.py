@@ -53,7 +53,7 @@ def test_the_key_follows_digest_engine_and_processor(monkeypatch: pytest.MonkeyP
     assert _compiled_path("0" * 64) != base
 
 
-def _forge(path: Path, template: Path, wat: str, **changes: object) -> Path:
+def forge(path: Path, template: Path, wat: str, **changes: object) -> Path:
     """A sealed artifact with another module in it."""
     manifest = a.Artifact.open(template).manifest
     path.write_bytes(wasmtime.wat2wasm(wat))
@@ -64,7 +64,7 @@ def _forge(path: Path, template: Path, wat: str, **changes: object) -> Path:
 def test_a_trap_is_an_error_and_the_session_lives_on(tmp_path: Path, small_artifact, small_input) -> None:
     wat = """(module (memory (export "memory") 2000)
       (func (export "wasmgraph_run") (result i32) unreachable))"""
-    with wg.load(_forge(tmp_path / "trap.wasm", small_artifact("wasm32"), wat)) as session:
+    with wg.load(forge(tmp_path / "trap.wasm", small_artifact("wasm32"), wat)) as session:
         for _ in range(2):
             with pytest.raises(ExecutionError, match="trapped"):
                 session.run({"x": small_input})
@@ -73,7 +73,7 @@ def test_a_trap_is_an_error_and_the_session_lives_on(tmp_path: Path, small_artif
 def test_an_error_code_is_an_error(tmp_path: Path, small_artifact, small_input: np.ndarray) -> None:
     wat = """(module (memory (export "memory") 2000)
       (func (export "wasmgraph_run") (result i32) i32.const 7))"""
-    with wg.load(_forge(tmp_path / "code.wasm", small_artifact("wasm32"), wat)) as session:
+    with wg.load(forge(tmp_path / "code.wasm", small_artifact("wasm32"), wat)) as session:
         with pytest.raises(ExecutionError, match="returned 7"):
             session.run({"x": small_input})
 
@@ -91,4 +91,4 @@ def test_the_manifest_is_checked_against_the_module(
     tmp_path: Path, small_artifact, wat: str, words: str
 ) -> None:
     with pytest.raises(ArtifactError, match=words):
-        wg.load(_forge(tmp_path / "forged.wasm", small_artifact("wasm32"), wat))
+        wg.load(forge(tmp_path / "forged.wasm", small_artifact("wasm32"), wat))

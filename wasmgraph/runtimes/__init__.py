@@ -8,12 +8,13 @@ from wasmgraph.artifact import Artifact, kind_of
 from wasmgraph.errors import UsageError
 from wasmgraph.runtimes.base import LoadOptions, Runtime, Session
 from wasmgraph.runtimes.native import NativeRuntime
+from wasmgraph.runtimes.node import NodeRuntime
 from wasmgraph.runtimes.onnxruntime import OnnxRuntime
 from wasmgraph.runtimes.wasmtime import WasmtimeRuntime
 
 # In order of preference for a kind of file.
 _RUNTIMES: dict[str, Runtime] = {
-    runtime.name: runtime for runtime in (WasmtimeRuntime(), NativeRuntime(), OnnxRuntime())
+    runtime.name: runtime for runtime in (WasmtimeRuntime(), NodeRuntime(), NativeRuntime(), OnnxRuntime())
 }
 
 
@@ -36,8 +37,9 @@ def load(source: str | Path | Artifact, runtime: str | None = None, threads: int
     Parameters
     ----------
     source : an artifact, or the path of an artifact or an ``.onnx`` file
-    runtime : ``wasmtime``, ``tvm`` (native artifacts) or ``onnxruntime`` (``.onnx`` files);
-        by default the one that runs this kind of file, which is read from the file itself
+    runtime : ``wasmtime`` or ``node`` (wasm artifacts), ``tvm`` (native artifacts) or
+        ``onnxruntime`` (``.onnx`` files); by default the first that runs this kind of file, which is
+        read from the file itself
     threads : how many threads one inference may use
 
     Raises

@@ -1,0 +1,137 @@
+"""Node.js: the same wasm artifact under V8, in a process of its own, through ``web/loader.mjs``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from wasmgraph.artifact import Artifact
+from wasmgraph.errors import ArtifactError, ExecutionError, MissingDependencyError, UsageError
+from wasmgraph.runtimes.base import LoadOptions, Runtime, Session
+from wasmgraph.tensors import Array
+
+_RUNNER = Path(__file__).with_name("node_runner.mjs")
+
+
+def _node() -> str:
+    found = shutil.which("node")
+    if found is None:
+        raise MissingDependencyError("the runtime 'node' needs Node.js: there is no `node` on the PATH.")
+    return found
+
+
+@cache
+def _versions() -> dict[str, str]:
+    program = "console.log(JSON.stringify(process.versions))"
+    done = subprocess.run([_node(), "-e", program], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise MissingDependencyError(f"`node` does not run: {done.stderr.strip()[-500:]}")
+    versions: dict[str, str] = json.loads(done.stdout)
+    return versions
+
+
+class NodeSession(Session):
+    """One Node.js process with one instance; tensors cross its standard streams."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        super().__init__(artifact.inputs, artifact.outputs)
+        self._where = str(artifact.path)
+        # Not a pipe: nobody would drain it. Closed with the process.
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115
+        self._process: subprocess.Popen[bytes] | None = subprocess.Popen(
+            [_node(), str(_RUNNER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said
+        )
+        try:
+            self._ask({"command": "load", "path": str(artifact.path.resolve())})
+        except ExecutionError as error:
+            self.close()
+            raise ArtifactError(f"{artifact.path}: V8 refuses the module: {error}") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _streams(self) -> tuple[IO[bytes], IO[bytes]]:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        return self._process.stdin, self._process.stdout
+
+    def _ask(self, message: dict[str, Any], payload: bytes = b"") -> bytes:
+        to, from_ = self._streams()
+        try:
+            to.write(json.dumps({**message, "bytes": len(payload)}).encode() + b"\n" + payload)
+            to.flush()
+            line = from_.readline()
+            answer = json.loads(line) if line else None
+            content = from_.read(answer["bytes"]) if answer else b""
+        except (OSError, ValueError) as error:
+            raise ExecutionError(self._last_words(str(error))) from error
+        if answer is None or len(content) < answer["bytes"]:
+            raise ExecutionError(self._last_words("the Node.js process ended"))
+        if "error" in answer:
+            raise ExecutionError(f"{self._where}: {answer['error']}")
+        return content
+
+    def _last_words(self, what: str) -> str:
+        self._said.seek(0)
+        said = self._said.read().decode(errors="replace").strip().splitlines()
+        return f"{self._where}: {what}" + (f": {said[-1]}" if said else ".")
+
+    def _run(self, arrays: list[Array]) -> list[Array]:
+        payload = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
+        content = self._ask({"command": "run"}, payload)
+        results, offset = [], 0
+        for spec in self.outputs:
+            raw = content[offset : offset + spec.nbytes]
+            results.append(np.frombuffer(raw, spec.dtype).reshape(spec.shape).copy())
+            offset += spec.nbytes
+        return results
+
+    def run_step(self, index: int) -> None:
+        """Run one call of the plan."""
+        self._check_open()
+        self._ask({"command": "step", "index": index})
+
+    def close(self) -> None:
+        """End the process."""
+        super().close()
+        if self._process is not None:
+            self._process.kill()
+            for stream in self._streams():
+                stream.close()
+            self._process.wait()
+            self._process = None
+            self._said.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_process", None) is not None:
+            self.close()
+
+
+class NodeRuntime(Runtime):
+    """Runs wasm artifacts in V8."""
+
+    name = "node"
+    accepts = "wasm"
+
+    def version(self) -> str:
+        """Versions of Node.js and V8."""
+        versions = _versions()
+        return f"{versions['node']}, V8 {versions['v8']}"
+
+    def config(self) -> str:
+        """How V8 compiles, and where."""
+        return "V8's defaults (Liftoff, then TurboFan), a process of its own"
+
+    def load(self, path: Path, options: LoadOptions) -> Session:
+        """Check the artifact, start a process, compile and instantiate."""
+        if options.threads != 1:
+            raise UsageError(f"{path} was compiled for one thread; it cannot use {options.threads}.")
+        return NodeSession(Artifact.open(path))
