@@ -138,7 +138,10 @@ def _pooling(sinker: _TransposeSinker, call: relax.Call) -> relax.Expr | None:
 
 def _elementwise(sinker: _TransposeSinker, call: relax.Call) -> relax.Expr | None:
     tensors = [arg for arg in call.args if _is_tensor(arg)]
-    largest = max(tensors, key=lambda t: (len(_shape(t)), prod(_shape(t)), _has_axes(sinker, t)))
+    # Of equals, one that is stored transposed: the others follow it.
+    largest = max(
+        tensors, key=lambda t: (len(_shape(t)), prod(_shape(t)), _transposed(sinker, t) is not None)
+    )
     found = _transposed(sinker, largest)
     if found is None:
         return None
@@ -154,10 +157,6 @@ def _elementwise(sinker: _TransposeSinker, call: relax.Call) -> relax.Expr | Non
 
     arguments = [argument(arg) for arg in call.args]
     return sinker.tensor(relax.Call(call.op, arguments, call.attrs, call.ty_args), axes)
-
-
-def _has_axes(sinker: _TransposeSinker, tensor: relax.Expr) -> bool:
-    return _transposed(sinker, tensor) is not None
 
 
 def _concat(sinker: _TransposeSinker, call: relax.Call) -> relax.Expr | None:

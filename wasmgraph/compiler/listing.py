@@ -33,6 +33,7 @@ def wat(assembly: str) -> str:
     symbols: set[str] = set()
     bodies: dict[str, list[str]] = {}
     body: list[str] | None = None
+    label = ""
     for raw in assembly.splitlines():
         line = raw.split("#")[0].strip()
         declared = _FUNCTION_TYPE.match(line)
@@ -40,11 +41,10 @@ def wat(assembly: str) -> str:
             name, parameters, results = declared.groups()
             types[name] = parameters.replace(",", ""), results.replace(",", "")
             # A function's own type is repeated after its label; a declaration stands before any.
-            if f"{name}:" == label(bodies):
-                body = bodies[name]
+            if name == label:
+                body = bodies[name] = []
         elif line.endswith(":") and not line.startswith(".L"):
-            bodies[line[:-1]] = []
-            body = None
+            label = line[:-1]
         elif line == "end_function":
             body = None
         elif body is not None and line and not line.endswith(":"):
@@ -52,13 +52,7 @@ def wat(assembly: str) -> str:
                 body.append(f"(local {line[6:].replace(',', '').strip()})")
             elif not line.startswith("."):
                 body.extend(_instruction(line, symbols))
-    defined = {name: lines for name, lines in bodies.items() if name in types}
-    return "\n".join(_module(types, defined, symbols)) + "\n"
-
-
-def label(bodies: dict[str, list[str]]) -> str:
-    """The label met last."""
-    return f"{next(reversed(bodies))}:" if bodies else ""
+    return "\n".join(_module(types, bodies, symbols)) + "\n"
 
 
 def _signature(types: tuple[str, str]) -> str:
