@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bench.peers import PEERS
 from wasmgraph.errors import UsageError
 from wasmgraph.targets import get_target
 
@@ -25,14 +26,15 @@ DEFAULT = (
     "wasm32-simd128@node",
     "native@tvm",
     "native-128@tvm",
+    "ort-web",
     REFERENCE,
 )
 _RUNTIME_KINDS = {"wasmtime": "wasm", "node": "wasm", "tvm": "native"}
 
 
 def parse(name: str) -> Backend:
-    """Read ``target@runtime`` or ``onnxruntime``."""
-    if name == REFERENCE:
+    """Read ``target@runtime``, ``onnxruntime`` or a peer's name."""
+    if name == REFERENCE or name in PEERS:
         return Backend(name, name, None)
     target, at, runtime = name.partition("@")
     if not at or runtime not in _RUNTIME_KINDS:

@@ -17,6 +17,7 @@ import onnx
 
 import wasmgraph as wg
 from bench.backends import REFERENCE, Backend
+from bench.peers import PEERS, engine
 from wasmgraph.artifact import Artifact
 from wasmgraph.compiler import CompileLog
 from wasmgraph.compiler.importer import DESCRIPTION_KEY
@@ -26,7 +27,7 @@ from wasmgraph.measure.interleaved import Schedule, interleave, ratio_of_medians
 from wasmgraph.models import MODELS
 from wasmgraph.models.photos import Photo, accuracy_set, inputs_of, labelled_folder
 from wasmgraph.records import Record
-from wasmgraph.runtimes import Session, get_runtime
+from wasmgraph.runtimes import LoadOptions, Session
 from wasmgraph.tensors import Array
 
 FALLBACK_MODEL = {"resnet50": "resnet50-random"}
@@ -133,6 +134,8 @@ class Bench:
 
     def load(self, backend: Backend) -> Session:
         """A fresh session."""
+        if backend.runtime in PEERS:
+            return PEERS[backend.runtime].load(self.onnx_path, LoadOptions(self.threads))
         source = self.onnx_path if backend.target is None else self.artifact(backend.target).path
         return wg.load(source, runtime=backend.runtime, threads=self.threads)
 
@@ -182,7 +185,7 @@ class Bench:
 
     def record(self, backend: Backend, **measured: Any) -> dict[str, Any]:
         """The record of a backend on this model, as ``extra_info``."""
-        engine = get_runtime(backend.runtime)
+        runtime = engine(backend.runtime)
         compiled: dict[str, Any] = {}
         if backend.target is not None:
             artifact = self.artifact(backend.target)
@@ -204,8 +207,8 @@ class Bench:
             runtime=backend.runtime,
             threads=self.threads,
             batch=inputs[0].shape[0] if inputs and inputs[0].shape else 1,
-            engine=f"{engine.name} {engine.version()}",
-            engine_config=engine.config(),
+            engine=f"{runtime.name} {runtime.version()}",
+            engine_config=runtime.config(),
             model_sha256=sha256_file(self.onnx_path),
             **compiled,
             **measured,

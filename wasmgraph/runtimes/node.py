@@ -6,6 +6,8 @@ import json
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -15,7 +17,7 @@ import numpy as np
 from wasmgraph.artifact import Artifact
 from wasmgraph.errors import ArtifactError, ExecutionError, MissingDependencyError, UsageError
 from wasmgraph.runtimes.base import LoadOptions, Runtime, Session
-from wasmgraph.tensors import Array
+from wasmgraph.tensors import Array, TensorSpec
 
 _RUNNER = Path(__file__).with_name("node_runner.mjs")
 
@@ -28,7 +30,8 @@ def _node() -> str:
 
 
 @cache
-def _versions() -> dict[str, str]:
+def node_versions() -> dict[str, str]:
+    """Versions of Node.js and of what it is made of: ``node``, ``v8`` and more."""
     program = "console.log(JSON.stringify(process.versions))"
     done = subprocess.run([_node(), "-e", program], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -37,25 +40,16 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-class NodeSession(Session):
-    """One Node.js process with one instance; tensors cross its standard streams."""
+class NodeProcess:
+    """A Node.js process that answers messages (``node_messages.mjs``); ``where`` names it in errors."""
 
-    def __init__(self, artifact: Artifact) -> None:
-        super().__init__(artifact.inputs, artifact.outputs)
-        self._where = str(artifact.path)
+    def __init__(self, script: Path, where: str) -> None:
+        self._where = where
         # Not a pipe: nobody would drain it. Closed with the process.
         self._said = tempfile.TemporaryFile()  # noqa: SIM115
         self._process: subprocess.Popen[bytes] | None = subprocess.Popen(
-            [_node(), str(_RUNNER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said
+            [_node(), str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said
         )
-        try:
-            self._ask({"command": "load", "path": str(artifact.path.resolve())})
-        except ExecutionError as error:
-            self.close()
-            raise ArtifactError(f"{artifact.path}: V8 refuses the module: {error}") from error
-        except BaseException:
-            self.close()
-            raise
 
     def _streams(self) -> tuple[IO[bytes], IO[bytes]]:
         assert self._process is not None
@@ -63,13 +57,20 @@ class NodeSession(Session):
         assert self._process.stdout is not None
         return self._process.stdin, self._process.stdout
 
-    def _ask(self, message: dict[str, Any], payload: bytes = b"") -> bytes:
+    def ask(self, message: Mapping[str, Any], payload: bytes = b"") -> tuple[dict[str, Any], bytes]:
+        """Send a message, return the answer and its bytes.
+
+        Raises
+        ------
+        ExecutionError
+            The process answered with an error, or ended.
+        """
         to, from_ = self._streams()
         try:
             to.write(json.dumps({**message, "bytes": len(payload)}).encode() + b"\n" + payload)
             to.flush()
             line = from_.readline()
-            answer = json.loads(line) if line else None
+            answer: dict[str, Any] | None = json.loads(line) if line else None
             content = from_.read(answer["bytes"]) if answer else b""
         except (OSError, ValueError) as error:
             raise ExecutionError(self._last_words(str(error))) from error
@@ -77,35 +78,20 @@ class NodeSession(Session):
             raise ExecutionError(self._last_words("the Node.js process ended"))
         if "error" in answer:
             raise ExecutionError(f"{self._where}: {answer['error']}")
-        return content
+        return answer, content
 
     def _last_words(self, what: str) -> str:
         self._said.seek(0)
         said = self._said.read().decode(errors="replace").strip().splitlines()
         return f"{self._where}: {what}" + (f": {said[-1]}" if said else ".")
 
-    def _run(self, arrays: list[Array]) -> list[Array]:
-        payload = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
-        content = self._ask({"command": "run"}, payload)
-        results, offset = [], 0
-        for spec in self.outputs:
-            raw = content[offset : offset + spec.nbytes]
-            results.append(np.frombuffer(raw, spec.dtype).reshape(spec.shape).copy())
-            offset += spec.nbytes
-        return results
-
-    def run_step(self, index: int) -> None:
-        """Run one call of the plan."""
-        self._check_open()
-        self._ask({"command": "step", "index": index})
-
     def close(self) -> None:
         """End the process."""
-        super().close()
         if self._process is not None:
             self._process.kill()
             for stream in self._streams():
-                stream.close()
+                with suppress(OSError):  # a pipe broken by a process that ended first
+                    stream.close()
             self._process.wait()
             self._process = None
             self._said.close()
@@ -113,6 +99,48 @@ class NodeSession(Session):
     def __del__(self) -> None:
         if getattr(self, "_process", None) is not None:
             self.close()
+
+
+class ProcessSession(Session):
+    """A graph in a Node.js process; tensors cross its standard streams in the order of the specs."""
+
+    def __init__(
+        self, process: NodeProcess, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+    ) -> None:
+        super().__init__(inputs, outputs)
+        self.process = process
+
+    def _run(self, arrays: list[Array]) -> list[Array]:
+        payload = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
+        _, content = self.process.ask({"command": "run"}, payload)
+        results, offset = [], 0
+        for spec in self.outputs:
+            raw = content[offset : offset + spec.nbytes]
+            results.append(np.frombuffer(raw, spec.dtype).reshape(spec.shape).copy())
+            offset += spec.nbytes
+        return results
+
+    def close(self) -> None:
+        """End the process."""
+        super().close()
+        self.process.close()
+
+
+class NodeSession(ProcessSession):
+    """A wasm artifact under V8."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        super().__init__(NodeProcess(_RUNNER, str(artifact.path)), artifact.inputs, artifact.outputs)
+        try:
+            self.process.ask({"command": "load", "path": str(artifact.path.resolve())})
+        except ExecutionError as error:
+            self.close()
+            raise ArtifactError(f"V8 refuses the module: {error}") from error
+
+    def run_step(self, index: int) -> None:
+        """Run one call of the plan."""
+        self._check_open()
+        self.process.ask({"command": "step", "index": index})
 
 
 class NodeRuntime(Runtime):
@@ -123,7 +151,7 @@ class NodeRuntime(Runtime):
 
     def version(self) -> str:
         """Versions of Node.js and V8."""
-        versions = _versions()
+        versions = node_versions()
         return f"{versions['node']}, V8 {versions['v8']}"
 
     def config(self) -> str:

@@ -1,44 +1,14 @@
-// The process behind runtimes/node.py: a graph under V8, spoken to through its standard streams.
-// A message is a line of JSON and, after it, as many bytes as its "bytes" says.
+// The process behind runtimes/node.py: a graph under V8.
 
-import { readFileSync, readSync, writeSync } from 'node:fs';
+import { readFileSync } from 'node:fs';
 import { load } from '../web/loader.mjs';
-
-function readExactly(buffer) {
-  let filled = 0;
-  while (filled < buffer.length) {
-    const count = readSync(0, buffer, filled, buffer.length - filled);
-    if (count === 0) process.exit(0); // the parent is gone
-    filled += count;
-  }
-  return buffer;
-}
-
-function readMessage() {
-  const line = [];
-  const byte = Buffer.alloc(1);
-  while (readExactly(byte)[0] !== 10) line.push(byte[0]);
-  const message = JSON.parse(Buffer.from(line).toString());
-  return { ...message, payload: readExactly(Buffer.alloc(message.bytes ?? 0)) };
-}
-
-function writeAll(buffer) {
-  let written = 0;
-  while (written < buffer.length) written += writeSync(1, buffer, written);
-}
-
-function reply(message, parts = []) {
-  const bytes = parts.reduce((sum, part) => sum + part.byteLength, 0);
-  writeAll(Buffer.from(`${JSON.stringify({ ...message, bytes })}\n`));
-  for (const part of parts) writeAll(new Uint8Array(part.buffer, part.byteOffset, part.byteLength));
-}
+import { serve } from './node_messages.mjs';
 
 let graph;
 
-const commands = {
+await serve({
   async load({ path }) {
     graph = await load(readFileSync(path));
-    reply({ node: process.versions.node, v8: process.versions.v8 });
   },
   run({ payload }) {
     let offset = 0;
@@ -49,19 +19,9 @@ const commands = {
       offset += bytes.length;
     }
     graph.call();
-    reply({}, graph.outputs.map((tensor) => graph.view(tensor)));
+    return { parts: graph.outputs.map((tensor) => graph.view(tensor)) };
   },
   step({ index }) {
     graph.step(index);
-    reply({});
   },
-};
-
-for (;;) {
-  const message = readMessage();
-  try {
-    await commands[message.command](message);
-  } catch (error) {
-    reply({ error: `${error.name}: ${error.message}` });
-  }
-}
+});

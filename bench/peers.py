@@ -1,0 +1,69 @@
+"""The JavaScript peers, behind the same interface as our own engines; pinned in ``bench/js``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from wasmgraph.errors import ExecutionError, MissingDependencyError, ModelError
+from wasmgraph.runtimes import Runtime, Session, get_runtime
+from wasmgraph.runtimes.base import LoadOptions
+from wasmgraph.runtimes.node import NodeProcess, ProcessSession, node_versions
+from wasmgraph.tensors import TensorSpec
+
+_JS = Path(__file__).parent / "js"
+
+
+def _package_version(name: str) -> str:
+    manifest = _JS / "node_modules" / name / "package.json"
+    if not manifest.exists():
+        raise MissingDependencyError(
+            f"the peer needs {name}: npm ci --prefix bench/js --ignore-scripts (`make bench` does it)."
+        )
+    version: str = json.loads(manifest.read_text())["version"]
+    return version
+
+
+class OrtWeb(Runtime):
+    """onnxruntime-web: its own SIMD build for the CPU, under the same V8."""
+
+    name = "ort-web"
+    accepts = "onnx"
+
+    def version(self) -> str:
+        """Versions of the package and of V8."""
+        return f"{_package_version('onnxruntime-web')}, V8 {node_versions()['v8']}"
+
+    def config(self) -> str:
+        """How it is set up."""
+        return "wasm execution provider (SIMD), all graph optimisations, a process of its own"
+
+    def load(self, path: Path, options: LoadOptions) -> Session:
+        """Start a process and create the session in it."""
+        _package_version("onnxruntime-web")
+        process = NodeProcess(_JS / "ort_web.mjs", f"ort-web: {path}")
+        try:
+            message = {"command": "load", "path": str(path.resolve()), "threads": options.threads}
+            answer, _ = process.ask(message)
+            inputs, outputs = (
+                tuple(
+                    TensorSpec(t["name"], tuple(int(d) for d in t["shape"]), t["dtype"])
+                    for t in answer[side]
+                )
+                for side in ("inputs", "outputs")
+            )
+        except ExecutionError as error:
+            process.close()
+            raise ModelError(str(error)) from error
+        except (ValueError, TypeError) as error:
+            process.close()
+            raise ModelError(f"ort-web: {path}: its tensors have no static shape: {error}") from error
+        return ProcessSession(process, inputs, outputs)
+
+
+PEERS: dict[str, Runtime] = {peer.name: peer for peer in (OrtWeb(),)}
+
+
+def engine(name: str) -> Runtime:
+    """A peer, or one of our own runtimes."""
+    return PEERS[name] if name in PEERS else get_runtime(name)
