@@ -10,7 +10,7 @@ bench: $(READY)
 	$(BIN)/pytest bench -q --benchmark-json=results/latest.json
 	$(BIN)/wasmgraph report results/latest.json -o reports
 
-# Other architectures, against onnxruntime: about three minutes.
+# Other architectures, against onnxruntime: about a minute and a half.
 LIGHT := light_squeezenet,light_densenet121,light_shufflenet,light_inception_v2
 bench-light: $(READY)
 	$(BIN)/pytest bench -q -k "latency or accuracy" --models $(LIGHT) \

@@ -19,6 +19,11 @@ class LoadOptions:
 
     threads: int = 1
 
+    def require_one_thread(self, path: Path) -> None:
+        """Raise UsageError if more are asked for than the artifact at ``path`` was compiled for."""
+        if self.threads != 1:
+            raise UsageError(f"{path} was compiled for one thread; it cannot use {self.threads}.")
+
 
 class Session(ABC):
     """A loaded graph. Not for concurrent use: load one session a thread."""

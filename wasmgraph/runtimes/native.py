@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from wasmgraph.artifact import Artifact, Placed
-from wasmgraph.errors import ArtifactError, ExecutionError, TargetError, UsageError
+from wasmgraph.errors import ArtifactError, ExecutionError, TargetError
 from wasmgraph.host import cpu_features
 from wasmgraph.runtimes.base import LoadOptions, Runtime, Session
 from wasmgraph.tensors import Array
@@ -83,6 +83,5 @@ class NativeRuntime(Runtime):
 
     def load(self, path: Path, options: LoadOptions) -> Session:
         """Check and load the library."""
-        if options.threads != 1:
-            raise UsageError(f"{path} was compiled for one thread; it cannot use {options.threads}.")
+        options.require_one_thread(path)
         return NativeSession(Artifact.open(path))

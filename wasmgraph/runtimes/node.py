@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from wasmgraph.artifact import Artifact
-from wasmgraph.errors import ArtifactError, ExecutionError, MissingDependencyError, UsageError
+from wasmgraph.errors import ArtifactError, ExecutionError, MissingDependencyError
 from wasmgraph.runtimes.base import LoadOptions, Runtime, Session
 from wasmgraph.tensors import Array, TensorSpec
 
@@ -160,6 +160,5 @@ class NodeRuntime(Runtime):
 
     def load(self, path: Path, options: LoadOptions) -> Session:
         """Check the artifact, start a process, compile and instantiate."""
-        if options.threads != 1:
-            raise UsageError(f"{path} was compiled for one thread; it cannot use {options.threads}.")
+        options.require_one_thread(path)
         return NodeSession(Artifact.open(path))

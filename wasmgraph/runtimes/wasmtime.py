@@ -163,6 +163,5 @@ class WasmtimeRuntime(Runtime):
 
     def load(self, path: Path, options: LoadOptions) -> Session:
         """Check, compile or take from the cache, instantiate."""
-        if options.threads != 1:
-            raise UsageError(f"{path} was compiled for one thread; it cannot use {options.threads}.")
+        options.require_one_thread(path)
         return WasmtimeSession(Artifact.open(path))
