@@ -27,6 +27,7 @@ DEFAULT = (
     "native@tvm",
     "native-128@tvm",
     "ort-web",
+    "tfjs-wasm",
     REFERENCE,
 )
 _RUNTIME_KINDS = {"wasmtime": "wasm", "node": "wasm", "tvm": "native"}

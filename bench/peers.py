@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-from wasmgraph.errors import ExecutionError, MissingDependencyError, ModelError
+from wasmgraph.errors import ExecutionError, MissingDependencyError, ModelError, UsageError
 from wasmgraph.runtimes import Runtime, Session, get_runtime
 from wasmgraph.runtimes.base import LoadOptions
 from wasmgraph.runtimes.node import NodeProcess, ProcessSession, node_versions
@@ -42,9 +43,9 @@ class OrtWeb(Runtime):
         """Start a process and create the session in it."""
         _package_version("onnxruntime-web")
         process = NodeProcess(_JS / "ort_web.mjs", f"ort-web: {path}")
+        message = {"command": "load", "path": str(path.resolve()), "threads": options.threads}
+        answer = _loaded(process, message)
         try:
-            message = {"command": "load", "path": str(path.resolve()), "threads": options.threads}
-            answer, _ = process.ask(message)
             inputs, outputs = (
                 tuple(
                     TensorSpec(t["name"], tuple(int(d) for d in t["shape"]), t["dtype"])
@@ -52,16 +53,62 @@ class OrtWeb(Runtime):
                 )
                 for side in ("inputs", "outputs")
             )
-        except ExecutionError as error:
-            process.close()
-            raise ModelError(str(error)) from error
         except (ValueError, TypeError) as error:
             process.close()
             raise ModelError(f"ort-web: {path}: its tensors have no static shape: {error}") from error
         return ProcessSession(process, inputs, outputs)
 
 
-PEERS: dict[str, Runtime] = {peer.name: peer for peer in (OrtWeb(),)}
+class TfjsWasm(Runtime):
+    """TensorFlow.js on its WebAssembly backend (SIMD), under the same V8; the model as ``tfjs.py``
+    translates it."""
+
+    name = "tfjs-wasm"
+    accepts = "onnx"
+
+    def version(self) -> str:
+        """Versions of the package and of V8."""
+        return f"{_package_version('@tensorflow/tfjs-backend-wasm')}, V8 {node_versions()['v8']}"
+
+    def config(self) -> str:
+        """How it is set up."""
+        return "SIMD, NHWC, fused kernels, BatchNorm folded, a process of its own"
+
+    def load(self, path: Path, options: LoadOptions) -> Session:
+        """Translate the model, start a process and load the model into it."""
+        if options.threads != 1:
+            raise UsageError("tfjs-wasm has one thread under Node.js: its own are for browsers.")
+        _package_version("@tensorflow/tfjs-backend-wasm")
+        from bench.tfjs import translate
+
+        model = translate(path)
+        placed, offset = [], 0
+        for name, value in model.constants.items():
+            placed.append({"name": name, "shape": value.shape, "offset": offset})
+            offset += value.nbytes
+        message = {
+            "command": "load",
+            "inputs": [{"name": spec.name, "shape": spec.shape} for spec in model.inputs],
+            "outputs": [name for name, _ in model.outputs],
+            "steps": model.steps,
+            "constants": placed,
+        }
+        process = NodeProcess(_JS / "tfjs_wasm.mjs", f"tfjs-wasm: {path}")
+        _loaded(process, message, b"".join(value.tobytes() for value in model.constants.values()))
+        return ProcessSession(process, tuple(model.inputs), tuple(spec for _, spec in model.outputs))
+
+
+def _loaded(process: NodeProcess, message: dict[str, Any], payload: bytes = b"") -> dict[str, Any]:
+    """The answer to a message that loads a model; the process ends if it fails."""
+    try:
+        answer, _ = process.ask(message, payload)
+    except ExecutionError as error:
+        process.close()
+        raise ModelError(str(error)) from error
+    return answer
+
+
+PEERS: dict[str, Runtime] = {peer.name: peer for peer in (OrtWeb(), TfjsWasm())}
 
 
 def engine(name: str) -> Runtime:

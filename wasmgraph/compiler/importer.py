@@ -71,13 +71,7 @@ def import_model(model: str | Path | onnx.ModelProto, shapes: Mapping[str, Seque
         It uses operators without an implementation.
     """
     proto, name, sha256 = _read(model)
-    bind_shapes(proto, shapes)
-    fed = {value.name for value in _fed_inputs(proto)}
-    proto = _simplify(_pairwise_sums(_explicit_padding(proto)), name)
-    # onnxruntime folds initializers away but leaves their entries among the inputs.
-    kept = [value for value in proto.graph.input if value.name in fed]
-    del proto.graph.input[:]
-    proto.graph.input.extend(kept)
+    proto = simplify(proto, shapes, name)
     _check_operators(proto)
     module = _convert(proto, name)
     main = module["main"]
@@ -87,6 +81,21 @@ def import_model(model: str | Path | onnx.ModelProto, shapes: Mapping[str, Seque
     outputs = [_spec(v.name, t, name) for v, t in zip(proto.graph.output, types, strict=True)]
     description = _description(proto, name)
     return ImportedModel(name, sha256, description, module, tuple(inputs), tuple(outputs))
+
+
+def simplify(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]], name: str) -> onnx.ModelProto:
+    """Bind the inputs' shapes, fold constants, paddings and BatchNorm; ``name`` is for errors.
+
+    ``proto`` is altered. The inputs of the result are those that are fed.
+    """
+    bind_shapes(proto, shapes)
+    fed = {value.name for value in _fed_inputs(proto)}
+    proto = _optimize(_pairwise_sums(_explicit_padding(proto)), name)
+    # onnxruntime folds initializers away but leaves their entries among the inputs.
+    kept = [value for value in proto.graph.input if value.name in fed]
+    del proto.graph.input[:]
+    proto.graph.input.extend(kept)
+    return proto
 
 
 def _read(model: str | Path | onnx.ModelProto) -> tuple[onnx.ModelProto, str, str]:
@@ -213,7 +222,7 @@ def _pairwise_sums(proto: onnx.ModelProto) -> onnx.ModelProto:
     return proto
 
 
-def _simplify(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
+def _optimize(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
     with tempfile.TemporaryDirectory(prefix="wasmgraph-") as directory:
         path = Path(directory, "simplified.onnx")
         options = onnxruntime.SessionOptions()
