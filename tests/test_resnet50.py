@@ -85,6 +85,15 @@ def test_wasm_targets_give_the_same_bits(resnet50_onnx: Path, photographs) -> No
         np.testing.assert_array_equal(one.run(x)["logits"], other.run(x)["logits"])
 
 
+def test_threads_give_the_same_bits(
+    resnet50_onnx: Path, resnet50_artifact: Callable[[str], Artifact], photographs
+) -> None:
+    x = {"input": photographs[0][0]}
+    divided = wg.compile(resnet50_onnx, target="wasm32-simd128-threads")
+    with wg.load(resnet50_artifact("wasm32-simd128")) as one, wg.load(divided, threads=2) as two:
+        np.testing.assert_array_equal(two.run(x)["logits"], one.run(x)["logits"])
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("node") is None, reason="there is no `node` on the PATH")
 @pytest.mark.parametrize("target", ["wasm32", "wasm32-simd128"])

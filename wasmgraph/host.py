@@ -1,7 +1,8 @@
-"""This machine: its processor's name and vector features."""
+"""This machine: its processors, their name and vector features."""
 
 from __future__ import annotations
 
+import os
 import platform
 from functools import cache
 from pathlib import Path
@@ -28,3 +29,10 @@ def cpu_features() -> tuple[str, ...]:
     """Sorted feature flags as the kernel names them (``avx2``, ``fma``, ``asimd``)."""
     info = cpu_info()
     return tuple(sorted((info.get("flags") or info.get("Features") or "").split()))
+
+
+def cpu_count() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

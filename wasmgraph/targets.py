@@ -21,6 +21,8 @@ class Target:
     tile_pixels, tile_channels : output pixels × output channels that one tile of a convolution
         keeps in registers over the whole reduction
     fma : multiply and add are one instruction
+    threaded : kernels divide their outer loops among the threads of a pool; how many there are is said
+        when the artifact is loaded
     cpu : LLVM's name of the processor to compile for; empty: this host's (native), generic (wasm)
     features : instruction set extensions the code needs or (with ``-``) must not use, in LLVM's names
     """
@@ -31,6 +33,7 @@ class Target:
     tile_pixels: int
     tile_channels: int
     fma: bool = False
+    threaded: bool = False
     cpu: str = ""
     features: tuple[str, ...] = ()
 
@@ -57,6 +60,15 @@ _TARGETS = {
     ),
     "wasm32-simd128": Target(
         "wasm32-simd128", "wasm", lanes=4, tile_pixels=2, tile_channels=16, features=("simd128",)
+    ),
+    "wasm32-simd128-threads": Target(
+        "wasm32-simd128-threads",
+        "wasm",
+        lanes=4,
+        tile_pixels=2,
+        tile_channels=16,
+        threaded=True,
+        features=("simd128", "atomics", "bulk-memory", "mutable-globals"),
     ),
 }
 

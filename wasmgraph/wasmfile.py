@@ -43,6 +43,7 @@ class Module:
     global_values: dict[str, int]
     memory_min: int
     memory_max: int | None
+    memory_shared: bool
     has_start: bool
     sections: tuple[Section, ...]
 
@@ -112,10 +113,11 @@ class _Reader:
         except UnicodeDecodeError as error:
             raise MalformedError("a name is not UTF-8") from error
 
-    def limits(self) -> tuple[int, int | None]:
+    def limits(self) -> tuple[int, int | None, bool]:
+        """Least, most, and whether the memory is shared."""
         flags = self.byte()
         least = self.unsigned()
-        return least, self.unsigned() if flags & 1 else None
+        return least, self.unsigned() if flags & 1 else None, bool(flags & 2)
 
 
 def _sections(stream: BinaryIO, length: int) -> Iterator[Section]:
@@ -157,7 +159,7 @@ def read_module(stream: BinaryIO) -> Module:
     imports: list[tuple[str, str, str]] = []
     exports: dict[str, tuple[str, int]] = {}
     constants: dict[int, int] = {}
-    memory_min, memory_max = 0, None
+    memory: tuple[int, int | None, bool] = (0, None, False)
     imported_globals = 0
     for section in sections:
         if section.id not in (_IMPORT, _MEMORY, _GLOBAL, _EXPORT):
@@ -175,7 +177,7 @@ def read_module(stream: BinaryIO) -> Module:
                     reader.byte()
                     reader.limits()
                 elif kind == 2:
-                    memory_min, memory_max = reader.limits()
+                    memory = reader.limits()
                 elif kind == 3:
                     reader.byte()
                     reader.byte()
@@ -183,7 +185,7 @@ def read_module(stream: BinaryIO) -> Module:
                 else:
                     raise MalformedError(f"import {where}.{name} is of unknown kind {kind}")
         elif section.id == _MEMORY and count:
-            memory_min, memory_max = reader.limits()
+            memory = reader.limits()
         elif section.id == _GLOBAL:
             for index in range(imported_globals, imported_globals + count):
                 value_type, _mutable, opcode = reader.byte(), reader.byte(), reader.byte()
@@ -204,8 +206,9 @@ def read_module(stream: BinaryIO) -> Module:
             for name, (kind, index) in exports.items()
             if kind == "global" and index in constants
         },
-        memory_min=memory_min,
-        memory_max=memory_max,
+        memory_min=memory[0],
+        memory_max=memory[1],
+        memory_shared=memory[2],
         has_start=any(section.id == _START for section in sections),
         sections=sections,
     )

@@ -13,10 +13,13 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 import wasmgraph as wg
-from tests.conftest import TARGETS, model_of
+from tests.conftest import TARGETS as ONE_THREAD
+from tests.conftest import model_of
 from wasmgraph.compiler.operators import pack_conv2d
 from wasmgraph.compiler.schedule import FALLBACK, RULES
 
+# Two threads share what the rules say they may.
+TARGETS = (*ONE_THREAD, "wasm32-simd128-threads")
 several = settings(
     max_examples=5, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -27,7 +30,7 @@ def check(model: onnx.ModelProto, target: str, *rules: str, tolerance: float = 1
     artifact = wg.compile(model, target=target)
     assert {step.rule for step in artifact.manifest.steps} & set(rules)
     rng = np.random.default_rng(0)
-    with wg.load(artifact) as session:
+    with wg.load(artifact, threads=2 if target.endswith("threads") else 1) as session:
         feeds = {s.name: rng.normal(0, 1, s.shape).astype(s.dtype) for s in session.inputs}
         found = session.run(feeds)
     expected = ReferenceEvaluator(model).run(None, feeds)

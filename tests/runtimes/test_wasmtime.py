@@ -10,7 +10,7 @@ import wasmtime
 import wasmgraph as wg
 from wasmgraph import artifact as a
 from wasmgraph.errors import ArtifactError, ExecutionError
-from wasmgraph.runtimes.wasmtime import _compiled_path
+from wasmgraph.runtimes.wasmtime_engine import EngineConfig, _compiled_path
 
 
 def test_compiled_code_is_cached_and_private(empty_cache: Path, small_artifact) -> None:
@@ -44,13 +44,15 @@ def test_works_without_a_usable_cache(
 
 
 def test_the_key_follows_digest_engine_and_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    base = _compiled_path("0" * 64)
-    assert _compiled_path("1" * 64) != base
-    monkeypatch.setattr("wasmgraph.runtimes.wasmtime.cpu_features", lambda: ("less",))
-    assert _compiled_path("0" * 64) != base
+    default = EngineConfig()
+    base = _compiled_path("0" * 64, default)
+    assert _compiled_path("1" * 64, default) != base
+    assert _compiled_path("0" * 64, EngineConfig(opt_level="none")) != base
+    monkeypatch.setattr("wasmgraph.runtimes.wasmtime_engine.cpu_features", lambda: ("less",))
+    assert _compiled_path("0" * 64, default) != base
     monkeypatch.undo()
-    monkeypatch.setattr("wasmgraph.runtimes.wasmtime.version", lambda _: "51.0")
-    assert _compiled_path("0" * 64) != base
+    monkeypatch.setattr("wasmgraph.runtimes.wasmtime_engine.version", lambda _: "51.0")
+    assert _compiled_path("0" * 64, default) != base
 
 
 def forge(path: Path, template: Path, wat: str, **changes: object) -> Path:

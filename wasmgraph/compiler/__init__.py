@@ -180,7 +180,7 @@ def _build(
     log.rules.update(step.rule for step in steps)
     log.fallbacks += [step.kernel for step in steps if step.rule == FALLBACK]
     with log.stage("link") as stage:
-        linked = link(directory, target, plan, constants)
+        linked = link(directory, target, plan, constants, kernels.phases)
         seal(linked, _manifest(imported, target, plan, steps, linked))
         size = linked.stat().st_size
         stage.outcome = f"{size:,} bytes, {size - plan.param_bytes:,} without parameters"

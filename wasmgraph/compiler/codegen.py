@@ -1,31 +1,30 @@
 """Stage 6: scheduled kernels become an object file of plain functions over raw pointers.
 
 A kernel's C signature is ``int32_t kernel(T *input..., T *output..., T *workspace...)``; it
-returns 0. There is no packed calling convention, no runtime to call, nothing to import.
+returns 0. There is no packed calling convention, no runtime to call, nothing to import. For a target
+with threads a kernel is several such functions (``phases.py``).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 
 import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
 
-from wasmgraph.compiler.operators import tvm_dtype_bytes
+from wasmgraph.compiler.phases import LOCAL_BYTES, buffer_bytes, divide
 from wasmgraph.targets import Target
-
-# Local arrays larger than this become workspaces in the arena; a wasm stack is 64 KiB.
-_STACK_LIMIT_BYTES = 1024
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """Compiled kernels, and for each the bytes of the workspaces it takes after its outputs."""
+    """Compiled kernels; for each the bytes of the workspaces it takes after its outputs, and, for a target
+    with threads, its phases' symbols."""
 
     library: tvm.runtime.Module
     workspaces: dict[str, tuple[int, ...]]
+    phases: dict[str, tuple[str, ...]]
 
 
 def tvm_target(target: Target) -> tvm.target.Target:
@@ -51,10 +50,11 @@ def tvm_target(target: Target) -> tvm.target.Target:
     return described.with_host(described)
 
 
-def lowering_passes() -> list[tvm.ir.transform.Pass]:
-    """The CPU part of TVM's ``s_tir`` pipeline, short of the packed calling convention."""
+def lowering_passes() -> tuple[list[tvm.ir.transform.Pass], list[tvm.ir.transform.Pass]]:
+    """The CPU part of TVM's ``s_tir`` pipeline, short of the packed calling convention: what settles
+    loops, and what comes after."""
     s, t = s_tir.transform, tirx.transform
-    return [
+    settling = [
         s.CanonicalizeLoop(),
         s.LowerInitBlock(),
         s.PlanAndUpdateBufferAllocationLocation(),
@@ -65,8 +65,11 @@ def lowering_passes() -> list[tvm.ir.transform.Pass]:
         s.LowerOpaqueBlock(),
         t.FlattenBuffer(),
         t.BF16ComputeLegalize(),
-        t.NarrowDataType(32),
+        # Before NarrowDataType, which renames loops under the hints that name them.
         s.LoopPartition(),
+        t.NarrowDataType(32),
+    ]
+    finishing = [
         t.VectorizeLoop(True),
         t.StorageRewrite(),
         s.HoistIfThenElse(),
@@ -79,6 +82,7 @@ def lowering_passes() -> list[tvm.ir.transform.Pass]:
         t.FP8ComputeLegalize(),
         t.VerifyMemory(),
     ]
+    return settling, finishing
 
 
 def generate(mod: tvm.IRModule, target: Target) -> Kernels:
@@ -88,40 +92,56 @@ def generate(mod: tvm.IRModule, target: Target) -> Kernels:
     config = {"s_tir.LoopPartition": {"partition_const_loop": True}}
     with described, tvm.transform.PassContext(opt_level=3, config=config):
         lowered = tirx.transform.BindTarget(described)(tvm.IRModule(kernels))
-        lowered = tvm.ir.transform.Sequential(lowering_passes())(lowered)
-        raw, workspaces = {}, {}
+        settling, finishing = lowering_passes()
+        lowered = tvm.ir.transform.Sequential(settling)(lowered)
+        raw: dict[str, tirx.PrimFunc] = {}
+        workspaces: dict[str, tuple[int, ...]] = {}
+        phases: dict[str, tuple[str, ...]] = {}
+        if target.threaded:
+            divided = divide(lowered)
+            lowered, phases, workspaces = divided.module, divided.phases, divided.workspaces
+        lowered = tvm.ir.transform.Sequential(finishing)(lowered)
         for gvar, function in lowered.functions.items():
-            raw[gvar.name_hint], workspaces[gvar.name_hint] = _raw_pointers(function)
+            name = gvar.name_hint
+            raw[name], lifted = _raw_pointers(function, lift_large=not target.threaded)
+            if not target.threaded:
+                workspaces[name] = lifted
         finished = tirx.transform.LowerIntrin()(tvm.IRModule(raw))
         library = tvm.get_global_func("target.build.llvm")(finished, described)
-    return Kernels(library, workspaces)
+    return Kernels(library, workspaces, phases)
 
 
 def _pointer(name: str, dtype: str) -> tirx.Var:
     return tirx.Var(name, tvm.ir.PointerType(tvm.ir.PrimType(dtype)))
 
 
-def _raw_pointers(function: tirx.PrimFunc) -> tuple[tirx.PrimFunc, tuple[int, ...]]:
-    """Turn buffer parameters and large local arrays into pointer parameters."""
-    pointers = [_pointer(f"{p.name}_pointer", str(p.dtype)) for p in function.params]
-    declared = [
-        tirx.DeclBuffer(p, data=pointer) for p, pointer in zip(function.params, pointers, strict=True)
-    ]
+def _raw_pointers(function: tirx.PrimFunc, lift_large: bool) -> tuple[tirx.PrimFunc, tuple[int, ...]]:
+    """Turn buffer parameters, and if so asked large local arrays, into pointer parameters."""
+    parameters: list[tirx.Var] = []
+    declared: list[tirx.Stmt] = []
+
+    def pointer_to(buffer: tirx.Buffer, name: str) -> tirx.Stmt:
+        parameters.append(_pointer(name, str(buffer.dtype)))
+        return tirx.DeclBuffer(buffer, data=parameters[-1])
+
+    for parameter in function.params:
+        if isinstance(parameter.ty, tvm.ir.PrimType):
+            parameters.append(parameter)
+        else:
+            declared.append(pointer_to(parameter, f"{parameter.name}_pointer"))
     workspaces: list[int] = []
 
     def lift(allocation: tirx.AllocBuffer) -> tirx.Stmt:
         buffer = allocation.buffer
-        nbytes = prod(int(d) for d in buffer.shape) * tvm_dtype_bytes(str(buffer.dtype))
-        if nbytes <= _STACK_LIMIT_BYTES:
+        if not lift_large or buffer_bytes(buffer) <= LOCAL_BYTES:
             return allocation
-        pointers.append(_pointer(f"{buffer.name}_workspace", str(buffer.dtype)))
-        workspaces.append(nbytes)
-        return tirx.DeclBuffer(buffer, data=pointers[-1])
+        workspaces.append(buffer_bytes(buffer))
+        return pointer_to(buffer, f"{buffer.name}_workspace")
 
     body = tvm_ffi.structural_map(function.body, [(tirx.AllocBuffer, lift)])
     done = tirx.stmt.Return(tirx.const(0, "int32"))
     raw = tirx.PrimFunc(
-        pointers,
+        parameters,
         tirx.SeqStmt([*declared, body, done]),
         ret_type=tvm.ir.PrimType("int32"),
         attrs=function.attrs,

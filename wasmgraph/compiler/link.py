@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -22,6 +22,12 @@ _CONSTANTS_BYTES = 1 << 20
 # Addresses of these symbols are exported as globals, so that the manifest can say where they are.
 ARENA_SYMBOL = "wasmgraph_arena"
 _WASM_EXPORTS = ("wasmgraph_run", "wasmgraph_step", ARENA_SYMBOL)
+_POOL_EXPORTS = (
+    *("wasmgraph_threads", "wasmgraph_worker", "wasmgraph_fail", "wasmgraph_stop"),
+    "__stack_pointer",
+)
+# Room that a host may add to a shared memory for the stacks of its workers, a page each.
+_WORKER_PAGES = 1024
 
 
 def _zig(*arguments: str | Path) -> None:
@@ -29,26 +35,38 @@ def _zig(*arguments: str | Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         tool = " ".join(command[3:5])
-        raise CompileError(f"zig {tool} failed: {(done.stderr or done.stdout).strip()[-2000:]}")
+        raise CompileError(f"zig {tool} failed: {(done.stderr or done.stdout).strip()[:2000]}")
 
 
 def _expression(address: Address) -> str:
     return f"{'ARENA' if address.space == 'arena' else 'PARAMS'}({address.offset}u)"
 
 
-def _call(call: Call) -> str:
+def _call(call: Call, phases: Sequence[str]) -> str:
+    """A step in C; ``phases`` are empty for a target without threads."""
     arguments = [_expression(address) for address in call.arguments]
     if call.kernel == COPY:
         source, destination = arguments
-        return f"__builtin_memcpy({destination}, {source}, {call.copied_bytes}u); return 0"
-    return f"return {call.kernel}({', '.join(arguments)})"
+        copy = f"__builtin_memcpy({destination}, {source}, {call.copied_bytes}u)"
+        return f"PHASE(if (!piece) {copy}) return 0;" if phases else f"{copy}; return 0;"
+    passed = ", ".join(arguments)
+    if phases:
+        return " ".join(f"PHASE({phase}({passed}, piece, pieces))" for phase in phases) + " return 0;"
+    return f"return {call.kernel}({passed});"
 
 
-def entry_source(plan: Plan) -> str:
-    """The C text of the entry for a plan."""
+def entry_source(plan: Plan, phases: Mapping[str, Sequence[str]]) -> str:
+    """The C text of the entry for a plan; ``phases`` by kernel, empty for a target without threads."""
     arity = {call.kernel: len(call.arguments) for call in plan.calls if call.kernel != COPY}
-    declared = [f"extern int32_t {k}({', '.join(['void *'] * n)});" for k, n in arity.items()]
-    steps = [f"    case {i}: {_call(call)};" for i, call in enumerate(plan.calls)]
+    declared = [
+        f"extern int32_t {symbol}({', '.join(['void *'] * n + ['int32_t', 'int32_t'] * bool(phases))});"
+        for kernel, n in arity.items()
+        for symbol in phases.get(kernel, [kernel])
+    ]
+    steps = [
+        f"    case {i}: {_call(call, phases.get(call.kernel, [COPY] if phases else []))}"
+        for i, call in enumerate(plan.calls)
+    ]
     text = resources.files("wasmgraph.compiler").joinpath("csrc/entry.c").read_text()
     for key, value in {
         "DECLARATIONS": "\n".join(declared),
@@ -108,24 +126,40 @@ def link_objects(objects: Sequence[Path], directory: Path, target: Target, data_
     # Zig puts the stack first: an overflow traps instead of overwriting data. As a reactor the
     # module gets an `_initialize` that does nothing, and imports nothing.
     options = ["-mexec-model=reactor", "-Wl,--no-entry", "-Wl,--gc-sections", "-s"]
-    options += [f"-Wl,--export={symbol}" for symbol in _WASM_EXPORTS]
+    exports: tuple[str, ...] = _WASM_EXPORTS
+    most = memory
+    if target.threaded:
+        pool, source = directory / "pool.o", resources.files("wasmgraph.compiler").joinpath("csrc/pool.c")
+        with resources.as_file(source) as path:
+            compile_object(path, pool, target)
+        objects = [*objects, pool]
+        exports += _POOL_EXPORTS
+        most += _WORKER_PAGES * PAGE_BYTES
+        options += ["-Wl,--shared-memory", "-Wl,--import-memory"]
+    options += [f"-Wl,--export={symbol}" for symbol in exports]
     options += [f"-Wl,-z,stack-size={_STACK_BYTES}"]
-    options += [f"-Wl,--initial-memory={memory}", f"-Wl,--max-memory={memory}"]
+    options += [f"-Wl,--initial-memory={memory}", f"-Wl,--max-memory={most}"]
     features = [feature.replace("-", "_") for feature in target.features]
     cpu = "+".join(["generic", "bulk_memory", *features])
     _zig("cc", "-target", "wasm32-wasi", f"-mcpu={cpu}", *options, *objects, "-o", linked)
     return linked
 
 
-def link(directory: Path, target: Target, plan: Plan, constants: Sequence[Array]) -> Path:
-    """Link ``graph.o`` in ``directory`` with entry and parameters.
+def link(
+    directory: Path,
+    target: Target,
+    plan: Plan,
+    constants: Sequence[Array],
+    phases: Mapping[str, Sequence[str]],
+) -> Path:
+    """Link ``graph.o`` in ``directory`` with entry and parameters; ``phases`` as for ``entry_source``.
 
     Leaves ``graph.params``, ``entry.c`` and the archive beside it. Returns the linked file.
     """
     params = directory / "graph.params"
     write_params(params, plan, constants)
     entry, data = directory / "entry.c", directory / "params.S"
-    entry.write_text(entry_source(plan))
+    entry.write_text(entry_source(plan, phases))
     data.write_text(_params_source(params, target))
     for source in (entry, data):
         compile_object(source, source.with_suffix(".o"), target)

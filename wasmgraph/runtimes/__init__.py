@@ -11,10 +11,19 @@ from wasmgraph.runtimes.native import NativeRuntime
 from wasmgraph.runtimes.node import NodeRuntime
 from wasmgraph.runtimes.onnxruntime import OnnxRuntime
 from wasmgraph.runtimes.wasmtime import WasmtimeRuntime
+from wasmgraph.runtimes.wasmtime_engine import EngineConfig
 
 # In order of preference for a kind of file.
 _RUNTIMES: dict[str, Runtime] = {
-    runtime.name: runtime for runtime in (WasmtimeRuntime(), NodeRuntime(), NativeRuntime(), OnnxRuntime())
+    runtime.name: runtime
+    for runtime in (
+        WasmtimeRuntime(),
+        WasmtimeRuntime("wasmtime-unoptimized", EngineConfig(opt_level="none")),
+        WasmtimeRuntime("wasmtime-winch", EngineConfig("winch")),
+        NodeRuntime(),
+        NativeRuntime(),
+        OnnxRuntime(),
+    )
 }
 
 
@@ -37,10 +46,11 @@ def load(source: str | Path | Artifact, runtime: str | None = None, threads: int
     Parameters
     ----------
     source : an artifact, or the path of an artifact or an ``.onnx`` file
-    runtime : ``wasmtime`` or ``node`` (wasm artifacts), ``tvm`` (native artifacts) or
-        ``onnxruntime`` (``.onnx`` files); by default the first that runs this kind of file, which is
-        read from the file itself
-    threads : how many threads one inference may use
+    runtime : ``wasmtime``, ``wasmtime-unoptimized``, ``wasmtime-winch`` or ``node`` (wasm artifacts),
+        ``tvm`` (native artifacts) or ``onnxruntime`` (``.onnx`` files); by default the first that runs
+        this kind of file, which is read from the file itself
+    threads : how many threads one inference may use; more than 1 for ``.onnx`` files and artifacts of the
+        target ``wasm32-simd128-threads``
 
     Raises
     ------

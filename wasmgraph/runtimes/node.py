@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from wasmgraph.artifact import Artifact
-from wasmgraph.errors import ArtifactError, ExecutionError, MissingDependencyError
+from wasmgraph.errors import ArtifactError, ExecutionError, MissingDependencyError, UsageError
 from wasmgraph.runtimes.base import LoadOptions, Runtime, Session
 from wasmgraph.tensors import Array, TensorSpec
 
@@ -161,4 +161,7 @@ class NodeRuntime(Runtime):
     def load(self, path: Path, options: LoadOptions) -> Session:
         """Check the artifact, start a process, compile and instantiate."""
         options.require_one_thread(path)
-        return NodeSession(Artifact.open(path))
+        artifact = Artifact.open(path)
+        if artifact.module is not None and artifact.module.memory_shared:
+            raise UsageError(f"{path} has threads, which only the runtime 'wasmtime' starts.")
+        return NodeSession(artifact)

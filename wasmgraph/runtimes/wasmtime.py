@@ -1,12 +1,10 @@
-"""Wasmtime: compiled code from the user's cache, tensors straight into linear memory."""
+"""Wasmtime: tensors straight into linear memory."""
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-from contextlib import suppress
-from functools import cache
+import warnings
+import weakref
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,92 +12,63 @@ import numpy as np
 import wasmtime
 
 from wasmgraph.artifact import Artifact, Placed
-from wasmgraph.errors import ArtifactError, CacheError, ExecutionError, UsageError
-from wasmgraph.files import cache_dir, cache_lock, prune, write_atomically
-from wasmgraph.host import cpu_features, cpu_name
+from wasmgraph.errors import ArtifactError, ExecutionError, UsageError
+from wasmgraph.host import cpu_count
 from wasmgraph.runtimes.base import LoadOptions, Runtime, Session
+from wasmgraph.runtimes.wasmtime_engine import EngineConfig, compiled_module, engine
+from wasmgraph.runtimes.wasmtime_pool import Pool, Thread, cause, required_exports
 from wasmgraph.tensors import Array
-
-_CACHE_BYTES = 4 << 30  # of compiled code; the longest unused goes first
-_CONFIG = "cranelift, opt speed, no fuel, no epochs"
-
-
-@cache
-def _engine() -> wasmtime.Engine:
-    # Wasmtime's defaults: Cranelift at its best, a 4 GiB reservation so that bounds checks vanish.
-    # Fuel or epoch checks would halve the speed of inner loops.
-    return wasmtime.Engine(wasmtime.Config())
-
-
-def _compiled_path(sha256: str) -> Path:
-    key = "\n".join([sha256, version("wasmtime"), _CONFIG, cpu_name(), *cpu_features()])
-    return cache_dir("compiled") / f"{hashlib.sha256(key.encode()).hexdigest()}.cwasm"
-
-
-def compiled_module(artifact: Artifact) -> wasmtime.Module:
-    """Return the compiled module, from the cache if this user's cache holds it.
-
-    Compiled code is native code: it is only ever read from a directory that this user alone can
-    write. Without such a cache the module is compiled anew.
-    """
-    try:
-        path = _compiled_path(artifact.sha256)
-    except CacheError:
-        return _compile(artifact)
-    if not path.exists():
-        with cache_lock(path):
-            if not path.exists():
-                module = _compile(artifact)
-                with suppress(OSError):  # a full disk costs the next load time, nothing else
-                    write_atomically(path, bytes(module.serialize()))
-                    os.utime(path)
-                    prune(path.parent, _CACHE_BYTES)
-                return module
-    try:
-        if os.name == "posix" and path.stat().st_uid != os.geteuid():
-            return _compile(artifact)
-        return wasmtime.Module.deserialize_file(_engine(), str(path))
-    except (wasmtime.WasmtimeError, OSError):
-        path.unlink(missing_ok=True)
-        return _compile(artifact)
-
-
-def _compile(artifact: Artifact) -> wasmtime.Module:
-    try:
-        return wasmtime.Module.from_file(_engine(), str(artifact.path))
-    except wasmtime.WasmtimeError as error:
-        raise ArtifactError(f"{artifact.path}: Wasmtime refuses the module: {error}") from error
+from wasmgraph.wasmfile import Module
 
 
 class WasmtimeSession(Session):
-    """One store, one instance. Every access to linear memory is bounded by its size at that moment."""
+    """One instance, or several over a shared memory. Every access to linear memory is bounded by its size
+    at that moment."""
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: Artifact, config: EngineConfig, threads: int) -> None:
         super().__init__(artifact.inputs, artifact.outputs)
-        manifest = artifact.manifest
+        manifest, shape = artifact.manifest, artifact.module
+        assert shape is not None
         self._where = str(artifact.path)
         self._placed_inputs, self._placed_outputs = manifest.inputs, manifest.outputs
-        if artifact.module is None or artifact.module.imports:
-            raise ArtifactError(f"{artifact.path} imports functions; only self-contained modules are run.")
-        module = compiled_module(artifact)
-        self._store: wasmtime.Store | None = wasmtime.Store(_engine())
+        self._check(shape)
+        module = compiled_module(artifact, config)
+        self._pool: Pool | None = None
+        self._memory: wasmtime.Memory | wasmtime.SharedMemory
         try:
-            exports = wasmtime.Instance(self._store, module, []).exports(self._store)
+            if shape.memory_shared:
+                self._pool = Pool(engine(config), module, shape, threads, self._where)
+                self._main, self._memory = self._pool.main, self._pool.memory
+                self._finalizer = weakref.finalize(self, self._pool.close)
+            else:
+                store = wasmtime.Store(engine(config))
+                exports = wasmtime.Instance(store, module, []).exports(store)
+                self._main, self._memory = Thread(store, exports, 0), exports["memory"]
         except (wasmtime.WasmtimeError, wasmtime.Trap) as error:
             raise ArtifactError(f"{artifact.path} cannot be instantiated: {error}") from error
-        memory, run = exports.get("memory"), exports.get("wasmgraph_run")
-        if not isinstance(memory, wasmtime.Memory) or not isinstance(run, wasmtime.Func):
-            raise ArtifactError(f"{artifact.path} does not export memory and wasmgraph_run.")
-        self._memory, self._entry = memory, run
-        self._step = exports.get("wasmgraph_step")
         self._extent = (0, 0)
         self._views: tuple[list[Array], list[Array]] = ([], [])
         self._look()
 
+    def _check(self, shape: Module) -> None:
+        """Raise ArtifactError unless the module imports and exports what one of its kind does."""
+        if shape.memory_shared and shape.imports == (("env", "memory", "memory"),):
+            required_exports(shape.exports, self._where)
+        elif shape.imports:
+            raise ArtifactError(f"{self._where} imports functions; only self-contained modules are run.")
+        elif shape.exports.get("memory") != "memory":
+            raise ArtifactError(f"{self._where} does not export its memory.")
+        if shape.exports.get("wasmgraph_run") != "func":
+            raise ArtifactError(f"{self._where} does not export wasmgraph_run.")
+
     def _look(self) -> None:
         """Make the views of inputs and outputs anew if the memory has moved or changed its size."""
-        size = self._memory.data_len(self._store)
-        base = ctypes.addressof(self._memory.data_ptr(self._store).contents)
+        if isinstance(self._memory, wasmtime.Memory):
+            size = self._memory.data_len(self._main.store)
+            pointer = self._memory.data_ptr(self._main.store)
+        else:
+            size, pointer = self._memory.data_len(), self._memory.data_ptr()
+        base = ctypes.addressof(pointer.contents)
         if (base, size) != self._extent:
             inputs = [self._view(tensor, base, size) for tensor in self._placed_inputs]
             outputs = [self._view(tensor, base, size) for tensor in self._placed_outputs]
@@ -118,40 +87,45 @@ class WasmtimeSession(Session):
         self._look()
         for view, array in zip(self._views[0], arrays, strict=True):
             np.copyto(view, array)
-        self._call(self._entry, "wasmgraph_run")
+        self._call("wasmgraph_run")
         self._look()
         return [view.copy() for view in self._views[1]]
 
-    def _call(self, function: wasmtime.Func, name: str, *arguments: int) -> None:
+    def _call(self, name: str, *arguments: int) -> None:
         try:
-            error = function(self._store, *arguments)
-        except (wasmtime.WasmtimeError, wasmtime.Trap) as trap:
-            first = str(trap).strip().splitlines()[0]
-            raise ExecutionError(f"{self._where} trapped: {first}") from trap
+            error = (self._pool or self._main).call(name, *arguments)
+        except (wasmtime.WasmtimeError, wasmtime.Trap, ExecutionError) as trap:
+            raise ExecutionError(f"{self._where} trapped: {cause(trap)}") from trap
         if error:
             raise ExecutionError(f"{self._where}: {name} returned {error}.")
 
     def run_step(self, index: int) -> None:
         """Run one call of the plan."""
         self._check_open()
-        if not isinstance(self._step, wasmtime.Func):
+        if self._main.exports.get("wasmgraph_step") is None:
             raise UsageError(f"{self._where} does not export wasmgraph_step.")
-        self._call(self._step, f"wasmgraph_step({index})", index)
+        self._call("wasmgraph_step", index)
 
     def close(self) -> None:
-        """Release store and memory."""
+        """Release stores and memory, end the threads."""
+        if self._closed:
+            return
         super().close()
         self._views, self._extent = ([], []), (0, 0)
-        if self._store is not None:
-            self._store.close()
-            self._store = None
+        if self._pool is None:
+            self._main.store.close()
+        else:
+            self._finalizer()
 
 
 class WasmtimeRuntime(Runtime):
-    """Runs wasm artifacts in Wasmtime."""
+    """Runs wasm artifacts in Wasmtime; the default configuration is the one that users get."""
 
-    name = "wasmtime"
     accepts = "wasm"
+
+    def __init__(self, name: str = "wasmtime", config: EngineConfig | None = None) -> None:
+        self.name = name
+        self._config = config or EngineConfig()
 
     def version(self) -> str:
         """Wasmtime's version."""
@@ -159,9 +133,16 @@ class WasmtimeRuntime(Runtime):
 
     def config(self) -> str:
         """Compiler and checks."""
-        return _CONFIG
+        return str(self._config)
 
     def load(self, path: Path, options: LoadOptions) -> Session:
-        """Check, compile or take from the cache, instantiate."""
-        options.require_one_thread(path)
-        return WasmtimeSession(Artifact.open(path))
+        """Check, compile or take from the cache, instantiate, start the threads."""
+        artifact = Artifact.open(path)
+        if artifact.module is None or not artifact.module.memory_shared:
+            options.require_one_thread(path)
+        if options.threads > cpu_count():
+            warnings.warn(
+                f"{path}: {options.threads} threads on {cpu_count()} processors will wait for each other.",
+                stacklevel=3,
+            )
+        return WasmtimeSession(artifact, self._config, options.threads)

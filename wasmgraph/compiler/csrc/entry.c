@@ -8,9 +8,26 @@ typedef unsigned char byte;
 
 extern byte wasmgraph_params[];
 
+#ifdef __wasm_atomics__
+/* Every thread goes through every step, and takes pieces of its phases until none is left (pool.c). */
+extern int32_t wasmgraph_take(int32_t pieces);
+extern int32_t wasmgraph_barrier(int32_t threads);
+#define PIECES_PER_THREAD 8
+#define SHARE , int32_t threads
+#define SHARED , threads
+#define PHASE(work)                                                                             \
+    for (int32_t pieces = threads == 1 ? 1 : PIECES_PER_THREAD * threads, piece;                \
+         (piece = wasmgraph_take(pieces)) < pieces;)                                            \
+        work;                                                                                   \
+    if (wasmgraph_barrier(threads)) return -1;
+#else
+#define SHARE
+#define SHARED
+#endif
+
 @DECLARATIONS@
 
-static int32_t step(byte *arena, int32_t index) {
+static int32_t step(byte *arena, int32_t index SHARE) {
     (void)arena;
     switch (index) {
 @STEPS@
@@ -18,18 +35,23 @@ static int32_t step(byte *arena, int32_t index) {
     }
 }
 
-static int32_t run(byte *arena) {
+static int32_t run(byte *arena SHARE) {
     int32_t error = 0;
     for (int32_t index = 0; index < @COUNT@ && !error; ++index)
-        error = step(arena, index);
+        error = step(arena, index SHARED);
     return error;
 }
 
 #ifdef __wasm__
 _Alignas(64) byte wasmgraph_arena[@ARENA_BYTES@];
-
+#ifdef __wasm_atomics__
+int32_t wasmgraph_shared_step(int32_t index SHARE) {
+    return index < 0 ? run(wasmgraph_arena SHARED) : step(wasmgraph_arena, index SHARED);
+}
+#else
 int32_t wasmgraph_run(void) { return run(wasmgraph_arena); }
 int32_t wasmgraph_step(int32_t index) { return step(wasmgraph_arena, index); }
+#endif
 #else
 /* A library is loaded once a process: each session brings its own arena, 64-byte aligned. */
 int32_t wasmgraph_native_run(byte *arena) { return run(arena); }

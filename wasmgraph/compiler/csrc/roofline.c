@@ -1,6 +1,7 @@
 /* What a core can do at most: multiply-add on registers, and reading memory once.
    Step 0 is arithmetic, step 1 writes the whole arena, step 2 reads it. LANES, CHAINS and the sizes are given on
-   the command line; operands come from memory, so that nothing can be computed ahead. */
+   the command line; operands come from memory, so that nothing can be computed ahead. Of several threads, each
+   does the whole of the arithmetic and its part of the memory. */
 typedef __INT32_TYPE__ int32_t;
 typedef unsigned char byte;
 typedef float vec __attribute__((vector_size(4 * LANES)));
@@ -23,16 +24,16 @@ static int32_t peak(byte *arena) {
     return 0;
 }
 
-static int32_t fill(byte *arena) {
+static int32_t fill(byte *arena, int32_t bytes) {
     vec *cell = (vec *)arena, value = cell[0] + 1.0f;
-    for (int32_t i = 0; i < ARENA_BYTES / (4 * LANES); ++i) cell[i] = value;
+    for (int32_t i = 0; i < bytes / (4 * LANES); ++i) cell[i] = value;
     return 0;
 }
 
-static int32_t stream(byte *arena) {
+static int32_t stream(byte *arena, int32_t bytes) {
     const vec *cell = (const vec *)arena;
     vec a = cell[0], b = a, c = a, d = a;
-    for (int32_t i = 0; i < ARENA_BYTES / (4 * LANES); i += 4) {
+    for (int32_t i = 0; i < bytes / (4 * LANES); i += 4) {
         a += cell[i];
         b += cell[i + 1];
         c += cell[i + 2];
@@ -42,11 +43,11 @@ static int32_t stream(byte *arena) {
     return 0;
 }
 
-static int32_t step(byte *arena, int32_t index) {
+static int32_t step(byte *arena, int32_t index, int32_t bytes) {
     switch (index) {
     case 0: return peak(arena);
-    case 1: return fill(arena);
-    case 2: return stream(arena);
+    case 1: return fill(arena, bytes);
+    case 2: return stream(arena, bytes);
     default: return -1;
     }
 }
@@ -54,9 +55,21 @@ static int32_t step(byte *arena, int32_t index) {
 #ifdef __wasm__
 _Alignas(64) byte wasmgraph_arena[ARENA_BYTES];
 
+#ifdef __wasm_atomics__
+extern int32_t wasmgraph_take(int32_t pieces);
+extern int32_t wasmgraph_barrier(int32_t threads);
+
+int32_t wasmgraph_shared_step(int32_t index, int32_t threads) {
+    int32_t part = ARENA_BYTES / threads / 4096 * 4096, piece;
+    while ((piece = wasmgraph_take(threads)) < threads)
+        step(wasmgraph_arena + piece * part, index < 0 ? 0 : index, part);
+    return wasmgraph_barrier(threads);
+}
+#else
 int32_t wasmgraph_run(void) { return peak(wasmgraph_arena); }
-int32_t wasmgraph_step(int32_t index) { return step(wasmgraph_arena, index); }
+int32_t wasmgraph_step(int32_t index) { return step(wasmgraph_arena, index, ARENA_BYTES); }
+#endif
 #else
 int32_t wasmgraph_native_run(byte *arena) { return peak(arena); }
-int32_t wasmgraph_native_step(byte *arena, int32_t index) { return step(arena, index); }
+int32_t wasmgraph_native_step(byte *arena, int32_t index) { return step(arena, index, ARENA_BYTES); }
 #endif

@@ -14,6 +14,8 @@ from tvm.tirx import Add, FloorDiv, FloorMod, IterVar
 
 # LoopPartition then peels the iterations that the guard of a non-dividing split would burden.
 PEEL = "pragma_loop_partition_hint"
+# A loop whose turns may run on different threads, together with all marked loops around it.
+SHARE = "wasmgraph_share"
 
 
 def blocks(schedule: Schedule) -> list[SBlockRV]:
@@ -56,6 +58,12 @@ def reindex(schedule: Schedule, block: SBlockRV, axes: Callable[..., tuple[Any, 
     return Schedule(tvm.IRModule({"main": kernel.with_body(body)}))
 
 
+def share(schedule: Schedule, *loops: LoopRV) -> None:
+    """Mark loops, from the outermost of a nest inwards, whose turns do not depend on each other."""
+    for loop in loops:
+        schedule.annotate(loop, SHARE, 1)
+
+
 def inline_between(schedule: Schedule, producer: SBlockRV, last: SBlockRV) -> None:
     """Inline every element-wise block after ``producer`` into ``last``."""
     order = blocks(schedule)
@@ -69,6 +77,7 @@ def inline_between(schedule: Schedule, producer: SBlockRV, last: SBlockRV) -> No
 def vectorize_copy(schedule: Schedule, block: SBlockRV, lanes: int) -> None:
     """Schedule an element-wise block of its own loops: innermost dimension in vectors."""
     loops: list[LoopRV] = schedule.get_loops(block)
+    share(schedule, *loops[:-1])
     extent = int(schedule.get(loops[-1]).extent)
     if extent % lanes == 0 and extent > 1:
         _, inner = schedule.split(loops[-1], [None, lanes])

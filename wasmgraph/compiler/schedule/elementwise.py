@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvm.s_tir import Schedule
 
-from wasmgraph.compiler.schedule.blocks import PEEL, blocks, output, reduces
+from wasmgraph.compiler.schedule.blocks import PEEL, blocks, output, reduces, share
 from wasmgraph.targets import Target
 
 
@@ -22,4 +22,5 @@ def schedule_elementwise(schedule: Schedule, target: Target) -> Schedule | None:
     outer, lane = schedule.split(flat, [None, target.lanes])
     schedule.vectorize(lane)
     schedule.annotate(outer, PEEL, 1)
+    share(schedule, outer)
     return schedule

@@ -12,6 +12,7 @@ from wasmgraph.compiler.schedule.blocks import (
     inline_between,
     output,
     reduces,
+    share,
     vectorize_copy,
 )
 from wasmgraph.targets import Target
@@ -53,4 +54,5 @@ def schedule_reduction(schedule: Schedule, target: Target) -> Schedule | None:
     schedule.decompose_reduction(acc, reduction[0])
     schedule.vectorize(lane)
     schedule.annotate(outer, PEEL, 1)
+    share(schedule, *loops[:-1], outer)
     return schedule

@@ -8,7 +8,7 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.tirx import IterVar
 
-from wasmgraph.compiler.schedule.blocks import PEEL, blocks, output, reduces
+from wasmgraph.compiler.schedule.blocks import PEEL, blocks, output, reduces, share
 from wasmgraph.targets import Target
 
 
@@ -37,6 +37,7 @@ def schedule_rows(schedule: Schedule, target: Target) -> Schedule | None:
     for block in before:
         _schedule_pass(schedule, block, schedule.get_loops(block)[1:], target.lanes)
     _schedule_pass(schedule, last, schedule.get_loops(last)[1:], target.lanes)
+    share(schedule, row)
     return schedule
 
 

@@ -19,6 +19,7 @@ from wasmgraph.compiler.schedule.blocks import (
     inline_between,
     output,
     reindex,
+    share,
     vectorize_copy,
 )
 from wasmgraph.targets import Target
@@ -159,3 +160,4 @@ def tile(
     schedule.unroll(within)
     schedule.annotate(tile, PEEL, 1)
     schedule.annotate(block, PEEL, 1)
+    share(schedule, *outer, block, *rows, tile)

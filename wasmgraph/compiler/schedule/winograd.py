@@ -7,7 +7,7 @@ from __future__ import annotations
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
-from wasmgraph.compiler.schedule.blocks import PEEL, find, inline_between, output, vectorize_copy
+from wasmgraph.compiler.schedule.blocks import PEEL, find, inline_between, output, share, vectorize_copy
 from wasmgraph.compiler.schedule.tiled import tile
 from wasmgraph.targets import Target
 
@@ -56,6 +56,7 @@ def _input(
     schedule.unroll(i)
     schedule.unroll(j)
     schedule.annotate(outer, PEEL, 1)
+    share(schedule, pixel, outer)
 
 
 def _output(schedule: Schedule, columns: SBlockRV, tiles: SBlockRV, last: SBlockRV, target: Target) -> None:
@@ -73,3 +74,4 @@ def _output(schedule: Schedule, columns: SBlockRV, tiles: SBlockRV, last: SBlock
     schedule.unroll(x)
     for loop in (down, across, outer):
         schedule.annotate(loop, PEEL, 1)
+    share(schedule, image, down, across, outer)

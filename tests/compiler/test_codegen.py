@@ -1,0 +1,48 @@
+"""What TVM's lowering must leave of a schedule."""
+
+from __future__ import annotations
+
+import numpy as np
+import tvm
+from onnx import helper
+from tvm import tirx
+
+from tests.conftest import model_of
+from wasmgraph.compiler import codegen, passes
+from wasmgraph.compiler.importer import import_model
+from wasmgraph.compiler.phases import divide
+from wasmgraph.compiler.schedule import schedule_module
+from wasmgraph.targets import get_target
+
+
+def lowered(target_name: str, finish: bool) -> tvm.IRModule:
+    """A 1×1 convolution over 49 pixels, which no tile of two divides."""
+    weights = np.ones((32, 8, 1, 1), np.float32)
+    model = model_of(
+        [helper.make_node("Conv", ["x", "w"], ["y"])], {"x": [1, 8, 7, 7]}, ["y"], {"w": weights}
+    )
+    target = get_target(target_name)
+    described = codegen.tvm_target(target)
+    with described:
+        mod = tvm.ir.transform.Sequential(passes.relax_passes(target, True))(import_model(model, {}).module)
+    mod, _ = schedule_module(mod, target)
+    kernels = {g: f for g, f in mod.functions.items() if isinstance(f, tirx.PrimFunc)}
+    config = {"s_tir.LoopPartition": {"partition_const_loop": True}}
+    settling, finishing = codegen.lowering_passes()
+    with described, tvm.transform.PassContext(opt_level=3, config=config):
+        bound = tirx.transform.BindTarget(described)(tvm.IRModule(kernels))
+        return tvm.ir.transform.Sequential([*settling, *(finishing if finish else [])])(bound)
+
+
+def test_a_split_that_does_not_divide_leaves_no_guard() -> None:
+    mod = lowered("wasm32-simd128", finish=True)
+    (kernel,) = (f for g, f in mod.functions.items() if "conv2d" in g.name_hint)
+    assert " if " not in kernel.script()
+
+
+def test_phases_share_every_nest() -> None:
+    divided = divide(lowered("wasm32-simd128-threads", finish=False))
+    for kernel, phases in divided.phases.items():
+        assert phases[0] == f"{kernel}_phase0"
+        for phase in phases:
+            assert "piece * " in divided.module[phase].script(), phase

@@ -1,0 +1,204 @@
+"""A graph's threads: they start, agree, park, survive a trap, and are gone when the session is."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+import wasmgraph as wg
+from wasmgraph.artifact import Artifact, Manifest, Placed, Step, seal
+from wasmgraph.compiler.link import compile_object, link_objects
+from wasmgraph.errors import ArtifactError, ExecutionError, UsageError
+from wasmgraph.targets import get_target
+from wasmgraph.wasmfile import read_module
+
+TARGET = "wasm32-simd128-threads"
+
+
+def workers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("wasmgraph-")]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.filterwarnings("ignore:.*processors will wait")
+def test_the_result_is_that_of_one_thread_to_the_bit(
+    small_artifact: Callable[[str], Path], small_input: np.ndarray, threads: int
+) -> None:
+    with wg.load(small_artifact("wasm32-simd128")) as alone:
+        expected = alone.run({"x": small_input})
+    with wg.load(small_artifact(TARGET), threads=threads) as session:
+        assert len(workers()) == threads - 1
+        for _ in range(20):
+            found = session.run({"x": small_input})
+            for name in expected:
+                np.testing.assert_array_equal(found[name], expected[name])
+    assert not workers()
+
+
+def test_idle_workers_cost_nothing(small_artifact: Callable[[str], Path], small_input: np.ndarray) -> None:
+    with wg.load(small_artifact(TARGET), threads=2) as session:
+        session.run({"x": small_input})
+        time.sleep(0.05)
+        before = time.process_time()
+        time.sleep(0.5)
+        assert time.process_time() - before < 0.1
+
+
+def test_a_forgotten_session_ends_its_threads(small_artifact: Callable[[str], Path]) -> None:
+    wg.load(small_artifact(TARGET), threads=2)
+    gc.collect()
+    assert not workers()
+
+
+def test_more_threads_than_processors_are_said_not_refused(
+    small_artifact: Callable[[str], Path], small_input: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wasmgraph.runtimes.wasmtime.cpu_count", lambda: 1)
+    with pytest.warns(UserWarning, match="2 threads on 1 processors"):
+        session = wg.load(small_artifact(TARGET), threads=2)
+    session.run({"x": small_input})
+    session.close()
+
+
+def test_more_threads_than_there_are_stacks_for(small_artifact: Callable[[str], Path]) -> None:
+    with pytest.warns(UserWarning), pytest.raises(UsageError, match="room for 1025 threads, not 5000"):
+        wg.load(small_artifact(TARGET), threads=5000)
+
+
+def test_other_artifacts_have_one_thread(small_artifact: Callable[[str], Path]) -> None:
+    with pytest.raises(UsageError, match="compiled for one thread"):
+        wg.load(small_artifact("wasm32-simd128"), threads=2)
+
+
+def test_only_wasmtime_starts_threads(small_artifact: Callable[[str], Path]) -> None:
+    with pytest.raises(UsageError, match="only the runtime 'wasmtime'"):
+        wg.load(small_artifact(TARGET), runtime="node")
+
+
+def test_winch_refuses_atomics(small_artifact: Callable[[str], Path]) -> None:
+    with pytest.raises(ArtifactError, match="winch.*needs simd128, atomics"):
+        wg.load(small_artifact(TARGET), runtime="wasmtime-winch")
+
+
+def test_a_thousand_sessions_leave_nothing(
+    small_artifact: Callable[[str], Path], small_input: np.ndarray
+) -> None:
+    process, path = psutil.Process(), small_artifact(TARGET)
+
+    def cycles(count: int) -> None:
+        for _ in range(count):
+            with wg.load(path, threads=2) as session:
+                session.run({"x": small_input})
+
+    cycles(50)  # allocators and caches reach their size
+    before, mapped, threads = (
+        process.memory_info(),
+        len(process.memory_maps(grouped=False)),
+        process.num_threads(),
+    )
+    cycles(1000)
+    after = process.memory_info()
+    assert not workers()
+    assert process.num_threads() == threads
+    assert after.rss - before.rss < 8 << 20
+    assert after.vms - before.vms < 1 << 30  # one leaked memory reserves more
+    assert len(process.memory_maps(grouped=False)) - mapped < 20
+
+
+# What a trap does, with kernels that trap where the input says. Every thread leaves its mark in the sum.
+FAULTY = """
+typedef __INT32_TYPE__ int32_t;
+_Alignas(64) float wasmgraph_arena[16];
+extern int32_t wasmgraph_take(int32_t pieces);
+extern int32_t wasmgraph_barrier(int32_t threads);
+
+static void phase(int32_t threads) {
+    volatile int32_t here; /* on this thread's stack: a worker's lies behind everything */
+    int32_t worker = (__UINTPTR_TYPE__)&here > (__UINTPTR_TYPE__)wasmgraph_arena;
+    if (worker ? wasmgraph_arena[0] == 1 : wasmgraph_arena[0] == 2) __builtin_trap();
+    while (wasmgraph_take(2 * threads) < 2 * threads)
+        __atomic_fetch_add((int32_t *)&wasmgraph_arena[8], 1, __ATOMIC_SEQ_CST);
+}
+
+int32_t wasmgraph_shared_step(int32_t index, int32_t threads) {
+    *(volatile int32_t *)&wasmgraph_arena[8] = 0;
+    if (wasmgraph_barrier(threads)) return -1;
+    phase(threads);
+    if (wasmgraph_barrier(threads)) return -1;
+    wasmgraph_arena[2] = *(volatile int32_t *)&wasmgraph_arena[8];
+    return wasmgraph_barrier(threads);
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact whose input 1 traps in the workers, 2 in the caller; its output: pieces taken."""
+    directory = tmp_path_factory.mktemp("faulty")
+    target = get_target(TARGET)
+    (directory / "faulty.c").write_text(FAULTY)
+    compile_object(directory / "faulty.c", directory / "faulty.o", target)
+    linked = link_objects([directory / "faulty.o"], directory, target, 4096)
+    with linked.open("rb") as stream:
+        base = read_module(stream).global_values["wasmgraph_arena"]
+    manifest = Manifest(
+        schema=1,
+        model_name="faulty",
+        model_sha256="",
+        weights="none",
+        description={},
+        target=TARGET,
+        kind="wasm",
+        features=target.features,
+        cpu_features=(),
+        inputs=(Placed("x", (1,), "float32", base),),
+        outputs=(Placed("y", (1,), "float32", base + 8),),
+        arena_bytes=64,
+        param_bytes=0,
+        params="embedded",
+        steps=(Step("faulty", "faulty", "fallback", 0, 0),),
+        kernels=1,
+        ops_scheduled=0,
+        ops_fallback=1,
+        versions={},
+    )
+    seal(linked, manifest)
+    return Artifact.open(linked).path
+
+
+def value(number: float) -> dict[str, np.ndarray]:
+    return {"x": np.array([number], np.float32)}
+
+
+@pytest.mark.parametrize(("where", "culprit"), [(1, "trapped: thread"), (2, "trapped: .*unreachable")])
+@pytest.mark.filterwarnings("ignore:.*processors will wait")
+def test_a_trap_in_any_thread_ends_the_run_and_the_session_lives_on(
+    faulty: Path, where: int, culprit: str
+) -> None:
+    with wg.load(faulty, threads=3) as session:
+        for _ in range(30):
+            assert session.run(value(0))["y"] == 6
+            with pytest.raises(ExecutionError, match=culprit):
+                session.run(value(where))
+        assert session.run(value(0))["y"] == 6
+    assert not workers()
+
+
+@pytest.mark.filterwarnings("ignore:.*processors will wait")
+def test_a_session_can_be_closed_after_a_trap(faulty: Path) -> None:
+    for where in (1, 2):
+        session = wg.load(faulty, threads=3)
+        with pytest.raises(ExecutionError, match="trapped"):
+            session.run(value(where))
+        session.close()
+        session.close()
+        with pytest.raises(UsageError, match="closed"):
+            session.run(value(0))
+    assert not workers()

@@ -1,0 +1,101 @@
+/* The threads of a graph. All of them go through the whole job, take pieces of every phase, and wait for
+   each other at barriers. One is the host's caller; the others are host threads that call wasmgraph_worker
+   once, each on an instance of its own with a stack of its own, over one shared memory.
+
+   Who waits first spins for a moment, because phases are short, and then sleeps in memory.atomic.wait32. */
+typedef __INT32_TYPE__ int32_t;
+typedef _Atomic int32_t word;
+
+extern int32_t wasmgraph_shared_step(int32_t index, int32_t threads);
+
+#define WHOLE_RUN (-1)
+#define SPINS 20000 /* tens of microseconds: what waking a sleeping thread costs */
+
+static int32_t threads = 1; /* written before the first worker begins */
+static int32_t job_index;
+static word job;     /* how many jobs there have been; workers sleep on it */
+static word idle;    /* workers that wait for a job; thread 0 sleeps on it */
+static word turn;    /* how many barriers have been passed; sleepers at a barrier sleep on it */
+static word arrived; /* threads at the barrier */
+static word taken;   /* pieces of this phase that a thread has begun */
+static word failed;  /* a thread trapped: nobody may wait for it */
+static word stopped;
+
+static void sleep_while(word *place, int32_t value) {
+    for (int32_t i = 0; i < SPINS; ++i)
+        if (*place != value) return;
+    while (*place == value)
+        __builtin_wasm_memory_atomic_wait32((int32_t *)place, value, -1);
+}
+
+static void wake(word *place) { __builtin_wasm_memory_atomic_notify((int32_t *)place, -1); }
+
+static void wait_for_workers(void) {
+    for (int32_t now = idle; now != threads - 1; now = idle) sleep_while(&idle, now);
+}
+
+/* The next piece of a phase that nobody has begun. Threads take what they can: one whose processor others
+   use as well does less. */
+int32_t wasmgraph_take(int32_t pieces) { return failed ? pieces : taken++; }
+
+/* Returns nonzero once a thread has failed. */
+int32_t wasmgraph_barrier(int32_t count) {
+    if (count == 1) return taken = 0;
+    int32_t now = turn;
+    if (failed) return 1;
+    if (++arrived == count) {
+        arrived = taken = 0;
+        ++turn;
+        wake(&turn);
+    } else {
+        sleep_while(&turn, now);
+    }
+    return failed;
+}
+
+static int32_t work(int32_t index) {
+    wait_for_workers(); /* after a failure they may still be on their way back */
+    failed = arrived = taken = 0;
+    if (threads == 1) return wasmgraph_shared_step(index, 1);
+    idle = 0;
+    job_index = index;
+    ++job;
+    wake(&job);
+    int32_t error = wasmgraph_shared_step(index, threads);
+    wait_for_workers();
+    return failed ? -1 : error;
+}
+
+int32_t wasmgraph_run(void) { return work(WHOLE_RUN); }
+int32_t wasmgraph_step(int32_t index) { return work(index); }
+
+/* How many threads there will be; before the first worker begins. */
+void wasmgraph_threads(int32_t count) { threads = count; }
+
+/* Serve jobs until wasmgraph_stop. */
+int32_t wasmgraph_worker(void) {
+    int32_t done = job;
+    for (;;) {
+        if (++idle == threads - 1) wake(&idle);
+        if (stopped) return 0; /* before this thread first looked at `job` */
+        sleep_while(&job, done);
+        if (stopped) return 0;
+        done = job;
+        wasmgraph_shared_step(job_index, threads);
+    }
+}
+
+/* For the host, after a trap in any thread: release those who wait for it. A worker that trapped then
+   calls wasmgraph_worker again. */
+void wasmgraph_fail(void) {
+    failed = 1;
+    ++turn;
+    wake(&turn);
+}
+
+/* End every worker. */
+void wasmgraph_stop(void) {
+    stopped = 1;
+    ++job;
+    wake(&job);
+}

@@ -1,0 +1,95 @@
+"""Wasmtime's engines, by configuration, and the cache of what they compile."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import wasmtime
+
+from wasmgraph.artifact import Artifact
+from wasmgraph.errors import ArtifactError, CacheError
+from wasmgraph.files import cache_dir, cache_lock, prune, write_atomically
+from wasmgraph.host import cpu_features, cpu_name
+
+_CACHE_BYTES = 4 << 30  # of compiled code; the longest unused goes first
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """A compiler of Wasmtime's and how hard it tries. Nothing checks fuel or epochs: that would halve
+    the speed of inner loops."""
+
+    strategy: Literal["cranelift", "winch"] = "cranelift"
+    opt_level: Literal["speed", "none"] = "speed"
+
+    def __str__(self) -> str:
+        level = f", opt {self.opt_level}" if self.strategy == "cranelift" else ""
+        return f"{self.strategy}{level}, no fuel, no epochs"
+
+
+@cache
+def engine(config: EngineConfig) -> wasmtime.Engine:
+    """The engine of a configuration; its memories reserve 4 GiB, so that bounds checks vanish."""
+    chosen = wasmtime.Config()
+    chosen.strategy = config.strategy
+    if config.strategy == "cranelift":
+        chosen.cranelift_opt_level = config.opt_level
+        chosen.shared_memory = True
+    else:
+        chosen.wasm_threads = False  # Winch compiles no atomics
+    return wasmtime.Engine(chosen)
+
+
+def _compiled_path(sha256: str, config: EngineConfig) -> Path:
+    key = "\n".join([sha256, version("wasmtime"), str(config), cpu_name(), *cpu_features()])
+    return cache_dir("compiled") / f"{hashlib.sha256(key.encode()).hexdigest()}.cwasm"
+
+
+def compiled_module(artifact: Artifact, config: EngineConfig) -> wasmtime.Module:
+    """Return the compiled module, from the cache if this user's cache holds it.
+
+    Compiled code is native code: it is only ever read from a directory that this user alone can
+    write. Without such a cache the module is compiled anew.
+
+    Raises
+    ------
+    ArtifactError
+        The engine refuses the module; the message says which features it needs.
+    """
+    try:
+        path = _compiled_path(artifact.sha256, config)
+    except CacheError:
+        return _compile(artifact, config)
+    if not path.exists():
+        with cache_lock(path):
+            if not path.exists():
+                module = _compile(artifact, config)
+                with suppress(OSError):  # a full disk costs the next load time, nothing else
+                    write_atomically(path, bytes(module.serialize()))
+                    os.utime(path)
+                    prune(path.parent, _CACHE_BYTES)
+                return module
+    try:
+        if os.name == "posix" and path.stat().st_uid != os.geteuid():
+            return _compile(artifact, config)
+        return wasmtime.Module.deserialize_file(engine(config), str(path))
+    except (wasmtime.WasmtimeError, OSError):
+        path.unlink(missing_ok=True)
+        return _compile(artifact, config)
+
+
+def _compile(artifact: Artifact, config: EngineConfig) -> wasmtime.Module:
+    try:
+        return wasmtime.Module.from_file(engine(config), str(artifact.path))
+    except wasmtime.WasmtimeError as error:
+        needs = ", ".join(artifact.manifest.features) or "nothing beyond WebAssembly 1.0"
+        raise ArtifactError(
+            f"{artifact.path}: Wasmtime ({config}) refuses the module, which needs {needs}: {error}"
+        ) from error

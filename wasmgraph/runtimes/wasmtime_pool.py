@@ -1,0 +1,175 @@
+"""The threads of a graph in Wasmtime: a store and an instance each, over one shared memory.
+
+What they do there is in ``compiler/csrc/pool.c``.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import wasmtime
+from wasmtime import _ffi as ffi
+
+from wasmgraph.errors import ArtifactError, ExecutionError, UsageError
+from wasmgraph.wasmfile import PAGE_BYTES, Module
+
+_STACK_POINTER = "__stack_pointer"
+
+
+class _SharedMemory(wasmtime.SharedMemory):  # type: ignore[misc]
+    """In Wasmtime 50 the original passes a pointer to its pointer, and instantiation fails."""
+
+    def _as_extern(self) -> ffi.wasmtime_extern_t:
+        union = ffi.wasmtime_extern_union(sharedmemory=self.ptr())
+        return ffi.wasmtime_extern_t(ffi.WASMTIME_EXTERN_SHAREDMEMORY, union)
+
+
+@dataclass
+class Thread:
+    """An instance of the module, and where its stack begins (it grows down); 0 for a module that has no
+    other threads."""
+
+    store: wasmtime.Store
+    exports: Any
+    stack_top: int
+
+    def call(self, name: str, *arguments: int) -> int | None:
+        """Call an exported function; after a trap the stack is empty again, and everybody who waits for
+        this thread is released.
+
+        Raises
+        ------
+        wasmtime.WasmtimeError, wasmtime.Trap
+        """
+        try:
+            result: int | None = self.exports[name](self.store, *arguments)
+            return result
+        except (wasmtime.WasmtimeError, wasmtime.Trap):
+            if self.stack_top:
+                self.exports[_STACK_POINTER].set_value(self.store, self.stack_top)
+                self.exports["wasmgraph_fail"](self.store)
+            raise
+
+
+@dataclass
+class Condition:
+    """What the caller and the workers tell each other: how often the caller called, which workers trapped
+    in the last call and how, and whether one cannot even wait for work."""
+
+    calls: int = 0
+    traps: list[str] = field(default_factory=list)
+    broken: bool = False
+
+
+class Pool:
+    """``threads`` many instances; the first is the caller's, the others serve in threads of their own,
+    parked while there is nothing to do.
+
+    Raises
+    ------
+    ArtifactError
+        The module is not one of a graph with threads.
+    UsageError
+        Its memory has no room for the stacks of so many.
+    """
+
+    def __init__(
+        self, engine: wasmtime.Engine, module: wasmtime.Module, shape: Module, threads: int, where: str
+    ) -> None:
+        pages, most = shape.memory_min + threads - 1, shape.memory_max or 0
+        if pages > most:
+            raise UsageError(f"{where} has room for {most - shape.memory_min + 1} threads, not {threads}.")
+        limits = wasmtime.Limits(pages, most)
+        self.memory = _SharedMemory(engine, wasmtime.MemoryType(limits, shared=True))
+        self._condition = Condition()
+        self._instances: list[Thread] = []
+        self._workers: list[threading.Thread] = []
+        top = shape.global_values.get(_STACK_POINTER, 0)
+        for number in range(threads):
+            store = wasmtime.Store(engine)
+            exports = wasmtime.Instance(store, module, [self.memory]).exports(store)
+            if number:  # each worker's stack is a page behind the module's own memory
+                top = (shape.memory_min + number) * PAGE_BYTES
+                exports[_STACK_POINTER].set_value(store, top)
+            self._instances.append(Thread(store, exports, top))
+        self.main = self._instances[0]
+        if threads > 1:
+            self.main.call("wasmgraph_threads", threads)
+            try:
+                for number, instance in enumerate(self._instances[1:], 1):
+                    worker = threading.Thread(
+                        target=_serve,
+                        args=(instance, number, self._condition),
+                        name=f"wasmgraph-{number}",
+                        daemon=True,
+                    )
+                    worker.start()
+                    self._workers.append(worker)
+            except RuntimeError as error:
+                self.close()
+                raise UsageError(f"{where}: {threads} threads cannot be started: {error}.") from error
+
+    def call(self, name: str, *arguments: int) -> int | None:
+        """Call an exported function on the caller's instance.
+
+        Raises
+        ------
+        wasmtime.WasmtimeError, wasmtime.Trap
+        ExecutionError
+            A worker trapped.
+        """
+        condition = self._condition
+        condition.calls += 1
+        if condition.broken:
+            raise ExecutionError("a thread of the graph cannot wait for work; load the artifact again")
+        error = self.main.call(name, *arguments)
+        if error and condition.traps:
+            traps = "; ".join(condition.traps)
+            condition.traps.clear()
+            raise ExecutionError(traps)
+        return error
+
+    def close(self) -> None:
+        """End the workers and release their stores and the memory. Nobody may look at it any more."""
+        if not self._instances:
+            return
+        if self._workers and not self._condition.broken:
+            self.main.call("wasmgraph_stop")
+        for worker in self._workers:
+            worker.join()
+        for instance in self._instances:
+            instance.store.close()
+        self._instances.clear()
+        self._workers.clear()
+        self.memory.close()
+
+
+def cause(error: Exception) -> str:
+    """The last line of what Wasmtime says: after the backtrace, why."""
+    return str(error).strip().splitlines()[-1].strip()
+
+
+def required_exports(exports: Any, where: str) -> None:
+    """Raise ArtifactError unless a module exports what a pool calls."""
+    functions = ("wasmgraph_threads", "wasmgraph_worker", "wasmgraph_fail", "wasmgraph_stop")
+    wanted = {**dict.fromkeys(functions, "func"), _STACK_POINTER: "global"}
+    missing = sorted(name for name, kind in wanted.items() if exports.get(name) != kind)
+    if missing:
+        raise ArtifactError(f"{where} imports a shared memory, but does not export {', '.join(missing)}.")
+
+
+def _serve(instance: Thread, number: int, condition: Condition) -> None:
+    """A worker's whole life. It knows nothing of its pool, so that a forgotten session is collected."""
+    last = -1
+    while True:
+        try:
+            instance.call("wasmgraph_worker")
+            return
+        except (wasmtime.WasmtimeError, wasmtime.Trap) as trap:
+            condition.traps.append(f"thread {number}: {cause(trap)}")
+            if condition.calls == last:  # trapped again, though nobody gave it work
+                condition.broken = True
+                return
+            last = condition.calls
