@@ -109,9 +109,15 @@ def test_profile(benchmark: Any, bench: Bench, backend: Backend) -> None:
     assert backend.target is not None
     steps = bench.artifact(backend.target).manifest.steps
     roof = build_roofline(backend.target)
-    with load(roof, runtime=backend.runtime) as limit:
+    with load(roof, runtime=backend.runtime, threads=backend.threads) as limit:
         profile = profile_steps(
-            bench.session(backend), bench.inputs[0], steps, limit, roof.manifest.steps, _PROFILE_ROUNDS
+            bench.session(backend),
+            bench.inputs[0],
+            steps,
+            limit,
+            roof.manifest.steps,
+            _PROFILE_ROUNDS,
+            backend.threads,
         )
     CLOCK.replay(benchmark, [sum(step.seconds for step in profile.steps)])
     benchmark.extra_info["profile"] = [asdict(row) for row in by_kernel(profile)]

@@ -14,6 +14,7 @@ import wasmgraph as wg
 from bench.backends import DEFAULT, Backend, parse
 from bench.lab import FALLBACK_MODEL, NOOP, Bench
 from wasmgraph.errors import FetchError, MissingDependencyError, WasmgraphError
+from wasmgraph.host import cpu_count
 from wasmgraph.measure.interleaved import Schedule
 from wasmgraph.models import MODELS
 
@@ -26,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--backends", help=f"comma-separated (default: {','.join(DEFAULT)})")
     group.addoption("--rounds", type=int, default=7, help="interleaved blocks of three timed calls")
-    group.addoption("--threads", type=int, default=1, help="threads of one inference")
+    group.addoption("--threads", type=int, default=1, help="threads of one inference, where not said")
     group.addoption("--images", type=Path, help="an ImageNet validation folder: one subfolder a class")
     group.addoption("--augment", type=int, default=0, help="accuracy also over so many varied inputs")
 
@@ -44,16 +45,20 @@ class Run:
         self.failed: dict[str, str] = {}
         names = config.getoption("--backends")
         try:
-            self.backends = [parse(n.strip()) for n in (names.split(",") if names else DEFAULT)]
+            threads = config.getoption("--threads")
+            parsed = [parse(n.strip(), threads) for n in (names.split(",") if names else DEFAULT)]
+            self.backends = list({backend.name: backend for backend in parsed}.values())
             self.models = self._models(config.getoption("--models"))
         except WasmgraphError as error:
             raise pytest.UsageError(str(error)) from error
+        most = max((backend.threads for backend in self.backends), default=1)
+        if most > cpu_count():
+            self.notice(f"{most} threads on {cpu_count()} processors: they wait for each other.")
         self.benches = {
             name: Bench(
                 name,
                 self.backends,
                 Schedule(blocks=config.getoption("--rounds")),
-                config.getoption("--threads"),
                 config.getoption("--images"),
                 config.getoption("--augment"),
                 self.notice,

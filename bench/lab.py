@@ -73,7 +73,6 @@ class Bench:
     name: str
     backends: Sequence[Backend]
     schedule: Schedule
-    threads: int
     images: Path | None
     augment: int
     notice: Callable[[str], None]
@@ -135,9 +134,9 @@ class Bench:
     def load(self, backend: Backend) -> Session:
         """A fresh session."""
         if backend.runtime in PEERS:
-            return PEERS[backend.runtime].load(self.onnx_path, LoadOptions(self.threads))
+            return PEERS[backend.runtime].load(self.onnx_path, LoadOptions(backend.threads))
         source = self.onnx_path if backend.target is None else self.artifact(backend.target).path
-        return wg.load(source, runtime=backend.runtime, threads=self.threads)
+        return wg.load(source, runtime=backend.runtime, threads=backend.threads)
 
     def session(self, backend: Backend) -> Session:
         """The session that all tests share; a failure is remembered and raised every time."""
@@ -205,7 +204,7 @@ class Bench:
             backend=backend.name,
             target=backend.target or "onnx",
             runtime=backend.runtime,
-            threads=self.threads,
+            threads=backend.threads,
             batch=inputs[0].shape[0] if inputs and inputs[0].shape else 1,
             engine=f"{runtime.name} {runtime.version()}",
             engine_config=runtime.config(),
@@ -216,11 +215,11 @@ class Bench:
 
     def ratio(self, backend: Backend) -> dict[str, Any]:
         """The ratio fields of a record; none without the reference in this run."""
-        if REFERENCE not in self.rounds:
+        if backend.reference not in self.rounds:
             return {}
-        ratio = ratio_of_medians(self.rounds[backend.name], self.rounds[REFERENCE], self.schedule)
+        ratio = ratio_of_medians(self.rounds[backend.name], self.rounds[backend.reference], self.schedule)
         return {
-            "reference": REFERENCE,
+            "reference": backend.reference,
             "ratio": ratio.value,
             "ratio_low": ratio.low,
             "ratio_high": ratio.high,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -63,6 +64,7 @@ def main(debug: bool) -> None:
     wasmgraph compile resnet50.onnx -o resnet50.wasm --target wasm32-simd128
     wasmgraph classify resnet50.wasm photo.jpg
     """
+    warnings.showwarning = lambda message, *_, **__: click.echo(f"warning: {message}", err=True)
 
 
 @main.command()
@@ -72,6 +74,11 @@ def fetch(name: str) -> None:
     from wasmgraph.models import fetch as fetch_model
 
     click.echo(fetch_model(name, lambda text: click.echo(f"{text} …", err=True)))
+
+
+_threads = click.option(
+    "--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads of one inference."
+)
 
 
 def _pair(text: str, option: str, example: str) -> tuple[str, str]:
@@ -158,7 +165,8 @@ def _show_coverage(log: CompileLog) -> None:
 )
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="The .npz file to write.")
 @click.option("--runtime", help="wasmtime, node, tvm or onnxruntime (default: by the file's kind).")
-def run(artifact: Path, inputs: Sequence[str], output: Path, runtime: str | None) -> None:
+@_threads
+def run(artifact: Path, inputs: Sequence[str], output: Path, runtime: str | None, threads: int) -> None:
     """Run an ARTIFACT (or .onnx file) on arrays from .npy files.
 
     Example: wasmgraph run resnet50.wasm --input input=x.npy --output out.npz
@@ -181,7 +189,7 @@ def run(artifact: Path, inputs: Sequence[str], output: Path, runtime: str | None
             raise InputError(f"--input {name}: {path} is not a .npy file: {error}") from error
         if not isinstance(feeds[name], np.ndarray):
             raise InputError(f"--input {name}: {path} is not a .npy file, but an archive of them.")
-    with load(artifact, runtime=runtime) as session:
+    with load(artifact, runtime=runtime, threads=threads) as session:
         outputs = session.run(feeds)
     try:
         # np.savez would not take an output called "file".
@@ -224,6 +232,23 @@ def classify(artifact: Path, photos: Sequence[Path], top: int) -> None:
                 click.echo(f"  {probabilities[index]:7.2%}  {description['labels'][index]}")
 
 
+def _instructions(artifact: Artifact) -> dict[str, int]:
+    """Counts of instructions by kind; empty for native code."""
+    from wasmgraph.wasmcode import ATOMIC, SIMD, opcodes, relaxed_count
+
+    if artifact.module is None:
+        return {}
+    with artifact.path.open("rb") as stream:
+        found = opcodes(stream, artifact.module)
+    relaxed = relaxed_count(found)
+    return {
+        "all": found.total(),
+        "simd": sum(n for (prefix, _), n in found.items() if prefix == SIMD) - relaxed,
+        "relaxed_simd": relaxed,
+        "atomic": sum(n for (prefix, _), n in found.items() if prefix == ATOMIC),
+    }
+
+
 def _facts(artifact: Artifact) -> dict[str, Any]:
     manifest = artifact.manifest
     size = artifact.path.stat().st_size
@@ -240,6 +265,7 @@ def _facts(artifact: Artifact) -> dict[str, Any]:
         "outputs": [str(spec) for spec in artifact.outputs],
         "imports": [".".join(i[:2]) for i in artifact.module.imports] if artifact.module else None,
         "exports": sorted(artifact.module.exports) if artifact.module else None,
+        "instructions": _instructions(artifact),
         "bytes": size,
         "module_bytes": size - manifest.param_bytes,
         "param_bytes": manifest.param_bytes,
@@ -267,7 +293,7 @@ def inspect(artifact: Path, as_json: bool) -> None:
         return
     for key, value in facts.items():
         if isinstance(value, dict):
-            value = ", ".join(f"{k} {v}" for k, v in value.items())
+            value = ", ".join(f"{k} {v}" for k, v in value.items()) or None
         elif isinstance(value, list):
             value = "; ".join(value) or "none"
         elif isinstance(value, int) and key.endswith("bytes"):
@@ -279,8 +305,9 @@ def inspect(artifact: Path, as_json: bool) -> None:
 @main.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--rounds", default=10, show_default=True, type=click.IntRange(1), help="Runs of the plan.")
+@_threads
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def profile(artifact: Path, rounds: int, as_json: bool) -> None:
+def profile(artifact: Path, rounds: int, threads: int, as_json: bool) -> None:
     """Show where an ARTIFACT spends its time: per kernel, against the roofline of its target.
 
     Inputs are seeded noise. A Winograd convolution's GFLOP/s count its operations as if direct, so
@@ -299,8 +326,10 @@ def profile(artifact: Path, rounds: int, as_json: bool) -> None:
     rng = np.random.default_rng(0)
     feeds = {s.name: rng.normal(0, 1, s.shape).astype(s.dtype) for s in opened.inputs}
     roof = build_roofline(opened.manifest.target)
-    with load(opened) as session, load(roof) as limit:
-        measured = profile_steps(session, feeds, opened.manifest.steps, limit, roof.manifest.steps, rounds)
+    with load(opened, threads=threads) as session, load(roof, threads=threads) as limit:
+        measured = profile_steps(
+            session, feeds, opened.manifest.steps, limit, roof.manifest.steps, rounds, threads
+        )
     found, roofline = by_kernel(measured), measured.roofline
     if as_json:
         rows = [asdict(row) for row in found]

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 MAGIC = b"\0asm\x01\0\0\0"
 PAGE_BYTES = 65536
-_CUSTOM, _IMPORT, _MEMORY, _GLOBAL, _EXPORT, _START = 0, 2, 5, 6, 7, 8
+_CUSTOM, _IMPORT, _MEMORY, _GLOBAL, _EXPORT, _START, _CODE = 0, 2, 5, 6, 7, 8, 10
 _KINDS = {0: "func", 1: "table", 2: "memory", 3: "global", 4: "tag"}
 
 
@@ -47,6 +47,11 @@ class Module:
     has_start: bool
     sections: tuple[Section, ...]
 
+    @property
+    def code(self) -> Section | None:
+        """The section of function bodies."""
+        return next((s for s in self.sections if s.id == _CODE), None)
+
     def custom(self, name: str) -> Section | None:
         """The last custom section of that name."""
         found = [s for s in self.sections if s.id == _CUSTOM and s.name == name]
@@ -70,7 +75,7 @@ def custom_section(name: str, data: bytes) -> bytes:
     return bytes([_CUSTOM]) + leb128(len(body)) + body
 
 
-class _Reader:
+class Reader:
     """A cursor over one section's content."""
 
     def __init__(self, data: bytes) -> None:
@@ -78,6 +83,7 @@ class _Reader:
         self.at = 0
 
     def byte(self) -> int:
+        """The next byte."""
         if self.at >= len(self.data):
             raise MalformedError("a section ends in the middle of an entry")
         self.at += 1
@@ -96,13 +102,22 @@ class _Reader:
                 raise MalformedError("an integer is longer than ten bytes")
 
     def unsigned(self) -> int:
+        """The next LEB128 integer, unsigned."""
         return self._leb128()[0]
 
     def signed(self) -> int:
+        """The next LEB128 integer, signed."""
         value, bits, negative = self._leb128()
         return value - (1 << bits) if negative else value
 
+    def skip(self, count: int) -> None:
+        """Pass over bytes that must be there."""
+        if self.at + count > len(self.data):
+            raise MalformedError("a section ends in the middle of an entry")
+        self.at += count
+
     def text(self) -> str:
+        """The next name."""
         length = self.unsigned()
         raw = self.data[self.at : self.at + length]
         if len(raw) != length:
@@ -124,7 +139,7 @@ def _sections(stream: BinaryIO, length: int) -> Iterator[Section]:
     at = len(MAGIC)
     while at < length:
         stream.seek(at)
-        head = _Reader(stream.read(11))
+        head = Reader(stream.read(11))
         number = head.byte()
         size = head.unsigned()
         offset = at + head.at
@@ -135,7 +150,7 @@ def _sections(stream: BinaryIO, length: int) -> Iterator[Section]:
         name = ""
         if number == _CUSTOM:
             stream.seek(offset)
-            reader = _Reader(stream.read(min(size, 1024)))
+            reader = Reader(stream.read(min(size, 1024)))
             name = reader.text()
             yield Section(number, name, at, offset + reader.at, size - reader.at)
         else:
@@ -165,7 +180,7 @@ def read_module(stream: BinaryIO) -> Module:
         if section.id not in (_IMPORT, _MEMORY, _GLOBAL, _EXPORT):
             continue
         stream.seek(section.offset)
-        reader = _Reader(stream.read(section.size))
+        reader = Reader(stream.read(section.size))
         count = reader.unsigned()
         if section.id == _IMPORT:
             for _ in range(count):

@@ -18,8 +18,8 @@ from tests.conftest import model_of
 from wasmgraph.compiler.operators import pack_conv2d
 from wasmgraph.compiler.schedule import FALLBACK, RULES
 
-# Two threads share what the rules say they may.
-TARGETS = (*ONE_THREAD, "wasm32-simd128-threads")
+# Two threads share what the rules say they may; relaxed SIMD has vectors and a loop of its own.
+TARGETS = (*ONE_THREAD, "wasm32-simd128-threads", "wasm32-relaxed-simd")
 several = settings(
     max_examples=5, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )

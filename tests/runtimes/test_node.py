@@ -31,6 +31,23 @@ def test_gives_wasmtimes_bits(target: str, small_artifact, small_input: np.ndarr
 
 
 @needs_node
+def test_relaxed_simd_agrees_and_is_refused_where_there_is_none(
+    small_artifact, small_input: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = small_artifact("wasm32-relaxed-simd")
+    with wg.load(small_artifact("wasm32-simd128")) as strict:
+        expected = strict.run({"x": small_input})
+    for runtime in ("wasmtime", "node"):
+        with wg.load(path, runtime=runtime) as session:
+            found = session.run({"x": small_input})
+            for name in expected:
+                np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr("wasmgraph.runtimes.node.relaxed_simd_flags", lambda: None)
+    with pytest.raises(ArtifactError, match="needs relaxed SIMD, which V8 .* does not have"):
+        wg.load(path, runtime="node")
+
+
+@needs_node
 def test_outputs_are_the_callers_and_feeds_are_checked(small_artifact, small_input: np.ndarray) -> None:
     with wg.load(small_artifact("wasm32"), runtime="node") as session:
         first = session.run({"x": small_input})["logits"]

@@ -15,7 +15,7 @@ import pytest
 import wasmgraph as wg
 from wasmgraph.artifact import Artifact, Manifest, Placed, Step, seal
 from wasmgraph.compiler.link import compile_object, link_objects
-from wasmgraph.errors import ArtifactError, ExecutionError, UsageError
+from wasmgraph.errors import ExecutionError, UsageError
 from wasmgraph.targets import get_target
 from wasmgraph.wasmfile import read_module
 
@@ -80,11 +80,6 @@ def test_other_artifacts_have_one_thread(small_artifact: Callable[[str], Path]) 
 def test_only_wasmtime_starts_threads(small_artifact: Callable[[str], Path]) -> None:
     with pytest.raises(UsageError, match="only the runtime 'wasmtime'"):
         wg.load(small_artifact(TARGET), runtime="node")
-
-
-def test_winch_refuses_atomics(small_artifact: Callable[[str], Path]) -> None:
-    with pytest.raises(ArtifactError, match="winch.*needs simd128, atomics"):
-        wg.load(small_artifact(TARGET), runtime="wasmtime-winch")
 
 
 def test_a_thousand_sessions_leave_nothing(

@@ -9,7 +9,7 @@ import wasmtime
 
 import wasmgraph as wg
 from wasmgraph import artifact as a
-from wasmgraph.errors import ArtifactError, ExecutionError
+from wasmgraph.errors import ArtifactError, ExecutionError, MissingDependencyError
 from wasmgraph.runtimes.wasmtime_engine import EngineConfig, _compiled_path
 
 
@@ -94,3 +94,33 @@ def test_the_manifest_is_checked_against_the_module(
 ) -> None:
     with pytest.raises(ArtifactError, match=words):
         wg.load(forge(tmp_path / "forged.wasm", small_artifact("wasm32"), wat))
+
+
+def test_without_optimisation_the_bits_are_the_same(small_artifact, small_input: np.ndarray) -> None:
+    for target in ("wasm32", "wasm32-simd128"):
+        path = small_artifact(target)
+        with wg.load(path) as default, wg.load(path, runtime="wasmtime-unoptimized") as other:
+            expected, found = default.run({"x": small_input}), other.run({"x": small_input})
+            for name in expected:
+                np.testing.assert_array_equal(found[name], expected[name])
+
+
+def test_a_compiler_that_is_not_there_is_named(small_artifact) -> None:
+    try:
+        wasmtime.Config().strategy = "winch"
+    except wasmtime.WasmtimeError:
+        with pytest.raises(MissingDependencyError, match="does not offer winch"):
+            wg.load(small_artifact("wasm32"), runtime="wasmtime-winch")
+    else:
+        wg.load(small_artifact("wasm32"), runtime="wasmtime-winch").close()
+
+
+def test_an_engine_without_a_feature_refuses_and_names_it(
+    tmp_path: Path, small_artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lacking = wasmtime.Config()
+    lacking.wasm_relaxed_simd = False
+    monkeypatch.setenv("WASMGRAPH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("wasmgraph.runtimes.wasmtime_engine.engine", lambda _: wasmtime.Engine(lacking))
+    with pytest.raises(ArtifactError, match="refuses the module, which needs simd128, relaxed-simd"):
+        wg.load(small_artifact("wasm32-relaxed-simd"))

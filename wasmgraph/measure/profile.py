@@ -21,7 +21,7 @@ DIRECT_RULES = ("direct-conv2d", "pointwise-conv2d")
 
 @dataclass(frozen=True)
 class Roofline:
-    """The most that a core does here: floating-point operations, and bytes read, a second."""
+    """The most that the threads do here: floating-point operations, and bytes read, a second."""
 
     flops_per_s: float
     bytes_per_s: float
@@ -85,6 +85,7 @@ def profile_steps(
     limit: Session,
     limit_steps: Sequence[Work],
     rounds: int,
+    threads: int = 1,
 ) -> Profile:
     """Time every step, ``rounds`` times through the whole plan, after one untimed run.
 
@@ -94,6 +95,7 @@ def profile_steps(
     limit : the roofline artifact of the same target, run once after every round, so that steps and
         peak meet the same disturbances
     limit_steps : the calls of its plan
+    threads : of both sessions; every one of them does the whole of the roofline's arithmetic
     """
     session.run(feeds)
     limit.run_step(FILL)  # memory that nobody wrote is one shared page of zeros
@@ -112,7 +114,7 @@ def profile_steps(
         timed(limit, PEAK, peaks)
         timed(limit, STREAM, streams)
     roofline = Roofline(
-        limit_steps[PEAK].flops / min(peaks),
+        threads * limit_steps[PEAK].flops / min(peaks),
         limit_steps[STREAM].traffic_bytes / min(streams),
     )
     timings = [

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from wasmgraph.report.summary import Row, Summary
+from wasmgraph.report.summary import Row, Summary, format_bytes
 
 _SIMD, _SCALAR = "wasm32-simd128@wasmtime", "wasm32@wasmtime"
+_RELAXED, _THREADS = "wasm32-relaxed-simd@wasmtime", "wasm32-simd128-threads@wasmtime:2"
+_SIMD_V8, _RELAXED_V8 = "wasm32-simd128@node", "wasm32-relaxed-simd@node"
 _NATIVE, _NATIVE_128 = "native@tvm", "native-128@tvm"
-_REFERENCE = "onnxruntime"
+_REFERENCE, _ORT_WEB, _TFJS = "onnxruntime", "ort-web", "tfjs-wasm"
 _OTHER_NETS = ("light_squeezenet", "light_densenet121", "light_shufflenet", "light_inception_v2")
+_SESSION_BYTES = 4_000_000
+_AGAINST_ORT_WEB = ("light_squeezenet", "light_densenet121")
 
 
 @dataclass(frozen=True)
@@ -21,8 +26,8 @@ class Goal:
     measured: float | None
     bound: float
     aim: float
-    at_most: bool
-    percent: bool = False
+    at_most: bool = True
+    unit: Literal["ratio", "percent", "bytes"] = "ratio"
 
     @property
     def reached(self) -> bool | None:
@@ -35,7 +40,9 @@ class Goal:
         """A value in the goal's unit."""
         if value is None:
             return "–"
-        return f"{value:.0%}" if self.percent else f"{value:.2f}"
+        if self.unit == "bytes":
+            return format_bytes(value)
+        return f"{value:.0%}" if self.unit == "percent" else f"{value:.2f}"
 
     @property
     def sign(self) -> str:
@@ -43,41 +50,72 @@ class Goal:
         return "≤" if self.at_most else "≥"
 
 
+class _Figures:
+    """What one model's rows say, by backend."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = {row.backend: row for row in rows}
+
+    def latency(self, over: str, under: str) -> float | None:
+        """Ratio of median latencies of one run."""
+        pair = [self.rows[name].median_s if name in self.rows else None for name in (over, under)]
+        return pair[0] / pair[1] if pair[0] and pair[1] else None
+
+    def of(self, backend: str, key: str) -> float | None:
+        """A field of a record."""
+        value: float | None = self.rows[backend].get(key) if backend in self.rows else None
+        return value
+
+    def over(self, key: str, over: str, under: str) -> float | None:
+        """Ratio of one field of two records."""
+        above, below = self.of(over, key), self.of(under, key)
+        return above / below if above is not None and below else None
+
+
 def goals(summary: Summary, model: str) -> list[Goal]:
-    """The goals of a model at batch 1 and one thread; most models have none."""
-    rows = {row.backend: row for row in summary.rows if row.model == model}
-    first = next(iter(rows.values()))
-    if (first.get("threads"), first.get("batch")) != (1, 1):
+    """The goals of a model at batch 1; most models have none."""
+    figures = _Figures([row for row in summary.rows if row.model == model])
+    if next(iter(figures.rows.values())).get("batch") != 1:
         return []
 
-    def ratio(over: str, under: str) -> float | None:
-        if not {over, under} <= rows.keys():
-            return None
-        above, below = rows[over].median_s, rows[under].median_s
-        return above / below if above and below else None
-
-    def field(backend: str, read: Callable[[Row], float | None]) -> float | None:
-        return read(rows[backend]) if backend in rows else None
+    def latency(over: str, under: str, bound: float, aim: float, at_most: bool = True) -> Goal:
+        return Goal(f"{over} over {under}", figures.latency(over, under), bound, aim, at_most)
 
     if model in _OTHER_NETS:
-        fallbacks = field(_SIMD, lambda row: row.get("ops_fallback"))
-        return [
-            Goal(f"{_SIMD} over {_REFERENCE}", ratio(_SIMD, _REFERENCE), 4.5, 4.5, True),
-            Goal("operators that no rule schedules", fallbacks, 0, 0, True),
-        ]
+        found = [latency(_SIMD, _REFERENCE, 4.5, 4.5)]
+        if model in _AGAINST_ORT_WEB:
+            found.append(latency(_SIMD, _ORT_WEB, 0.75, 0.75))
+        fallbacks = figures.of(_SIMD, "ops_fallback")
+        return [*found, Goal("operators that no rule schedules", fallbacks, 0, 0)]
     if model != "resnet50":
         return []
     found = [
-        Goal(f"{_SIMD} over {_REFERENCE}", ratio(_SIMD, _REFERENCE), 3.8, 2.8, True),
-        Goal(f"{_SCALAR} over {_SIMD}", ratio(_SCALAR, _SIMD), 3.5, 4.2, False),
-        Goal(f"{_SIMD} over {_NATIVE_128}", ratio(_SIMD, _NATIVE_128), 1.45, 1.15, True),
-        Goal(f"{_NATIVE} over {_REFERENCE}", ratio(_NATIVE, _REFERENCE), 1.5, 1.0, True),
+        latency(_SIMD, _REFERENCE, 3.8, 2.8),
+        latency(_SCALAR, _SIMD, 3.5, 4.2, at_most=False),
+        latency(_SIMD, _NATIVE_128, 1.45, 1.15),
+        latency(_NATIVE, _REFERENCE, 1.5, 1.0),
+        latency(_SIMD, _ORT_WEB, 0.56, 0.42),
+        latency(_SIMD_V8, _ORT_WEB, 0.47, 0.36),
+        latency(_SIMD, _TFJS, 0.6, 0.45),
+        latency(_SIMD_V8, _TFJS, 0.5, 0.38),
+        latency(_THREADS, _SIMD, 0.57, 0.53),
+        latency(_THREADS, f"{_ORT_WEB}:2", 0.6, 0.45),
+        latency(_RELAXED, _SIMD, 1.12, 0.95),
+        latency(_RELAXED_V8, _SIMD_V8, 1.0, 0.85),
     ]
     shares = ((_SIMD, 0.69, 0.85), (_SCALAR, 0.55, 0.8), (_NATIVE, 0.6, 0.8), (_NATIVE_128, 0.75, 0.8))
     for backend, bound, aim in shares:
-        share = field(backend, lambda row: row.get("direct_share"))
         figure = f"direct convolutions, share of roofline, {backend}"
-        found.append(Goal(figure, share, bound, aim, False, percent=True))
-    other = field(_SIMD, lambda row: row.get("other_share"))
-    found.append(Goal(f"time outside convolutions, {_SIMD}", other, 0.06, 0.06, True, percent=True))
+        share = figures.of(backend, "direct_share")
+        found.append(Goal(figure, share, bound, aim, at_most=False, unit="percent"))
+    other = figures.of(_SIMD, "other_share")
+    found.append(Goal(f"time outside convolutions, {_SIMD}", other, 0.06, 0.06, unit="percent"))
+    ready = figures.over("ready_s", _SIMD, _REFERENCE)
+    found.append(Goal(f"ready: {_SIMD} over {_REFERENCE}", ready, 0.15, 0.05))
+    arena = figures.of(_SIMD, "arena_bytes")
+    if arena is not None:
+        session = figures.of(_SIMD, "session_bytes")
+        figure = f"resident memory of one more session beyond its arena, {_SIMD}"
+        extra = None if session is None else session - arena
+        found.append(Goal(figure, extra, _SESSION_BYTES, _SESSION_BYTES, unit="bytes"))
     return found

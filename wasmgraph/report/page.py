@@ -9,6 +9,7 @@ from pathlib import Path
 from wasmgraph.errors import MissingDependencyError, UsageError
 from wasmgraph.files import write_atomically
 from wasmgraph.report import summary as s
+from wasmgraph.report.decomposition import decomposition
 from wasmgraph.report.goals import goals
 
 
@@ -53,7 +54,12 @@ def build_report(paths: Sequence[str | Path], directory: str | Path) -> Path:
                 plots[number, model] = Markup(svg)  # noqa: S704 (matplotlib escapes the names in it)
                 write_atomically(out / f"latency-{Path(model).name}.svg", svg.encode())
         html = environment.get_template("page.html").render(
-            summaries=summaries, plots=plots, f=s, goals=goals, wasmgraph_version=version("wasmgraph")
+            summaries=summaries,
+            plots=plots,
+            f=s,
+            goals=goals,
+            decomposition=decomposition,
+            wasmgraph_version=version("wasmgraph"),
         )
         path = out / "report.html"
         write_atomically(path, html.encode())

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from wasmgraph.report.decomposition import Change, decomposition
 from wasmgraph.report.goals import Goal, goals
 from wasmgraph.report.summary import (
     Summary,
@@ -27,8 +28,7 @@ def result_table(summary: Summary, console: Console) -> None:
     for model in summary.models:
         rows = [row for row in summary.rows if row.model == model]
         first = rows[0]
-        how = f"{first.get('threads')} thread(s), batch {first.get('batch')}"
-        title = f"{model} ({first.get('weights')} weights, {how})"
+        title = f"{model} ({first.get('weights')} weights, batch {first.get('batch')}; :N is N threads)"
         table = Table(title=escape(title), title_justify="left")
         table.add_column("backend")
         columns = ("median ms", "over reference [95 %]", "top-1", "top-5", "agreement")
@@ -48,12 +48,27 @@ def result_table(summary: Summary, console: Console) -> None:
                 format_bytes(row.get("module_bytes")),
             )
         console.print(table)
+        _decomposition(decomposition(rows), console)
         _goals(goals(summary, model), console)
     for name, seconds in summary.overhead_s.items():
         console.print(f"harness overhead, {escape(name)}: {seconds * 1e6:.0f} µs a call")
     for title, cases in (("skipped", summary.info.skipped), ("failed", summary.info.failed)):
         for case, reason in cases.items():
             console.print(f"[bold]{title}[/]: {escape(case)}: {escape(reason)}")
+
+
+def _decomposition(changes: Sequence[Change], console: Console) -> None:
+    if not changes:
+        return
+    table = Table(title="from native to scalar WebAssembly", title_justify="left")
+    table.add_column("backend")
+    table.add_column("what changes")
+    for column in ("median ms", "factor"):
+        table.add_column(column, justify="right")
+    for change in changes:
+        factor = "–" if change.factor is None else f"{change.factor:.2f} ×"
+        table.add_row(escape(change.backend), change.what, format_ms(change.median_s), factor)
+    console.print(table)
 
 
 def _goals(found: Sequence[Goal], console: Console) -> None:

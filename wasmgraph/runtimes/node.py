@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,9 @@ from wasmgraph.errors import ArtifactError, ExecutionError, MissingDependencyErr
 from wasmgraph.runtimes.base import LoadOptions, Runtime, Session
 from wasmgraph.tensors import Array, TensorSpec
 
+# (module (func (param v128) (result v128)
+#   local.get 0 local.get 0 local.get 0 f32x4.relaxed_madd))
+_RELAXED_SIMD = "0061736d0100000001060160017b017b030201000a0d010b00200020002000fd85020b"
 _RUNNER = Path(__file__).with_name("node_runner.mjs")
 
 
@@ -40,15 +43,27 @@ def node_versions() -> dict[str, str]:
     return versions
 
 
+@cache
+def relaxed_simd_flags() -> tuple[str, ...] | None:
+    """What Node.js must be told for relaxed SIMD, which V8 before 11.4 has behind a flag; None if it has
+    none at all."""
+    program = f"process.exit(WebAssembly.validate(Buffer.from('{_RELAXED_SIMD}', 'hex')) ? 0 : 1)"
+    for flags in ((), ("--experimental-wasm-relaxed-simd",)):
+        done = subprocess.run([_node(), *flags, "-e", program], capture_output=True, check=False)
+        if done.returncode == 0:
+            return flags
+    return None
+
+
 class NodeProcess:
     """A Node.js process that answers messages (``node_messages.mjs``); ``where`` names it in errors."""
 
-    def __init__(self, script: Path, where: str) -> None:
+    def __init__(self, script: Path, where: str, flags: Sequence[str] = ()) -> None:
         self._where = where
         # Not a pipe: nobody would drain it. Closed with the process.
         self._said = tempfile.TemporaryFile()  # noqa: SIM115
         self._process: subprocess.Popen[bytes] | None = subprocess.Popen(
-            [_node(), str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said
+            [_node(), *flags, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said
         )
 
     def _streams(self) -> tuple[IO[bytes], IO[bytes]]:
@@ -130,7 +145,15 @@ class NodeSession(ProcessSession):
     """A wasm artifact under V8."""
 
     def __init__(self, artifact: Artifact) -> None:
-        super().__init__(NodeProcess(_RUNNER, str(artifact.path)), artifact.inputs, artifact.outputs)
+        relaxed = "relaxed-simd" in artifact.manifest.features
+        flags = relaxed_simd_flags() if relaxed else ()
+        if flags is None:
+            raise ArtifactError(
+                f"{artifact.path} needs relaxed SIMD, which V8 {node_versions()['v8']} does not have."
+                " Compile the model for wasm32-simd128."
+            )
+        process = NodeProcess(_RUNNER, str(artifact.path), flags)
+        super().__init__(process, artifact.inputs, artifact.outputs)
         try:
             self.process.ask({"command": "load", "path": str(artifact.path.resolve())})
         except ExecutionError as error:
@@ -156,7 +179,9 @@ class NodeRuntime(Runtime):
 
     def config(self) -> str:
         """How V8 compiles, and where."""
-        return "V8's defaults (Liftoff, then TurboFan), a process of its own"
+        flags = relaxed_simd_flags()
+        relaxed = f", {' '.join(flags)} for relaxed SIMD" if flags else ""
+        return f"V8's defaults (Liftoff, then TurboFan), a process of its own{relaxed}"
 
     def load(self, path: Path, options: LoadOptions) -> Session:
         """Check the artifact, start a process, compile and instantiate."""

@@ -14,7 +14,7 @@ from typing import Literal
 import wasmtime
 
 from wasmgraph.artifact import Artifact
-from wasmgraph.errors import ArtifactError, CacheError
+from wasmgraph.errors import ArtifactError, CacheError, MissingDependencyError
 from wasmgraph.files import cache_dir, cache_lock, prune, write_atomically
 from wasmgraph.host import cpu_features, cpu_name
 
@@ -36,9 +36,20 @@ class EngineConfig:
 
 @cache
 def engine(config: EngineConfig) -> wasmtime.Engine:
-    """The engine of a configuration; its memories reserve 4 GiB, so that bounds checks vanish."""
+    """The engine of a configuration; its memories reserve 4 GiB, so that bounds checks vanish.
+
+    Raises
+    ------
+    MissingDependencyError
+        Wasmtime's Python package does not offer that compiler (version 50 has no Winch).
+    """
     chosen = wasmtime.Config()
-    chosen.strategy = config.strategy
+    try:
+        chosen.strategy = config.strategy
+    except wasmtime.WasmtimeError as error:
+        raise MissingDependencyError(
+            f"wasmtime {version('wasmtime')} for Python does not offer {config.strategy}: {error}."
+        ) from error
     if config.strategy == "cranelift":
         chosen.cranelift_opt_level = config.opt_level
         chosen.shared_memory = True

@@ -1,8 +1,8 @@
 """Convolution and matrix product: a tile of pixels × channels stays in registers while the
 reduction runs; bias, residual and activation are applied to it before it is written once.
 
-The reduction loop is never unrolled: Cranelift keeps every unrolled load live to the end of the
-block and spills.
+The reduction loop is not unrolled, but for a target that says so: Cranelift keeps every unrolled load
+live to the end of the block and spills.
 """
 
 from __future__ import annotations
@@ -153,6 +153,14 @@ def tile(
     spatial = len(_spatial(schedule, acc))
     own_pixel, own_lane, reduction = own[spatial - 2], own[spatial - 1], own[spatial:]
     schedule.reorder(*reduction, own_pixel, own_lane)
+    if target.fma and target.kind == "wasm" and width > target.lanes:
+        # LLVM fuses multiply and add only in vectors that are as wide as the machine's.
+        piece, own_lane = schedule.split(own_lane, [None, target.lanes])
+        schedule.unroll(piece)
+    if int(schedule.get(reduction[-1]).extent) % target.unroll == 0 and target.unroll > 1:
+        last_axis, unrolled = schedule.split(reduction[-1], [None, target.unroll])
+        schedule.unroll(unrolled)
+        reduction = [*reduction[:-1], last_axis]
     schedule.vectorize(own_lane)
     schedule.unroll(own_pixel)
     schedule.decompose_reduction(acc, reduction[0])
