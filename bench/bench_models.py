@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from statistics import median
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bench.backends import REFERENCE, Backend
 from bench.lab import CLOCK, Bench
+from bench.peers import engine
 from wasmgraph.compiler import build_roofline
 from wasmgraph.measure.accuracy import augment, judge
 from wasmgraph.measure.coldstart import cold_start
@@ -21,12 +24,14 @@ from wasmgraph.measure.profile import (
     roofline_share,
     time_share_without,
 )
+from wasmgraph.measure.sessions import run_together
 from wasmgraph.runtimes import load
 
 pytestmark = pytest.mark.benchmark(timer=CLOCK.now)
 
 _COLD_STARTS = 5
 _PROFILE_ROUNDS = 8
+_SESSION_CALLS = 8
 
 
 def test_compile(benchmark: Any, bench: Bench, backend: Backend) -> None:
@@ -53,6 +58,31 @@ def test_cold_start(benchmark: Any, bench: Bench, backend: Backend) -> None:
             backend,
             ready_s=median(measured.ready_s),
             first_output_s=median(measured.first_output_s),
+        )
+    )
+
+
+def test_sessions(benchmark: Any, bench: Bench, backend: Backend) -> None:
+    """Several sessions at the same time; memory and disk that a deployment takes.
+
+    The benchmark's rounds are all their calls; they slow each other down. For comparing the latency of one
+    session, use test_latency.
+    """
+    with ExitStack() as stack:
+        sessions = [stack.enter_context(bench.load(backend)) for _ in range(bench.sessions)]
+        together = run_together(sessions, bench.inputs[0], _SESSION_CALLS)
+    CLOCK.replay(benchmark, together.seconds)
+    source = bench.source(backend)
+    benchmark.extra_info.update(
+        bench.record(
+            backend,
+            sessions=together.sessions,
+            runs_per_s=together.runs_per_s,
+            p50_s=float(np.quantile(together.seconds, 0.5)),
+            p99_s=float(np.quantile(together.seconds, 0.99)),
+            session_bytes=bench.memory(backend),
+            artifact_bytes=source.stat().st_size,
+            engine_bytes=engine(backend.runtime).engine_bytes(),
         )
     )
 

@@ -28,6 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--backends", help=f"comma-separated (default: {','.join(DEFAULT)})")
     group.addoption("--rounds", type=int, default=7, help="interleaved blocks of three timed calls")
     group.addoption("--threads", type=int, default=1, help="threads of one inference, where not said")
+    group.addoption("--sessions", type=int, default=2, help="sessions at the same time (default: 2)")
     group.addoption("--images", type=Path, help="an ImageNet validation folder: one subfolder a class")
     group.addoption("--augment", type=int, default=0, help="accuracy also over so many varied inputs")
 
@@ -59,6 +60,7 @@ class Run:
                 name,
                 self.backends,
                 Schedule(blocks=config.getoption("--rounds")),
+                config.getoption("--sessions"),
                 config.getoption("--images"),
                 config.getoption("--augment"),
                 self.notice,

@@ -5,8 +5,10 @@ rounds from which every latency test takes its own.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,13 +19,14 @@ import onnx
 
 import wasmgraph as wg
 from bench.backends import REFERENCE, Backend
-from bench.peers import PEERS, engine
+from bench.peers import engine
 from wasmgraph.artifact import Artifact
 from wasmgraph.compiler import CompileLog
 from wasmgraph.compiler.importer import DESCRIPTION_KEY
 from wasmgraph.errors import FetchError, WasmgraphError
 from wasmgraph.files import sha256_file
 from wasmgraph.measure.interleaved import Schedule, interleave, ratio_of_medians
+from wasmgraph.measure.sessions import memory_of_one_more
 from wasmgraph.models import MODELS
 from wasmgraph.models.photos import Photo, accuracy_set, inputs_of, labelled_folder
 from wasmgraph.records import Record
@@ -73,6 +76,7 @@ class Bench:
     name: str
     backends: Sequence[Backend]
     schedule: Schedule
+    sessions: int
     images: Path | None
     augment: int
     notice: Callable[[str], None]
@@ -133,10 +137,17 @@ class Bench:
 
     def load(self, backend: Backend) -> Session:
         """A fresh session."""
-        if backend.runtime in PEERS:
-            return PEERS[backend.runtime].load(self.onnx_path, LoadOptions(backend.threads))
-        source = self.onnx_path if backend.target is None else self.artifact(backend.target).path
-        return wg.load(source, runtime=backend.runtime, threads=backend.threads)
+        return engine(backend.runtime).load(self.source(backend), LoadOptions(backend.threads))
+
+    def source(self, backend: Backend) -> Path:
+        """The file that a backend loads."""
+        return self.onnx_path if backend.target is None else self.artifact(backend.target).path
+
+    def memory(self, backend: Backend) -> int:
+        """Bytes of one more session, found in a process of its own."""
+        question = (backend.runtime, self.source(backend), backend.threads, self.inputs[0])
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+            return fresh.submit(_memory, *question).result()
 
     def session(self, backend: Backend) -> Session:
         """The session that all tests share; a failure is remembered and raised every time."""
@@ -224,6 +235,10 @@ class Bench:
             "ratio_low": ratio.low,
             "ratio_high": ratio.high,
         }
+
+
+def _memory(runtime: str, source: Path, threads: int, feeds: dict[str, Array]) -> int:
+    return memory_of_one_more(lambda: engine(runtime).load(source, LoadOptions(threads)), feeds)
 
 
 def _noop_model(path: Path) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 from wasmgraph.errors import ExecutionError, MissingDependencyError, ModelError, UsageError
 from wasmgraph.runtimes import Runtime, Session, get_runtime
 from wasmgraph.runtimes.base import LoadOptions
-from wasmgraph.runtimes.node import NodeProcess, ProcessSession, node_versions
+from wasmgraph.runtimes.node import NodeProcess, ProcessSession, node_bytes, node_versions
 from wasmgraph.tensors import TensorSpec
 
 _JS = Path(__file__).parent / "js"
@@ -25,6 +25,11 @@ def _package_version(name: str) -> str:
     return version
 
 
+def _engine_bytes(*used: str) -> int:
+    """Node.js and the files that a peer loads, of all that its package brings."""
+    return node_bytes() + sum((_JS / "node_modules" / name).stat().st_size for name in used)
+
+
 class OrtWeb(Runtime):
     """onnxruntime-web: its own SIMD build for the CPU, under the same V8."""
 
@@ -38,6 +43,11 @@ class OrtWeb(Runtime):
     def config(self) -> str:
         """How it is set up."""
         return "wasm execution provider (SIMD), all graph optimisations, a process of its own"
+
+    def engine_bytes(self) -> int:
+        """Node.js, the library's script and its SIMD build."""
+        dist = "onnxruntime-web/dist"
+        return _engine_bytes(f"{dist}/ort.node.min.mjs", f"{dist}/ort-wasm-simd-threaded.wasm")
 
     def load(self, path: Path, options: LoadOptions) -> Session:
         """Start a process and create the session in it."""
@@ -73,6 +83,12 @@ class TfjsWasm(Runtime):
     def config(self) -> str:
         """How it is set up."""
         return "SIMD, NHWC, fused kernels, BatchNorm folded, a process of its own"
+
+    def engine_bytes(self) -> int:
+        """Node.js, the library's scripts and its SIMD build."""
+        core, wasm = "@tensorflow/tfjs-core/dist", "@tensorflow/tfjs-backend-wasm/dist"
+        scripts = (f"{core}/tf-core.node.js", f"{wasm}/tf-backend-wasm.node.js")
+        return _engine_bytes(*scripts, f"{wasm}/tfjs-backend-wasm-simd.wasm")
 
     def load(self, path: Path, options: LoadOptions) -> Session:
         """Translate the model, start a process and load the model into it."""

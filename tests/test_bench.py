@@ -37,10 +37,28 @@ def test_backends_are_target_at_runtime(name: str) -> None:
     assert parse(name).name == name
 
 
-@pytest.mark.parametrize("name", ["wasm32", "wasm32@tvm", "native@wasmtime", "tensorflow"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "wasm32",
+        "wasm32@tvm",
+        "native@wasmtime",
+        "tensorflow",
+        "ort-web:none",
+        "native@tvm:2",
+        "tfjs-wasm:2",
+    ],
+)
 def test_unknown_backends(name: str) -> None:
     with pytest.raises(UsageError, match=name):
         parse(name)
+
+
+def test_threads_that_are_not_said_are_those_of_the_run() -> None:
+    assert parse("ort-web", 4).name == "ort-web:4"
+    assert parse("ort-web:2", 4).threads == 2
+    assert parse("wasm32-simd128-threads@wasmtime", 4).reference == "onnxruntime:4"
+    assert parse("wasm32@wasmtime", 4).threads == 1
 
 
 def test_the_replay_clock_gives_rounds_back_unchanged() -> None:
@@ -59,17 +77,23 @@ def test_a_users_own_model(small_onnx: Path, tmp_path: Path) -> None:
     done = run_bench("--models", small_onnx, "--rounds", "2", f"--benchmark-json={out}")
     assert done.returncode == 0, done.stdout + done.stderr
     frame = wg.results(out)
-    tests = {"test_latency", "test_cold_start", "test_compile", "test_accuracy", "test_noop"}
-    assert tests <= set(frame["test"])
+    tests = {"latency", "cold_start", "compile", "accuracy", "sessions", "profile", "noop"}
+    assert {f"test_{name}" for name in tests} == set(frame["test"])
     latency = frame[frame["test"] == "test_latency"].set_index("backend")
-    javascript = {"wasm32-simd128@node"} | set(PEERS)
-    skipped = set() if PEERS_ARE_THERE else set(PEERS)
-    skipped |= set() if shutil.which("node") else javascript
+    peers = {name for name in DEFAULT if name.partition(":")[0] in PEERS}
+    skipped = set() if PEERS_ARE_THERE else peers
+    skipped |= set() if shutil.which("node") else {name for name in DEFAULT if "@node" in name}
     assert set(latency.index) == set(DEFAULT) - skipped
     assert (latency["rounds"] == 6).all()
     assert (latency["model"] == "small").all()
     assert (latency["weights"] == "unknown").all()
     assert latency["ratio_low"].le(latency["ratio"]).all()
+    two = latency[latency["threads"] == 2]
+    assert set(two.index) == {name for name in latency.index if name.endswith(":2")}
+    assert (two["reference"] == "onnxruntime:2").all()
+    sessions = frame[frame["test"] == "test_sessions"]
+    assert (sessions["sessions"] == 2).all()
+    assert (sessions[["runs_per_s", "p50_s", "p99_s", "artifact_bytes"]] > 0).all(axis=None)
     accuracy = frame[frame["test"] == "test_accuracy"]
     assert (accuracy["max_prob_diff"] < 1e-4).all()
     assert accuracy["top1"].isna().all()

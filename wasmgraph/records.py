@@ -37,6 +37,10 @@ class Record:
         of the profile (10⁹ floating-point operations, 10⁹ bytes a second)
     direct_share : share of that peak which direct convolutions reach, weighted by time
     other_share : share of the time that goes to anything but convolutions
+    sessions : how many ran at the same time, each in a thread
+    runs_per_s, p50_s, p99_s : what they did together, and how long a call took
+    session_bytes : physical memory of one more session of a graph that is loaded already
+    artifact_bytes, engine_bytes : on disk, the graph's file, and what runs it beside Python and numpy
     ready_s, first_output_s : from ``load(path)``, compiled code cached, to a session that accepts
         inputs, and to the first outputs (medians)
     """
@@ -71,6 +75,13 @@ class Record:
     read_gb_s: float | None = None
     direct_share: float | None = None
     other_share: float | None = None
+    sessions: int | None = None
+    runs_per_s: float | None = None
+    p50_s: float | None = None
+    p99_s: float | None = None
+    session_bytes: int | None = None
+    artifact_bytes: int | None = None
+    engine_bytes: int | None = None
     ready_s: float | None = None
     first_output_s: float | None = None
 

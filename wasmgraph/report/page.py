@@ -59,6 +59,7 @@ def build_report(paths: Sequence[str | Path], directory: str | Path) -> Path:
             f=s,
             goals=goals,
             decomposition=decomposition,
+            engines=s.engines,
             wasmgraph_version=version("wasmgraph"),
         )
         path = out / "report.html"

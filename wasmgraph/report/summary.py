@@ -101,6 +101,12 @@ def summarize(path: str | Path) -> Summary:
     )
 
 
+def engines(summary: Summary) -> list[tuple[str, str]]:
+    """Every engine with its version, and how it was configured, as they are in the records."""
+    found = [(str(row.get("engine")), str(row.get("engine_config"))) for row in summary.rows]
+    return list(dict.fromkeys(found))
+
+
 def format_ratio(row: Row) -> str:
     """``4.91 × [4.85, 4.97]``, or nothing without a reference."""
     if row.get("ratio") is None:

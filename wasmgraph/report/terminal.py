@@ -12,6 +12,7 @@ from rich.table import Table
 from wasmgraph.report.decomposition import Change, decomposition
 from wasmgraph.report.goals import Goal, goals
 from wasmgraph.report.summary import (
+    Row,
     Summary,
     format_bytes,
     format_count,
@@ -49,12 +50,46 @@ def result_table(summary: Summary, console: Console) -> None:
             )
         console.print(table)
         _decomposition(decomposition(rows), console)
+        _deployment(rows, console)
         _goals(goals(summary, model), console)
     for name, seconds in summary.overhead_s.items():
         console.print(f"harness overhead, {escape(name)}: {seconds * 1e6:.0f} µs a call")
     for title, cases in (("skipped", summary.info.skipped), ("failed", summary.info.failed)):
         for case, reason in cases.items():
             console.print(f"[bold]{title}[/]: {escape(case)}: {escape(reason)}")
+
+
+def _deployment(rows: Sequence[Row], console: Console) -> None:
+    measured = [row for row in rows if row.get("sessions") is not None]
+    if not measured:
+        return
+    count = f"{measured[0].get('sessions'):.0f}"
+    table = Table(title=f"deployed: {count} sessions at once, each in a thread", title_justify="left")
+    table.add_column("backend")
+    columns = (
+        "runs/s",
+        "p50 ms",
+        "p99 ms",
+        "one more session",
+        "graph on disk",
+        "engine on disk",
+        "ready ms",
+    )
+    for column in (*columns, "first output ms"):
+        table.add_column(column, justify="right")
+    for row in measured:
+        table.add_row(
+            escape(row.backend),
+            f"{row.get('runs_per_s'):.3g}",
+            format_ms(row.get("p50_s")),
+            format_ms(row.get("p99_s")),
+            format_bytes(row.get("session_bytes")),
+            format_bytes(row.get("artifact_bytes")),
+            format_bytes(row.get("engine_bytes")),
+            format_ms(row.get("ready_s")),
+            format_ms(row.get("first_output_s")),
+        )
+    console.print(table)
 
 
 def _decomposition(changes: Sequence[Change], console: Console) -> None:

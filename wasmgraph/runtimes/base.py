@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -104,5 +105,18 @@ class Runtime(ABC):
         """What of its configuration bears on results, in a few words."""
 
     @abstractmethod
+    def engine_bytes(self) -> int:
+        """Bytes on disk of what runs graphs, beside Python and numpy; 0 where the graph runs by itself."""
+
+    @abstractmethod
     def load(self, path: Path, options: LoadOptions) -> Session:
         """Prepare a file of the kind that this runtime accepts."""
+
+
+def distribution_bytes(name: str) -> int:
+    """Size of an installed Python distribution's files, 0 if it is not there."""
+    try:
+        found = files(name) or []
+    except PackageNotFoundError:
+        return 0
+    return sum(Path(str(f.locate())).stat().st_size for f in found if Path(str(f.locate())).is_file())

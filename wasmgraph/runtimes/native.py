@@ -81,6 +81,10 @@ class NativeRuntime(Runtime):
         """How the code is called."""
         return "raw-pointer kernels, no TVM runtime"
 
+    def engine_bytes(self) -> int:
+        """Nothing: the library is the engine."""
+        return 0
+
     def load(self, path: Path, options: LoadOptions) -> Session:
         """Check and load the library."""
         options.require_one_thread(path)

@@ -43,6 +43,11 @@ def node_versions() -> dict[str, str]:
     return versions
 
 
+def node_bytes() -> int:
+    """Size of Node.js's program."""
+    return Path(_node()).resolve().stat().st_size
+
+
 @cache
 def relaxed_simd_flags() -> tuple[str, ...] | None:
     """What Node.js must be told for relaxed SIMD, which V8 before 11.4 has behind a flag; None if it has
@@ -182,6 +187,10 @@ class NodeRuntime(Runtime):
         flags = relaxed_simd_flags()
         relaxed = f", {' '.join(flags)} for relaxed SIMD" if flags else ""
         return f"V8's defaults (Liftoff, then TurboFan), a process of its own{relaxed}"
+
+    def engine_bytes(self) -> int:
+        """Node.js's program; the loader is a few kilobytes."""
+        return node_bytes()
 
     def load(self, path: Path, options: LoadOptions) -> Session:
         """Check the artifact, start a process, compile and instantiate."""

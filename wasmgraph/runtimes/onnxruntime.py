@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from wasmgraph.errors import ExecutionError, MissingDependencyError, ModelError
-from wasmgraph.runtimes.base import LoadOptions, Runtime, Session
+from wasmgraph.runtimes.base import LoadOptions, Runtime, Session, distribution_bytes
 from wasmgraph.tensors import Array, TensorSpec
 
 _DTYPES = {"float": "float32", "double": "float64", "float16": "float16", "bool": "bool"}
@@ -80,6 +80,10 @@ class OnnxRuntime(Runtime):
     def config(self) -> str:
         """Optimisation level and thread policy."""
         return "CPU provider, all optimisations, no spinning"
+
+    def engine_bytes(self) -> int:
+        """The Python package."""
+        return distribution_bytes("onnxruntime")
 
     def load(self, path: Path, options: LoadOptions) -> Session:
         """Create the session."""

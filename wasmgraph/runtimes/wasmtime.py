@@ -14,7 +14,7 @@ import wasmtime
 from wasmgraph.artifact import Artifact, Placed
 from wasmgraph.errors import ArtifactError, ExecutionError, UsageError
 from wasmgraph.host import cpu_count
-from wasmgraph.runtimes.base import LoadOptions, Runtime, Session
+from wasmgraph.runtimes.base import LoadOptions, Runtime, Session, distribution_bytes
 from wasmgraph.runtimes.wasmtime_engine import EngineConfig, compiled_module, engine
 from wasmgraph.runtimes.wasmtime_pool import Pool, Thread, cause, required_exports
 from wasmgraph.tensors import Array
@@ -134,6 +134,10 @@ class WasmtimeRuntime(Runtime):
     def config(self) -> str:
         """Compiler and checks."""
         return str(self._config)
+
+    def engine_bytes(self) -> int:
+        """The Python package, with Wasmtime in it."""
+        return distribution_bytes("wasmtime")
 
     def load(self, path: Path, options: LoadOptions) -> Session:
         """Check, compile or take from the cache, instantiate, start the threads."""

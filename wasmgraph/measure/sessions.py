@@ -1,0 +1,89 @@
+"""Many sessions at once: what a server with one graph and several threads would see."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import psutil
+
+from wasmgraph.runtimes.base import Session
+from wasmgraph.tensors import Array
+
+
+@dataclass(frozen=True)
+class Load:
+    """Sessions that ran at the same time, each in a thread: the seconds of every call, and all calls over
+    the time from the first one's start to the last one's end."""
+
+    sessions: int
+    seconds: list[float]
+    runs_per_s: float
+
+
+def run_together(sessions: Sequence[Session], feeds: Mapping[str, Array], calls: int) -> Load:
+    """Every session makes ``calls`` calls, in a thread of its own, after one call ahead.
+
+    Raises
+    ------
+    WasmgraphError
+        A session failed; the others are waited for.
+    """
+    for session in sessions:
+        session.run(feeds)
+    seconds: list[float] = []
+    failures: list[Exception] = []
+    start = threading.Barrier(len(sessions) + 1)
+
+    def serve(session: Session) -> None:
+        start.wait()
+        try:
+            for _ in range(calls):
+                began = time.perf_counter()
+                session.run(feeds)
+                seconds.append(time.perf_counter() - began)
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=serve, args=(session,)) for session in sessions]
+    for thread in threads:
+        thread.start()
+    start.wait()
+    began = time.perf_counter()
+    for thread in threads:
+        thread.join()
+    elapsed = time.perf_counter() - began
+    if failures:
+        raise failures[0]
+    return Load(len(sessions), seconds, len(seconds) / elapsed)
+
+
+def memory_of_one_more(load: Callable[[], Session], feeds: Mapping[str, Array]) -> int:
+    """Bytes of physical memory that a session takes beside one of the same graph that has already run.
+
+    Pages that sessions share count once: it is the proportional set size of this process and the processes
+    that it started (Linux; elsewhere the resident set size, which counts shared pages every time). Ask in a
+    fresh process: allocators give the memory of sessions that were closed to the next one.
+    """
+    with load() as first:
+        first.run(feeds)
+        before = _resident_bytes()
+        with load() as second:
+            second.run(feeds)
+            return max(0, _resident_bytes() - before)
+
+
+def _resident_bytes() -> int:
+    gc.collect()
+    own = psutil.Process()
+    total = 0
+    for process in [own, *own.children(recursive=True)]:
+        try:
+            info = process.memory_full_info()
+        except psutil.NoSuchProcess:
+            continue
+        total += getattr(info, "pss", info.rss)
+    return total
