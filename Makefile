@@ -4,18 +4,26 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: bench bench-light bench-accuracy test test-slow check sample clean
+.PHONY: bench bench-light bench-all bench-accuracy test test-slow check sample clean
 
 bench: $(READY)
 	$(BIN)/pytest bench -q --benchmark-json=results/latest.json
 	$(BIN)/wasmgraph report results/latest.json -o reports
 
-# Other architectures, against onnxruntime: about a minute and a half.
+# Other architectures, against onnxruntime and onnxruntime-web: about three minutes.
 LIGHT := light_squeezenet,light_densenet121,light_shufflenet,light_inception_v2
 bench-light: $(READY)
 	$(BIN)/pytest bench -q -k "latency or accuracy" --models $(LIGHT) \
-		--backends wasm32-simd128@wasmtime,onnxruntime --benchmark-json=results/light.json
+		--backends wasm32-simd128@wasmtime,ort-web,onnxruntime --benchmark-json=results/light.json
 	$(BIN)/wasmgraph report results/light.json -o reports/light
+
+# All models, Wasmtime's compilers, one to four threads, four sessions at once: about an hour.
+ENGINES := wasm32-simd128@wasmtime-unoptimized,wasm32-simd128@wasmtime-winch
+THREADS := wasm32-simd128-threads@wasmtime,wasm32-simd128-threads@wasmtime:4,ort-web:4,onnxruntime:4
+bench-all: $(READY)
+	$(BIN)/pytest bench -q --models resnet50,$(LIGHT) --backends default,$(ENGINES),$(THREADS) \
+		--sessions 4 --benchmark-json=results/all.json
+	$(BIN)/wasmgraph report results/all.json -o reports/all
 
 # Accuracy over 200 varied inputs as well, on every backend: about ten minutes.
 bench-accuracy: $(READY)

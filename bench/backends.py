@@ -84,3 +84,10 @@ def parse(name: str, threads: int = 1) -> Backend:
     if wanted > 1 and not threaded:
         raise UsageError(f"backend {name!r}: {plain} has one thread.")
     return Backend(_named(plain, wanted), runtime, target, wanted)
+
+
+def parse_list(names: str, threads: int) -> list[Backend]:
+    """Read a comma-separated list, each backend once; ``default`` stands for :data:`DEFAULT`."""
+    spelled = [n for name in names.split(",") for n in (DEFAULT if name.strip() == "default" else [name])]
+    parsed = [parse(name.strip(), threads) for name in spelled]
+    return list({backend.name: backend for backend in parsed}.values())

@@ -11,9 +11,15 @@ from typing import Any
 import pytest
 
 import wasmgraph as wg
-from bench.backends import DEFAULT, Backend, parse
+from bench.backends import DEFAULT, Backend, parse_list
 from bench.lab import FALLBACK_MODEL, NOOP, Bench
-from wasmgraph.errors import FetchError, MissingDependencyError, WasmgraphError
+from bench.peers import PEERS
+from wasmgraph.errors import (
+    FetchError,
+    MissingDependencyError,
+    UnsupportedOperatorError,
+    WasmgraphError,
+)
 from wasmgraph.host import cpu_count
 from wasmgraph.measure.interleaved import Schedule
 from wasmgraph.models import MODELS
@@ -25,7 +31,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--models",
         help=f"comma-separated: {', '.join(MODELS)}, or paths of .onnx files (default: resnet50)",
     )
-    group.addoption("--backends", help=f"comma-separated (default: {','.join(DEFAULT)})")
+    group.addoption(
+        "--backends", default="default", help=f"comma-separated; 'default' is {','.join(DEFAULT)}"
+    )
     group.addoption("--rounds", type=int, default=7, help="interleaved blocks of three timed calls")
     group.addoption("--threads", type=int, default=1, help="threads of one inference, where not said")
     group.addoption("--sessions", type=int, default=2, help="sessions at the same time (default: 2)")
@@ -44,11 +52,8 @@ class Run:
         self.notices: list[str] = []
         self.skipped: dict[str, str] = {}
         self.failed: dict[str, str] = {}
-        names = config.getoption("--backends")
         try:
-            threads = config.getoption("--threads")
-            parsed = [parse(n.strip(), threads) for n in (names.split(",") if names else DEFAULT)]
-            self.backends = list({backend.name: backend for backend in parsed}.values())
+            self.backends = parse_list(config.getoption("--backends"), config.getoption("--threads"))
             self.models = self._models(config.getoption("--models"))
         except WasmgraphError as error:
             raise pytest.UsageError(str(error)) from error
@@ -124,10 +129,11 @@ def bench(request: pytest.FixtureRequest, model: str, backend: Backend) -> Itera
     case = f"{model} on {backend.name}"
     try:
         run.benches[model].session(backend)
-    except MissingDependencyError as error:
-        run.skipped[case] = str(error)
-        pytest.skip(str(error))
     except WasmgraphError as error:
+        peer_cannot = backend.runtime in PEERS and isinstance(error, UnsupportedOperatorError)
+        if isinstance(error, MissingDependencyError) or peer_cannot:
+            run.skipped[case] = str(error)
+            pytest.skip(str(error))
         run.failed[case] = str(error)
         pytest.fail(str(error), pytrace=False)
     yield run.benches[model]

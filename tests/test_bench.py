@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import wasmgraph as wg
-from bench.backends import DEFAULT, parse
+from bench.backends import DEFAULT, parse, parse_list
 from bench.lab import ReplayClock
 from bench.peers import PEERS
 from wasmgraph.errors import UsageError
@@ -59,6 +59,11 @@ def test_threads_that_are_not_said_are_those_of_the_run() -> None:
     assert parse("ort-web:2", 4).threads == 2
     assert parse("wasm32-simd128-threads@wasmtime", 4).reference == "onnxruntime:4"
     assert parse("wasm32@wasmtime", 4).threads == 1
+
+
+def test_a_list_can_begin_with_the_default() -> None:
+    names = [backend.name for backend in parse_list("default,ort-web:4,ort-web", 1)]
+    assert names == [*DEFAULT, "ort-web:4"]
 
 
 def test_the_replay_clock_gives_rounds_back_unchanged() -> None:
