@@ -111,15 +111,15 @@ def test_a_thousand_sessions_leave_nothing(
 FAULTY = """
 typedef __INT32_TYPE__ int32_t;
 _Alignas(64) float wasmgraph_arena[16];
-extern int32_t wasmgraph_take(int32_t pieces);
+extern int32_t wasmgraph_take(int32_t turns, int32_t threads, int32_t *end);
 extern int32_t wasmgraph_barrier(int32_t threads);
 
 static void phase(int32_t threads) {
     volatile int32_t here; /* on this thread's stack: a worker's lies behind everything */
     int32_t worker = (__UINTPTR_TYPE__)&here > (__UINTPTR_TYPE__)wasmgraph_arena;
     if (worker ? wasmgraph_arena[0] == 1 : wasmgraph_arena[0] == 2) __builtin_trap();
-    while (wasmgraph_take(2 * threads) < 2 * threads)
-        __atomic_fetch_add((int32_t *)&wasmgraph_arena[8], 1, __ATOMIC_SEQ_CST);
+    for (int32_t end, turn; (turn = wasmgraph_take(100, threads, &end)) < 100;)
+        __atomic_fetch_add((int32_t *)&wasmgraph_arena[8], end - turn, __ATOMIC_SEQ_CST);
 }
 
 int32_t wasmgraph_shared_step(int32_t index, int32_t threads) {
@@ -135,7 +135,7 @@ int32_t wasmgraph_shared_step(int32_t index, int32_t threads) {
 
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An artifact whose input 1 traps in the workers, 2 in the caller; its output: pieces taken."""
+    """An artifact whose input 1 traps in the workers, 2 in the caller; its output: turns taken."""
     directory = tmp_path_factory.mktemp("faulty")
     target = get_target(TARGET)
     (directory / "faulty.c").write_text(FAULTY)
@@ -179,10 +179,10 @@ def test_a_trap_in_any_thread_ends_the_run_and_the_session_lives_on(
 ) -> None:
     with wg.load(faulty, threads=3) as session:
         for _ in range(30):
-            assert session.run(value(0))["y"] == 6
+            assert session.run(value(0))["y"] == 100
             with pytest.raises(ExecutionError, match=culprit):
                 session.run(value(where))
-        assert session.run(value(0))["y"] == 6
+        assert session.run(value(0))["y"] == 100
     assert not workers()
 
 

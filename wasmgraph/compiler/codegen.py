@@ -13,18 +13,18 @@ import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
 
-from wasmgraph.compiler.phases import LOCAL_BYTES, buffer_bytes, divide
+from wasmgraph.compiler.phases import LOCAL_BYTES, Phase, buffer_bytes, divide
 from wasmgraph.targets import Target
 
 
 @dataclass(frozen=True)
 class Kernels:
     """Compiled kernels; for each the bytes of the workspaces it takes after its outputs, and, for a target
-    with threads, its phases' symbols."""
+    with threads, its phases."""
 
     library: tvm.runtime.Module
     workspaces: dict[str, tuple[int, ...]]
-    phases: dict[str, tuple[str, ...]]
+    phases: dict[str, tuple[Phase, ...]]
 
 
 def tvm_target(target: Target) -> tvm.target.Target:
@@ -96,7 +96,7 @@ def generate(mod: tvm.IRModule, target: Target) -> Kernels:
         lowered = tvm.ir.transform.Sequential(settling)(lowered)
         raw: dict[str, tirx.PrimFunc] = {}
         workspaces: dict[str, tuple[int, ...]] = {}
-        phases: dict[str, tuple[str, ...]] = {}
+        phases: dict[str, tuple[Phase, ...]] = {}
         if target.threaded:
             divided = divide(lowered)
             lowered, phases, workspaces = divided.module, divided.phases, divided.workspaces

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
+from wasmgraph.compiler.phases import Phase
 from wasmgraph.compiler.plan import ALIGNMENT, COPY, Address, Call, Plan
 from wasmgraph.errors import CompileError
 from wasmgraph.targets import Target
@@ -42,29 +43,31 @@ def _expression(address: Address) -> str:
     return f"{'ARENA' if address.space == 'arena' else 'PARAMS'}({address.offset}u)"
 
 
-def _call(call: Call, phases: Sequence[str]) -> str:
+def _call(call: Call, phases: Sequence[Phase]) -> str:
     """A step in C; ``phases`` are empty for a target without threads."""
     arguments = [_expression(address) for address in call.arguments]
     if call.kernel == COPY:
         source, destination = arguments
         copy = f"__builtin_memcpy({destination}, {source}, {call.copied_bytes}u)"
-        return f"PHASE(if (!piece) {copy}) return 0;" if phases else f"{copy}; return 0;"
+        return f"PHASE(1, {copy}) return 0;" if phases else f"{copy}; return 0;"
     passed = ", ".join(arguments)
     if phases:
-        return " ".join(f"PHASE({phase}({passed}, piece, pieces))" for phase in phases) + " return 0;"
+        return (
+            " ".join(f"PHASE({p.turns}, {p.symbol}({passed}, begin, end))" for p in phases) + " return 0;"
+        )
     return f"return {call.kernel}({passed});"
 
 
-def entry_source(plan: Plan, phases: Mapping[str, Sequence[str]]) -> str:
+def entry_source(plan: Plan, phases: Mapping[str, Sequence[Phase]]) -> str:
     """The C text of the entry for a plan; ``phases`` by kernel, empty for a target without threads."""
     arity = {call.kernel: len(call.arguments) for call in plan.calls if call.kernel != COPY}
     declared = [
         f"extern int32_t {symbol}({', '.join(['void *'] * n + ['int32_t', 'int32_t'] * bool(phases))});"
         for kernel, n in arity.items()
-        for symbol in phases.get(kernel, [kernel])
+        for symbol in ([p.symbol for p in phases[kernel]] if phases else [kernel])
     ]
     steps = [
-        f"    case {i}: {_call(call, phases.get(call.kernel, [COPY] if phases else []))}"
+        f"    case {i}: {_call(call, phases.get(call.kernel, [Phase(COPY, 1)] if phases else []))}"
         for i, call in enumerate(plan.calls)
     ]
     text = resources.files("wasmgraph.compiler").joinpath("csrc/entry.c").read_text()
@@ -150,7 +153,7 @@ def link(
     target: Target,
     plan: Plan,
     constants: Sequence[Array],
-    phases: Mapping[str, Sequence[str]],
+    phases: Mapping[str, Sequence[Phase]],
 ) -> Path:
     """Link ``graph.o`` in ``directory`` with entry and parameters; ``phases`` as for ``entry_source``.
 

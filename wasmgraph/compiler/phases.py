@@ -1,6 +1,6 @@
-"""Kernels for several threads. Each nest of loops becomes a function of its own, a *phase*, that runs one
-of as many equal pieces of the nest's outermost loops as it is told; the threads take pieces until none is
-left, and meet at a barrier before the next phase begins (``csrc/pool.c``).
+"""Kernels for several threads. Each nest of loops becomes a function of its own, a *phase*, that runs the
+turns of the nest's outermost loops that it is told; the threads take turns until none is left, and meet
+at a barrier before the next phase begins (``csrc/pool.c``).
 
 Phases are functions, and not turns of one function, because of ``noalias``: LLVM may assume that nobody
 else writes to a kernel's buffers while the kernel runs.
@@ -19,35 +19,43 @@ from tvm import tirx
 from wasmgraph.compiler.operators import tvm_dtype_bytes
 from wasmgraph.compiler.schedule.blocks import SHARE
 
-# Enough turns for equal pieces: loops are joined until there are so many.
+# Loops are joined until they have so many turns: enough for threads to end together.
 _TURNS = 128
 # Local arrays larger than this lie in the arena; a stack has 64 KiB.
 LOCAL_BYTES = 1024
 
 
 @dataclass(frozen=True)
+class Phase:
+    """A phase's symbol, and how many turns it has."""
+
+    symbol: str
+    turns: int
+
+
+@dataclass(frozen=True)
 class Divided:
-    """A module of phases; by kernel, its phases' names, and the bytes of the arrays that they take after
-    the kernel's own parameters."""
+    """A module of phases; by kernel, its phases, and the bytes of the arrays that they take after the
+    kernel's own parameters."""
 
     module: tvm.IRModule
-    phases: dict[str, tuple[str, ...]]
+    phases: dict[str, tuple[Phase, ...]]
     workspaces: dict[str, tuple[int, ...]]
 
 
 def divide(mod: tvm.IRModule) -> Divided:
     """Divide every kernel of a lowered module."""
     functions: dict[str, tirx.PrimFunc] = {}
-    names: dict[str, tuple[str, ...]] = {}
+    phases: dict[str, tuple[Phase, ...]] = {}
     workspaces: dict[str, tuple[int, ...]] = {}
     for gvar, function in mod.functions.items():
         kernel = gvar.name_hint
         found, arrays = _phases(function)
-        names[kernel] = tuple(f"{kernel}_phase{i}" for i in range(len(found)))
+        phases[kernel] = tuple(Phase(f"{kernel}_phase{i}", turns) for i, (_, turns) in enumerate(found))
         workspaces[kernel] = tuple(buffer_bytes(buffer) for buffer in arrays)
-        for name, phase in zip(names[kernel], found, strict=True):
-            functions[name] = phase.with_attr("global_symbol", name)
-    return Divided(tvm.IRModule(functions), names, workspaces)
+        for phase, (body, _) in zip(phases[kernel], found, strict=True):
+            functions[phase.symbol] = body.with_attr("global_symbol", phase.symbol)
+    return Divided(tvm.IRModule(functions), phases, workspaces)
 
 
 def buffer_bytes(buffer: tirx.Buffer) -> int:
@@ -55,9 +63,10 @@ def buffer_bytes(buffer: tirx.Buffer) -> int:
     return prod(int(d) for d in buffer.shape) * tvm_dtype_bytes(str(buffer.dtype))
 
 
-def _phases(function: tirx.PrimFunc) -> tuple[list[tirx.PrimFunc], list[tirx.Buffer]]:
-    """The phases of a kernel, in order, and the arrays that they hand to each other or that are too large
-    for a stack. Parameters of a phase: the kernel's, those arrays, then ``piece`` and ``pieces`` (int32).
+def _phases(function: tirx.PrimFunc) -> tuple[list[tuple[tirx.PrimFunc, int]], list[tirx.Buffer]]:
+    """The phases of a kernel with their turns, in order, and the arrays that they hand to each other or
+    that are too large for a stack. Parameters of a phase: the kernel's, those arrays, then ``begin`` and
+    ``end`` (int32), the turns to run. What cannot be shared is a phase of one turn.
     """
     declared = [s for s in _statements(function.body) if isinstance(s, tirx.DeclBuffer)]
     arrays: list[tirx.Buffer] = []
@@ -68,13 +77,13 @@ def _phases(function: tirx.PrimFunc) -> tuple[list[tirx.PrimFunc], list[tirx.Buf
         arrays.append(allocation.buffer)
         return tirx.Evaluate(tirx.const(0, "int32"))
 
-    piece, pieces = tirx.Var("piece", "int32"), tirx.Var("pieces", "int32")
-    bodies: list[tirx.Stmt] = []
+    begin, end = tirx.Var("begin", "int32"), tirx.Var("end", "int32")
+    bodies: list[tuple[tirx.Stmt, int]] = []
     serial: list[tirx.Stmt] = []
 
     def end_serial() -> None:
         if serial:
-            bodies.append(tirx.IfThenElse(tirx.EQ(piece, 0), _sequence(serial), None))
+            bodies.append((_sequence(serial), 1))
             serial.clear()
 
     for statement in _statements(function.body):
@@ -83,18 +92,18 @@ def _phases(function: tirx.PrimFunc) -> tuple[list[tirx.PrimFunc], list[tirx.Buf
         if isinstance(statement, tirx.AllocBuffer):
             arrays.append(statement.buffer)
             continue
-        shared = _shared(statement, piece, pieces)
+        shared = _shared(statement, begin, end)
         if shared is None:
             serial.append(tvm_ffi.structural_map(statement, [(tirx.AllocBuffer, lift)]))
         else:
             end_serial()
             bodies.append(shared)
     end_serial()
-    parameters = [*function.params, *arrays, piece, pieces]
-    found = [
-        tirx.PrimFunc(parameters, _sequence([*declared, body]), function.ret_type, attrs=function.attrs)
-        for body in bodies
-    ]
+    parameters = [*function.params, *arrays, begin, end]
+    found = []
+    for body, turns in bodies:
+        whole = _sequence([*declared, body])
+        found.append((tirx.PrimFunc(parameters, whole, function.ret_type, attrs=function.attrs), turns))
     return found, arrays
 
 
@@ -110,8 +119,9 @@ def _sequence(statements: list[tirx.Stmt]) -> tirx.Stmt:
     return statements[0] if len(statements) == 1 else tirx.SeqStmt(statements)
 
 
-def _shared(nest: tirx.Stmt, piece: tirx.Var, pieces: tirx.Var) -> tirx.Stmt | None:
-    """The nest with its outermost marked loops joined into one, of which one piece is run.
+def _shared(nest: tirx.Stmt, begin: tirx.Var, end: tirx.Var) -> tuple[tirx.Stmt, int] | None:
+    """The nest with its outermost marked loops joined into one, of which some turns are run, and how many
+    there are.
 
     None if it has no such loop, or if a turn needs arrays too large for a stack.
     """
@@ -131,9 +141,7 @@ def _shared(nest: tirx.Stmt, piece: tirx.Var, pieces: tirx.Var) -> tirx.Stmt | N
         index = joined if above == turns else tirx.floormod(joined, above)
         bindings.append(tirx.stmt.Bind(loop.loop_var, tirx.floordiv(index, below) + loop.min))
     body = _sequence([*bindings, body])
-    begin = tirx.floordiv(piece * turns, pieces)
-    end = tirx.floordiv((piece + 1) * turns, pieces)
-    return tirx.For(joined, begin, end - begin, tirx.ForKind.SERIAL, body)
+    return tirx.For(joined, begin, end - begin, tirx.ForKind.SERIAL, body), turns
 
 
 def _has_large_arrays(body: tirx.Stmt) -> bool:

@@ -9,15 +9,13 @@ typedef unsigned char byte;
 extern byte wasmgraph_params[];
 
 #ifdef __wasm_atomics__
-/* Every thread goes through every step, and takes pieces of its phases until none is left (pool.c). */
-extern int32_t wasmgraph_take(int32_t pieces);
+/* Every thread goes through every step, and takes turns of its phases until none is left (pool.c). */
+extern int32_t wasmgraph_take(int32_t turns, int32_t threads, int32_t *end);
 extern int32_t wasmgraph_barrier(int32_t threads);
-#define PIECES_PER_THREAD 8
 #define SHARE , int32_t threads
 #define SHARED , threads
-#define PHASE(work)                                                                             \
-    for (int32_t pieces = threads == 1 ? 1 : PIECES_PER_THREAD * threads, piece;                \
-         (piece = wasmgraph_take(pieces)) < pieces;)                                            \
+#define PHASE(turns, work)                                                                      \
+    for (int32_t end, begin; (begin = wasmgraph_take(turns, threads, &end)) < turns;)           \
         work;                                                                                   \
     if (wasmgraph_barrier(threads)) return -1;
 #else

@@ -1,4 +1,4 @@
-/* The threads of a graph. All of them go through the whole job, take pieces of every phase, and wait for
+/* The threads of a graph. All of them go through the whole job, take turns of every phase, and wait for
    each other at barriers. One is the host's caller; the others are host threads that call wasmgraph_worker
    once, each on an instance of its own with a stack of its own, over one shared memory.
 
@@ -17,7 +17,7 @@ static word job;     /* how many jobs there have been; workers sleep on it */
 static word idle;    /* workers that wait for a job; thread 0 sleeps on it */
 static word turn;    /* how many barriers have been passed; sleepers at a barrier sleep on it */
 static word arrived; /* threads at the barrier */
-static word taken;   /* pieces of this phase that a thread has begun */
+static word taken;   /* turns of this phase that a thread has begun */
 static word failed;  /* a thread trapped: nobody may wait for it */
 static word stopped;
 
@@ -34,9 +34,17 @@ static void wait_for_workers(void) {
     for (int32_t now = idle; now != threads - 1; now = idle) sleep_while(&idle, now);
 }
 
-/* The next piece of a phase that nobody has begun. Threads take what they can: one whose processor others
-   use as well does less. */
-int32_t wasmgraph_take(int32_t pieces) { return failed ? pieces : taken++; }
+/* The next turns of a phase that nobody has begun: half of a thread's share of what is left, so that all
+   end together. A thread whose processor others use as well gets less. */
+int32_t wasmgraph_take(int32_t turns, int32_t count, int32_t *end) {
+    int32_t begin = taken;
+    do {
+        if (failed || begin >= turns) return turns;
+        int32_t some = count == 1 ? turns : (turns - begin) / (2 * count);
+        *end = begin + (some > 1 ? some : 1);
+    } while (!__c11_atomic_compare_exchange_strong(&taken, &begin, *end, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));
+    return begin;
+}
 
 /* Returns nonzero once a thread has failed. */
 int32_t wasmgraph_barrier(int32_t count) {

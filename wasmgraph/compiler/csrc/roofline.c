@@ -56,13 +56,13 @@ static int32_t step(byte *arena, int32_t index, int32_t bytes) {
 _Alignas(64) byte wasmgraph_arena[ARENA_BYTES];
 
 #ifdef __wasm_atomics__
-extern int32_t wasmgraph_take(int32_t pieces);
+extern int32_t wasmgraph_take(int32_t turns, int32_t threads, int32_t *end);
 extern int32_t wasmgraph_barrier(int32_t threads);
 
 int32_t wasmgraph_shared_step(int32_t index, int32_t threads) {
-    int32_t part = ARENA_BYTES / threads / 4096 * 4096, piece;
-    while ((piece = wasmgraph_take(threads)) < threads)
-        step(wasmgraph_arena + piece * part, index < 0 ? 0 : index, part);
+    int32_t part = ARENA_BYTES / threads / 4096 * 4096, end;
+    for (int32_t turn; (turn = wasmgraph_take(threads, threads, &end)) < threads;)
+        for (; turn < end; ++turn) step(wasmgraph_arena + turn * part, index < 0 ? 0 : index, part);
     return wasmgraph_barrier(threads);
 }
 #else
