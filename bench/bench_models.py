@@ -29,9 +29,9 @@ from wasmgraph.runtimes import load
 
 pytestmark = pytest.mark.benchmark(timer=CLOCK.now)
 
-_COLD_STARTS = 5
+_COLD_STARTS = 3
 _PROFILE_ROUNDS = 8
-_SESSION_CALLS = 8
+_SESSION_CALLS = 5
 
 
 def test_compile(benchmark: Any, bench: Bench, backend: Backend) -> None:

@@ -34,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--backends", default="default", help=f"comma-separated; 'default' is {','.join(DEFAULT)}"
     )
-    group.addoption("--rounds", type=int, default=7, help="interleaved blocks of three timed calls")
+    group.addoption("--rounds", type=int, default=12, help="interleaved blocks of two timed calls")
     group.addoption("--threads", type=int, default=1, help="threads of one inference, where not said")
     group.addoption("--sessions", type=int, default=2, help="sessions at the same time (default: 2)")
     group.addoption("--images", type=Path, help="an ImageNet validation folder: one subfolder a class")

@@ -19,6 +19,7 @@ import onnx
 
 import wasmgraph as wg
 from bench.backends import REFERENCE, Backend
+from bench.memory import session_bytes
 from bench.peers import engine
 from wasmgraph.artifact import Artifact
 from wasmgraph.compiler import CompileLog
@@ -26,7 +27,6 @@ from wasmgraph.compiler.importer import DESCRIPTION_KEY
 from wasmgraph.errors import FetchError, WasmgraphError
 from wasmgraph.files import sha256_file
 from wasmgraph.measure.interleaved import Schedule, interleave, ratio_of_medians
-from wasmgraph.measure.sessions import memory_of_one_more
 from wasmgraph.models import MODELS
 from wasmgraph.models.photos import Photo, accuracy_set, inputs_of, labelled_folder
 from wasmgraph.records import Record
@@ -147,7 +147,7 @@ class Bench:
         """Bytes of one more session, found in a process of its own."""
         question = (backend.runtime, self.source(backend), backend.threads, self.inputs[0])
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-            return fresh.submit(_memory, *question).result()
+            return fresh.submit(session_bytes, *question).result()
 
     def session(self, backend: Backend) -> Session:
         """The session that all tests share; a failure is remembered and raised every time."""
@@ -235,10 +235,6 @@ class Bench:
             "ratio_low": ratio.low,
             "ratio_high": ratio.high,
         }
-
-
-def _memory(runtime: str, source: Path, threads: int, feeds: dict[str, Array]) -> int:
-    return memory_of_one_more(lambda: engine(runtime).load(source, LoadOptions(threads)), feeds)
 
 
 def _noop_model(path: Path) -> Path:

@@ -89,7 +89,7 @@ def test_a_users_own_model(small_onnx: Path, tmp_path: Path) -> None:
     skipped = set() if PEERS_ARE_THERE else peers
     skipped |= set() if shutil.which("node") else {name for name in DEFAULT if "@node" in name}
     assert set(latency.index) == set(DEFAULT) - skipped
-    assert (latency["rounds"] == 6).all()
+    assert (latency["rounds"] == 4).all()
     assert (latency["model"] == "small").all()
     assert (latency["weights"] == "unknown").all()
     assert latency["ratio_low"].le(latency["ratio"]).all()

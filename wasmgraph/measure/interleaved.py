@@ -18,11 +18,12 @@ _SEED = 0
 class Schedule:
     """``blocks`` times, every backend makes ``calls`` timed calls in a row, after one untimed call.
 
-    The untimed call brings caches and clock frequency back after another backend's turn.
+    The untimed call brings caches and clock frequency back after another backend's turn. Disturbances last
+    longer than a block: many short blocks see more of them evenly than few long ones.
     """
 
-    blocks: int = 7
-    calls: int = 3
+    blocks: int = 12
+    calls: int = 2
 
 
 @dataclass(frozen=True)
