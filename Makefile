@@ -19,7 +19,7 @@ bench-light: $(READY)
 
 # All models, Wasmtime's compilers, one to four threads, four sessions at once: about an hour.
 ENGINES := wasm32-simd128@wasmtime-unoptimized,wasm32-simd128@wasmtime-winch
-THREADS := wasm32-simd128-threads@wasmtime,wasm32-simd128-threads@wasmtime:4,ort-web:4,onnxruntime:4
+THREADS := wasm32-simd128-threads@wasmtime,wasm32-simd128-threads@node:2,wasm32-simd128-threads@wasmtime:4,ort-web:4,onnxruntime:4
 bench-all: $(READY)
 	$(BIN)/pytest bench -q --models resnet50,$(LIGHT) --backends default,$(ENGINES),$(THREADS) \
 		--sessions 4 --benchmark-json=results/all.json

@@ -17,7 +17,7 @@ import shutil
 import struct
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -68,7 +68,8 @@ class Step:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an artifact says of itself. Sizes are in bytes; ``features`` are LLVM's names."""
+    """What an artifact says of itself. Sizes are in bytes; ``features`` are LLVM's names; ``memory_pages``
+    are least and most of the shared memory that a module with threads imports, in pages of 64 KiB."""
 
     schema: int
     model_name: str
@@ -89,6 +90,7 @@ class Manifest:
     ops_scheduled: int
     ops_fallback: int
     versions: Mapping[str, str]
+    memory_pages: tuple[int, int] | None = None
 
     def to_json(self) -> bytes:
         """Compact JSON, UTF-8."""
@@ -138,6 +140,9 @@ class Manifest:
                     Placed(**{**t, "shape": tuple(int(d) for d in t["shape"])}) for t in data[side]
                 )
             data["steps"] = tuple(Step(**step) for step in data["steps"])
+            if data.get("memory_pages") is not None:
+                least, most = data["memory_pages"]
+                data["memory_pages"] = (int(least), int(most))
             for key in ("features", "cpu_features"):
                 data[key] = tuple(data[key])
             manifest = Manifest(**data)
@@ -243,7 +248,15 @@ class Artifact:
 
 
 def seal(path: Path, manifest: Manifest) -> None:
-    """Append manifest and digest to a freshly linked module or library, in place."""
+    """Append manifest and digest to a freshly linked module or library, in place.
+
+    The pages of a memory that the module imports are read from the module.
+    """
+    if manifest.kind == "wasm":
+        with path.open("rb") as source:
+            module = read_module(source)
+        if module.memory_shared:
+            manifest = replace(manifest, memory_pages=module.shared_pages)
     with path.open("ab") as stream:
         if manifest.kind == "wasm":
             stream.write(custom_section(MANIFEST_SECTION, manifest.to_json()))

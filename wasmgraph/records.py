@@ -39,7 +39,7 @@ class Record:
     other_share : share of the time that goes to anything but convolutions
     sessions : how many ran at the same time, each in a thread
     runs_per_s, p50_s, p99_s : what they did together, and how long a call took
-    session_bytes : physical memory of one more session of a graph that is loaded already
+    session_bytes : memory that one more session of a graph takes for itself alone
     artifact_bytes, engine_bytes : on disk, the graph's file, and what runs it beside Python and numpy
     ready_s, first_output_s : from ``load(path)``, compiled code cached, to a session that accepts
         inputs, and to the first outputs (medians)

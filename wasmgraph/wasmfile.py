@@ -48,6 +48,11 @@ class Module:
     sections: tuple[Section, ...]
 
     @property
+    def shared_pages(self) -> tuple[int, int]:
+        """Least and most pages of a shared memory; its host may add pages, one a worker's stack."""
+        return (self.memory_min, self.memory_max or 0) if self.memory_shared else (0, 0)
+
+    @property
     def code(self) -> Section | None:
         """The section of function bodies."""
         return next((s for s in self.sections if s.id == _CODE), None)

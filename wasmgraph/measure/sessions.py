@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -62,28 +63,39 @@ def run_together(sessions: Sequence[Session], feeds: Mapping[str, Array], calls:
 
 
 def memory_of_one_more(load: Callable[[], Session], feeds: Mapping[str, Array]) -> int:
-    """Bytes of physical memory that a session takes beside one of the same graph that has already run.
+    """Bytes of memory that a session takes, for itself alone, beside one of the same graph that has already
+    run.
 
-    Pages that sessions share count once: it is the proportional set size of this process and the processes
-    that it started (Linux; elsewhere the resident set size, which counts shared pages every time). Ask in a
-    fresh process: allocators give the memory of sessions that were closed to the next one.
+    What counts are the anonymous pages of this process and the processes that it started (Linux; elsewhere
+    the resident set, which counts pages that sessions share every time). Pages of files, such as
+    parameters in compiled code, lie in the page cache once, however many sessions map them. Ask in a fresh
+    process: allocators give the memory of sessions that were closed to the next one.
     """
     with load() as first:
         first.run(feeds)
-        before = _resident_bytes()
+        before = _own_bytes()
         with load() as second:
             second.run(feeds)
-            return max(0, _resident_bytes() - before)
+            return max(0, _own_bytes() - before)
 
 
-def _resident_bytes() -> int:
+def _own_bytes() -> int:
     gc.collect()
     own = psutil.Process()
     total = 0
     for process in [own, *own.children(recursive=True)]:
         try:
-            info = process.memory_full_info()
-        except psutil.NoSuchProcess:
+            total += _anonymous_bytes(process)
+        except (psutil.NoSuchProcess, ProcessLookupError, FileNotFoundError):
             continue
-        total += getattr(info, "pss", info.rss)
     return total
+
+
+def _anonymous_bytes(process: psutil.Process) -> int:
+    # Not the proportional set: kernels with large folios only estimate how often a page is mapped.
+    rollup = Path(f"/proc/{process.pid}/smaps_rollup")
+    if not rollup.exists():
+        resident: int = process.memory_info().rss
+        return resident
+    line = next(line for line in rollup.read_text().splitlines() if line.startswith("Anonymous:"))
+    return int(line.split()[1]) * 1024

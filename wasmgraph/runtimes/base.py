@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
+from wasmgraph.artifact import Artifact
 from wasmgraph.errors import UsageError
+from wasmgraph.host import cpu_count
 from wasmgraph.tensors import Array, TensorSpec, check_feeds
 
 
@@ -20,10 +23,19 @@ class LoadOptions:
 
     threads: int = 1
 
-    def require_one_thread(self, path: Path) -> None:
-        """Raise UsageError if more are asked for than the artifact at ``path`` was compiled for."""
-        if self.threads != 1:
-            raise UsageError(f"{path} was compiled for one thread; it cannot use {self.threads}.")
+    def check(self, artifact: Artifact) -> None:
+        """Raise UsageError if more threads are asked for than the artifact can use; say so (a warning) if
+        there are more than processors."""
+        pages = (0, 0) if artifact.module is None else artifact.module.shared_pages
+        room = 1 + pages[1] - pages[0]
+        if self.threads > room:
+            many = "one thread" if room == 1 else f"at most {room} threads"
+            raise UsageError(f"{artifact.path} was compiled for {many}; it cannot use {self.threads}.")
+        if self.threads > cpu_count():
+            warnings.warn(
+                f"{artifact.path}: {self.threads} threads on {cpu_count()} processors wait for each other.",
+                stacklevel=4,
+            )
 
 
 class Session(ABC):

@@ -87,5 +87,6 @@ class NativeRuntime(Runtime):
 
     def load(self, path: Path, options: LoadOptions) -> Session:
         """Check and load the library."""
-        options.require_one_thread(path)
-        return NativeSession(Artifact.open(path))
+        artifact = Artifact.open(path)
+        options.check(artifact)
+        return NativeSession(artifact)

@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from wasmgraph.artifact import Artifact
-from wasmgraph.errors import ArtifactError, ExecutionError, MissingDependencyError, UsageError
+from wasmgraph.errors import ArtifactError, ExecutionError, MissingDependencyError
 from wasmgraph.runtimes.base import LoadOptions, Runtime, Session
 from wasmgraph.tensors import Array, TensorSpec
 
@@ -149,7 +149,7 @@ class ProcessSession(Session):
 class NodeSession(ProcessSession):
     """A wasm artifact under V8."""
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: Artifact, threads: int) -> None:
         relaxed = "relaxed-simd" in artifact.manifest.features
         flags = relaxed_simd_flags() if relaxed else ()
         if flags is None:
@@ -160,7 +160,8 @@ class NodeSession(ProcessSession):
         process = NodeProcess(_RUNNER, str(artifact.path), flags)
         super().__init__(process, artifact.inputs, artifact.outputs)
         try:
-            self.process.ask({"command": "load", "path": str(artifact.path.resolve())})
+            path = str(artifact.path.resolve())
+            self.process.ask({"command": "load", "path": path, "threads": threads})
         except ExecutionError as error:
             self.close()
             raise ArtifactError(f"V8 refuses the module: {error}") from error
@@ -193,9 +194,7 @@ class NodeRuntime(Runtime):
         return node_bytes()
 
     def load(self, path: Path, options: LoadOptions) -> Session:
-        """Check the artifact, start a process, compile and instantiate."""
-        options.require_one_thread(path)
+        """Check the artifact, start a process, compile, instantiate, start the threads."""
         artifact = Artifact.open(path)
-        if artifact.module is not None and artifact.module.memory_shared:
-            raise UsageError(f"{path} has threads, which only the runtime 'wasmtime' starts.")
-        return NodeSession(artifact)
+        options.check(artifact)
+        return NodeSession(artifact, options.threads)

@@ -1,14 +1,23 @@
 // The process behind runtimes/node.py: a graph under V8.
 
 import { readFileSync } from 'node:fs';
+import { Worker } from 'node:worker_threads';
 import { load } from '../web/loader.mjs';
 import { serve } from './node_messages.mjs';
 
 let graph;
 
+function start(workerData) {
+  const worker = new Worker(new URL('./node_worker.mjs', import.meta.url), { workerData });
+  return new Promise((resolve, reject) => {
+    worker.once('message', resolve);
+    worker.once('error', reject);
+  });
+}
+
 await serve({
-  async load({ path }) {
-    graph = await load(readFileSync(path));
+  async load({ path, threads }) {
+    graph = await load(readFileSync(path), { threads, start });
   },
   run({ payload }) {
     let offset = 0;
@@ -19,7 +28,7 @@ await serve({
       offset += bytes.length;
     }
     graph.call();
-    return { parts: graph.outputs.map((tensor) => graph.view(tensor)) };
+    return { parts: graph.outputs.map((tensor) => graph.view(tensor).slice()) };
   },
   step({ index }) {
     graph.step(index);

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import warnings
 import weakref
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +12,6 @@ import wasmtime
 
 from wasmgraph.artifact import Artifact, Placed
 from wasmgraph.errors import ArtifactError, ExecutionError, UsageError
-from wasmgraph.host import cpu_count
 from wasmgraph.runtimes.base import LoadOptions, Runtime, Session, distribution_bytes
 from wasmgraph.runtimes.wasmtime_engine import EngineConfig, compiled_module, engine
 from wasmgraph.runtimes.wasmtime_pool import Pool, Thread, cause, required_exports
@@ -142,11 +140,5 @@ class WasmtimeRuntime(Runtime):
     def load(self, path: Path, options: LoadOptions) -> Session:
         """Check, compile or take from the cache, instantiate, start the threads."""
         artifact = Artifact.open(path)
-        if artifact.module is None or not artifact.module.memory_shared:
-            options.require_one_thread(path)
-        if options.threads > cpu_count():
-            warnings.warn(
-                f"{path}: {options.threads} threads on {cpu_count()} processors will wait for each other.",
-                stacklevel=3,
-            )
+        options.check(artifact)
         return WasmtimeSession(artifact, self._config, options.threads)

@@ -72,16 +72,14 @@ class Pool:
     ArtifactError
         The module is not one of a graph with threads.
     UsageError
-        Its memory has no room for the stacks of so many.
+        The system starts no more threads.
     """
 
     def __init__(
         self, engine: wasmtime.Engine, module: wasmtime.Module, shape: Module, threads: int, where: str
     ) -> None:
-        pages, most = shape.memory_min + threads - 1, shape.memory_max or 0
-        if pages > most:
-            raise UsageError(f"{where} has room for {most - shape.memory_min + 1} threads, not {threads}.")
-        limits = wasmtime.Limits(pages, most)
+        least, most = shape.shared_pages
+        limits = wasmtime.Limits(least + threads - 1, most)
         self.memory = _SharedMemory(engine, wasmtime.MemoryType(limits, shared=True))
         self._condition = Condition()
         self._instances: list[Thread] = []
@@ -91,7 +89,7 @@ class Pool:
             store = wasmtime.Store(engine)
             exports = wasmtime.Instance(store, module, [self.memory]).exports(store)
             if number:  # each worker's stack is a page behind the module's own memory
-                top = (shape.memory_min + number) * PAGE_BYTES
+                top = (least + number) * PAGE_BYTES
                 exports[_STACK_POINTER].set_value(store, top)
             self._instances.append(Thread(store, exports, top))
         self.main = self._instances[0]

@@ -15,12 +15,21 @@ const VIEWS = {
   float16: Uint16Array, // its bits
 };
 
-/** A loaded graph. Not for concurrent use: load one for each worker. */
+const PAGE = 65536;
+const TRAP_BYTES = 1024;
+
+/** A loaded graph. Not for concurrent use: load one for each thread that runs inferences. */
 export class Graph {
   #exports;
+  #memory;
+  #stackTop;
+  #trap;
 
-  constructor(module, manifest, instance) {
+  constructor(module, manifest, instance, memory, trap) {
     this.#exports = instance.exports;
+    this.#memory = memory ?? instance.exports.memory;
+    this.#stackTop = instance.exports.__stack_pointer?.value;
+    this.#trap = trap;
     this.manifest = manifest;
     this.module = module;
   }
@@ -37,7 +46,7 @@ export class Graph {
   /** The place of a tensor in linear memory; do not keep it. */
   view(tensor) {
     const length = tensor.shape.reduce((product, size) => product * size, 1);
-    return new VIEWS[tensor.dtype](this.#exports.memory.buffer, tensor.offset, length);
+    return new VIEWS[tensor.dtype](this.#memory.buffer, tensor.offset, length);
   }
 
   /**
@@ -63,26 +72,75 @@ export class Graph {
 
   /** Run the graph on what its inputs hold. */
   call() {
-    const error = this.#exports.wasmgraph_run();
-    if (error) throw new Error(`wasmgraph_run returned ${error}`);
+    this.#call('wasmgraph_run');
   }
 
   /** Run one call of the plan on what its inputs hold, for profiling. */
   step(index) {
-    const error = this.#exports.wasmgraph_step(index);
-    if (error) throw new Error(`wasmgraph_step(${index}) returned ${error}`);
+    this.#call('wasmgraph_step', index);
   }
+
+  #call(name, ...operands) {
+    let error;
+    try {
+      error = this.#exports[name](...operands);
+    } catch (trap) {
+      if (this.#trap) {
+        this.#exports.__stack_pointer.value = this.#stackTop;
+        this.#exports.wasmgraph_fail();
+      }
+      throw trap;
+    }
+    if (error) throw new Error(this.#trapOfAnotherThread() ?? `${name}(${operands}) returned ${error}`);
+  }
+
+  #trapOfAnotherThread() {
+    const [length] = this.#trap ? new Int32Array(this.#trap, 0, 1) : [0];
+    if (!length) return undefined;
+    new Int32Array(this.#trap, 0, 1)[0] = 0;
+    return new TextDecoder().decode(new Uint8Array(this.#trap, 4, length).slice());
+  }
+
+  /** End the graph's threads, if it has any. */
+  close() {
+    if (this.#trap) this.#exports.wasmgraph_stop();
+  }
+}
+
+function startWorker(data) {
+  const worker = new Worker(new URL('./worker.mjs', import.meta.url), { type: 'module' });
+  return new Promise((resolve, reject) => {
+    worker.onmessage = resolve;
+    worker.onerror = reject;
+    worker.postMessage(data);
+  });
 }
 
 /**
  * Load a graph.
  * @param {BufferSource|WebAssembly.Module} source the artifact's bytes, or a module made of them
+ * @param {number} options.threads of one inference; more than one for graphs compiled for threads. In a
+ *   browser such a graph must be loaded in a worker: a page may not wait.
+ * @param {Function} options.start starts a thread: takes what it needs, resolves when it is ready
  * @returns {Promise<Graph>}
  */
-export async function load(source) {
+export async function load(source, { threads = 1, start = startWorker } = {}) {
   const module = source instanceof WebAssembly.Module ? source : await WebAssembly.compile(source);
   const [section] = WebAssembly.Module.customSections(module, 'wasmgraph');
   if (!section) throw new TypeError('this module is no wasm graph: it has no "wasmgraph" section');
   const manifest = JSON.parse(new TextDecoder().decode(section));
-  return new Graph(module, manifest, await WebAssembly.instantiate(module, {}));
+  if (!manifest.memory_pages) {
+    if (threads > 1) throw new TypeError('this graph was compiled for one thread');
+    return new Graph(module, manifest, await WebAssembly.instantiate(module, {}));
+  }
+  const [pages, maximum] = manifest.memory_pages;
+  const memory = new WebAssembly.Memory({ initial: pages + threads - 1, maximum, shared: true });
+  const instance = await WebAssembly.instantiate(module, { env: { memory } });
+  const trap = new SharedArrayBuffer(TRAP_BYTES);
+  instance.exports.wasmgraph_threads(threads);
+  const workers = Array.from({ length: threads - 1 }, (_, number) =>
+    start({ module, memory, stackTop: (pages + number + 1) * PAGE, trap }),
+  );
+  await Promise.all(workers);
+  return new Graph(module, manifest, instance, memory, trap);
 }

@@ -1,0 +1,29 @@
+// A thread of a WASM graph: an instance of its own over the graph's shared memory, with its own stack.
+
+const encoder = new TextEncoder();
+
+/**
+ * Serve until the graph is closed; blocks this thread.
+ * @param {SharedArrayBuffer} trap where the text of a trap is left: its length, then its bytes
+ */
+export function serve({ module, memory, stackTop, trap }, ready) {
+  const { exports } = new WebAssembly.Instance(module, { env: { memory } });
+  exports.__stack_pointer.value = stackTop;
+  ready();
+  for (;;) {
+    try {
+      exports.wasmgraph_worker();
+      return;
+    } catch (error) {
+      const text = encoder.encode(error.message).subarray(0, trap.byteLength - 4);
+      new Uint8Array(trap, 4).set(text);
+      new Int32Array(trap, 0, 1)[0] = text.length;
+      exports.__stack_pointer.value = stackTop;
+      exports.wasmgraph_fail();
+    }
+  }
+}
+
+if (typeof WorkerGlobalScope !== 'undefined' && self instanceof WorkerGlobalScope) {
+  self.onmessage = ({ data }) => serve(data, () => self.postMessage('ready'));
+}
