@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.backends import REFERENCE, Backend
 from bench.lab import CLOCK, Bench
 from bench.peers import engine
+from wasmgraph.backends import REFERENCE, Backend
 from wasmgraph.compiler import build_roofline
 from wasmgraph.measure.accuracy import augment, judge
 from wasmgraph.measure.coldstart import cold_start
@@ -46,7 +46,17 @@ def test_compile(benchmark: Any, bench: Bench, backend: Backend) -> None:
 def test_latency(benchmark: Any, bench: Bench, backend: Backend) -> None:
     """One inference through the public API: inputs written, graph run, outputs copied."""
     CLOCK.replay(benchmark, bench.latency(backend))
-    benchmark.extra_info.update(bench.record(backend, **bench.ratio(backend)))
+    benchmark.extra_info.update(bench.record(backend, **bench.timing(backend)))
+
+
+def test_work(benchmark: Any, bench: Bench, backend: Backend) -> None:
+    """What can be counted of one inference, kernel by kernel; the benchmark's one round is not a time to
+    compare."""
+    assert backend.target is not None
+    began = time.perf_counter()
+    record = bench.record(backend)
+    CLOCK.replay(benchmark, [time.perf_counter() - began])
+    benchmark.extra_info.update(record, kernel_work=bench.kernel_work[backend.target])
 
 
 def test_cold_start(benchmark: Any, bench: Bench, backend: Backend) -> None:
@@ -99,15 +109,11 @@ def test_accuracy(benchmark: Any, bench: Bench, backend: Backend) -> None:
         began = time.perf_counter()
         outputs.append(session.run(feeds))
         seconds.append(time.perf_counter() - began)
-    description = bench.description
-    probabilities = description.get("probabilities", session.outputs[0].name)
-    logits = description.get("logits")
-    labels = [photo.label for photo in bench.photos] or None
-    if description.get("weights") == "random":
-        labels = None
-    found = judge(outputs, bench.reference_outputs, labels, probabilities, logits)
-    if bench.augment and "input" in description:
-        name = description["input"]
+    evaluation = bench.evaluation
+    probabilities, logits = evaluation.outputs(session.outputs)
+    found = judge(outputs, bench.reference_outputs, evaluation.labels, probabilities, logits)
+    if bench.augment and "input" in evaluation.description:
+        name = evaluation.description["input"]
         varied = [{name: x} for x in augment([f[name] for f in bench.inputs], bench.augment)]
         more = judge(
             [session.run(feeds) for feeds in varied],
@@ -165,4 +171,4 @@ def test_profile(benchmark: Any, bench: Bench, backend: Backend) -> None:
 def test_noop(benchmark: Any, bench: Bench, backend: Backend) -> None:
     """A graph of one element: what the harness itself costs a call."""
     CLOCK.replay(benchmark, bench.latency(backend))
-    benchmark.extra_info.update(bench.record(backend, **bench.ratio(backend)))
+    benchmark.extra_info.update(bench.record(backend, **bench.timing(backend)))

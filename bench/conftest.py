@@ -5,24 +5,27 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Generator, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import wasmgraph as wg
-from bench.backends import DEFAULT, Backend, parse_list
+from bench.backends import DEFAULT, parse_list
 from bench.lab import FALLBACK_MODEL, NOOP, Bench
 from bench.peers import PEERS
+from wasmgraph.backends import Backend
 from wasmgraph.errors import (
     FetchError,
     MissingDependencyError,
     UnsupportedOperatorError,
     WasmgraphError,
 )
-from wasmgraph.host import cpu_count
+from wasmgraph.host import cpu_count, host_id
 from wasmgraph.measure.interleaved import Schedule
 from wasmgraph.models import MODELS
+from wasmgraph.records import RunInfo
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -116,7 +119,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" not in metafunc.fixturenames:
         return
     models = [NOOP] if metafunc.function.__name__ == "test_noop" else run.models
-    compiled_only = metafunc.function.__name__ in ("test_compile", "test_profile")
+    compiled_only = metafunc.function.__name__ in ("test_compile", "test_work", "test_profile")
     cases = [(m, b) for m in models for b in run.backends if b.target or not compiled_only]
     ids = [f"{Path(m).stem if m.endswith('.onnx') else m}-{b.name}" for m, b in cases]
     metafunc.parametrize(("model", "backend"), cases, ids=ids)
@@ -151,11 +154,8 @@ def pytest_runtest_makereport(
 
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
     run = config.stash[_RUN]
-    output_json["wasmgraph"] = {
-        "notices": run.notices,
-        "skipped": run.skipped,
-        "failed": run.failed,
-    }
+    info = RunInfo(tuple(run.notices), run.skipped, run.failed, host_id())
+    output_json["wasmgraph"] = asdict(info)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

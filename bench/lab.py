@@ -4,33 +4,32 @@ rounds from which every latency test takes its own.
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
 import wasmgraph as wg
-from bench.backends import REFERENCE, Backend
 from bench.memory import session_bytes
 from bench.peers import engine
 from wasmgraph.artifact import Artifact
+from wasmgraph.backends import REFERENCE, Backend
 from wasmgraph.compiler import CompileLog
-from wasmgraph.compiler.importer import DESCRIPTION_KEY
-from wasmgraph.errors import FetchError, WasmgraphError
+from wasmgraph.errors import WasmgraphError
 from wasmgraph.files import sha256_file
-from wasmgraph.measure.interleaved import Schedule, interleave, ratio_of_medians
+from wasmgraph.measure.interleaved import Block, Schedule, block_of, interleave, ratio_of_medians
+from wasmgraph.measure.statistics import describe
 from wasmgraph.models import MODELS
-from wasmgraph.models.photos import Photo, accuracy_set, inputs_of, labelled_folder
+from wasmgraph.models.evaluation import Evaluation, evaluation
 from wasmgraph.records import Record
 from wasmgraph.runtimes import LoadOptions, Session
+from wasmgraph.runtimes.metrics import metrics
 from wasmgraph.tensors import Array
 
 FALLBACK_MODEL = {"resnet50": "resnet50-random"}
@@ -82,7 +81,9 @@ class Bench:
     notice: Callable[[str], None]
     directory: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="wasmgraph-bench-")))
     logs: dict[str, CompileLog] = field(default_factory=dict)
+    kernel_work: dict[str, dict[str, int]] = field(default_factory=dict)
     _artifacts: dict[str, Artifact] = field(default_factory=dict)
+    _metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     _sessions: dict[str, Session] = field(default_factory=dict)
     _failures: dict[str, WasmgraphError] = field(default_factory=dict)
 
@@ -94,38 +95,15 @@ class Bench:
         return wg.fetch(self.name) if self.name in MODELS else Path(self.name)
 
     @cached_property
-    def description(self) -> dict[str, Any]:
-        """What the model says of itself: weights, preprocessing, labels."""
-        proto = onnx.load(self.onnx_path, load_external_data=False)
-        raw = next((p.value for p in proto.metadata_props if p.key == DESCRIPTION_KEY), "{}")
-        description: dict[str, Any] = json.loads(raw)
-        return description
-
-    @cached_property
-    def photos(self) -> list[Photo]:
-        """Labelled photographs, or none where they cannot be had (which is said)."""
-        if "preprocessing" not in self.description:
-            return []
-        if self.images is not None:
-            return labelled_folder(self.images)
-        try:
-            return accuracy_set()
-        except FetchError as error:
-            self.notice(f"No photographs: {error} Accuracy is measured on seeded noise.")
-            return []
-
-    @cached_property
-    def inputs(self) -> list[dict[str, Array]]:
-        """What every backend is fed, the same for all."""
+    def evaluation(self) -> Evaluation:
+        """What every backend is fed, the same for all, and what is known of it."""
         session = self.session(next(b for b in self.backends if b.name not in self._failures))
-        if self.photos:
-            name = self.description["input"]
-            images = inputs_of(self.photos, self.description["preprocessing"])
-            return [{name: image} for image in images]
-        rng = np.random.default_rng(0)
-        return [
-            {s.name: rng.normal(0, 1, s.shape).astype(s.dtype) for s in session.inputs} for _ in range(3)
-        ]
+        return evaluation(self.onnx_path, session.inputs, self.images, self.notice)
+
+    @property
+    def inputs(self) -> Sequence[dict[str, Array]]:
+        """The feeds of the evaluation."""
+        return self.evaluation.feeds
 
     def artifact(self, target: str) -> Artifact:
         """The compiled model, compiled once a run."""
@@ -134,6 +112,14 @@ class Bench:
             artifact = wg.compile(self.onnx_path, target=target, log=log)
             self._artifacts[target], self.logs[target] = artifact, log
         return self._artifacts[target]
+
+    def metrics(self, target: str) -> dict[str, Any]:
+        """What can be counted of the compiled model, in a run of its own that nobody times."""
+        if target not in self._metrics:
+            counted = metrics(self.artifact(target), self.inputs[0])
+            self.kernel_work[target] = counted.pop("kernel_work", {})
+            self._metrics[target] = counted
+        return self._metrics[target]
 
     def load(self, backend: Backend) -> Session:
         """A fresh session."""
@@ -164,7 +150,7 @@ class Bench:
     @cached_property
     def rounds(self) -> dict[str, list[float]]:
         """Seconds of every timed call, by backend, all measured in turn in one go."""
-        calls: dict[str, Callable[[], object]] = {}
+        blocks: dict[str, Block] = {}
         for backend in self.backends:
             try:
                 session = self.session(backend)
@@ -175,8 +161,8 @@ class Bench:
             except WasmgraphError as error:  # one backend's fault must not cost the others theirs
                 self._failures[backend.name] = error
                 continue
-            calls[backend.name] = partial(session.run, self.inputs[0])
-        return interleave(calls, self.schedule)
+            blocks[backend.name] = block_of(partial(session.run, self.inputs[0]))
+        return interleave(blocks, self.schedule)
 
     def latency(self, backend: Backend) -> list[float]:
         """The backend's own rounds of the interleaved run; its failure is raised."""
@@ -196,22 +182,11 @@ class Bench:
     def record(self, backend: Backend, **measured: Any) -> dict[str, Any]:
         """The record of a backend on this model, as ``extra_info``."""
         runtime = engine(backend.runtime)
-        compiled: dict[str, Any] = {}
-        if backend.target is not None:
-            artifact = self.artifact(backend.target)
-            manifest = artifact.manifest
-            compiled = {
-                "module_bytes": artifact.path.stat().st_size - manifest.param_bytes,
-                "param_bytes": manifest.param_bytes,
-                "arena_bytes": manifest.arena_bytes,
-                "kernels": manifest.kernels,
-                "ops_scheduled": manifest.ops_scheduled,
-                "ops_fallback": manifest.ops_fallback,
-            }
+        counted = {} if backend.target is None else self.metrics(backend.target)
         inputs = self.session(backend).inputs
         return Record(
             model=Path(self.name).stem if self.name.endswith(".onnx") else self.name,
-            weights=self.description.get("weights", "unknown"),
+            weights=self.evaluation.description.get("weights", "unknown"),
             backend=backend.name,
             target=backend.target or "onnx",
             runtime=backend.runtime,
@@ -220,16 +195,17 @@ class Bench:
             engine=f"{runtime.name} {runtime.version()}",
             engine_config=runtime.config(),
             model_sha256=sha256_file(self.onnx_path),
-            **compiled,
+            **counted,
             **measured,
         ).to_extra_info()
 
-    def ratio(self, backend: Backend) -> dict[str, Any]:
-        """The ratio fields of a record; none without the reference in this run."""
+    def timing(self, backend: Backend) -> dict[str, Any]:
+        """How the backend's rounds spread, and their ratio; no ratio without the reference in this run."""
+        spread = asdict(describe(self.rounds[backend.name]))
         if backend.reference not in self.rounds:
-            return {}
+            return spread
         ratio = ratio_of_medians(self.rounds[backend.name], self.rounds[backend.reference], self.schedule)
-        return {
+        return spread | {
             "reference": backend.reference,
             "ratio": ratio.value,
             "ratio_low": ratio.low,

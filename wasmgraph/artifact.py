@@ -29,6 +29,7 @@ from wasmgraph.wasmfile import MAGIC, MalformedError, Module, custom_section, re
 
 SCHEMA = 1
 MANIFEST_SECTION = "wasmgraph"
+DESCRIPTION_KEY = "wasmgraph"  # of an ONNX file's metadata: JSON that ends up in the manifest
 DIGEST_SECTION = "wasmgraph.sha256"
 _NATIVE_MAGIC = b"WGNATIVE"
 _NATIVE_TAIL = struct.Struct("<32sQ8s")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 from functools import cache
@@ -31,8 +32,24 @@ def cpu_features() -> tuple[str, ...]:
     return tuple(sorted((info.get("flags") or info.get("Features") or "").split()))
 
 
-def cpu_count() -> int:
-    """Processors that this process may use."""
+def processors_of_this_process() -> list[int]:
+    """Numbers of the processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def cpu_count() -> int:
+    """How many processors this process may use."""
+    return len(processors_of_this_process())
+
+
+@cache
+def host_id() -> str:
+    """Sixteen hexadecimal digits that tell this machine from others and say nothing else of it."""
+    try:
+        name = Path("/etc/machine-id").read_text().strip()
+    except OSError:
+        name = ""
+    parts = [name or platform.node(), cpu_name(), str(os.cpu_count()), *cpu_features()]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -10,12 +10,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from wasmgraph.errors import MissingDependencyError, RecordError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,19 @@ class Record:
     max_prob_diff, max_logit_diff : largest absolute difference to the reference over all inputs
     peak_gflops, read_gb_s : the roofline of the target in this engine, measured between the rounds
         of the profile (10⁹ floating-point operations, 10⁹ bytes a second)
+    work_fuel : instructions of one inference, as Wasmtime's fuel counts them, in an instrumented run of
+        its own (with one thread, where the target has several)
+    machine_code_bytes : what Cranelift makes of the module for a fixed processor of this architecture
+    peak_memory_bytes : linear memory at the end of a run; it never shrinks
+    p90_s, mad_s : of the latency: 90th percentile, and median absolute deviation
+    warmup_rounds : rounds at the beginning that were slower than all that follow
+    outliers : rounds beyond 1.5 interquartile ranges from the quartiles; they are counted, not removed
+    unstable : what is wrong with the rounds and what helps, if they spread too far
     direct_share : share of that peak which direct convolutions reach, weighted by time
     other_share : share of the time that goes to anything but convolutions
     sessions : how many ran at the same time, each in a thread
-    runs_per_s, p50_s, p99_s : what they did together, and how long a call took
+    runs_per_s, p50_s, p99_s : what they did together, and how long a call took (p99_s of the latency
+        test: of its own rounds)
     session_bytes : memory that one more session of a graph takes for itself alone
     artifact_bytes, engine_bytes : on disk, the graph's file, and what runs it beside Python and numpy
     ready_s, first_output_s : from ``load(path)``, compiled code cached, to a session that accepts
@@ -62,9 +73,17 @@ class Record:
     module_bytes: int | None = None
     param_bytes: int | None = None
     arena_bytes: int | None = None
+    work_fuel: int | None = None
+    machine_code_bytes: int | None = None
+    peak_memory_bytes: int | None = None
     kernels: int | None = None
     ops_scheduled: int | None = None
     ops_fallback: int | None = None
+    p90_s: float | None = None
+    mad_s: float | None = None
+    warmup_rounds: int | None = None
+    outliers: int | None = None
+    unstable: str | None = None
     inputs: int | None = None
     top1: int | None = None
     top5: int | None = None
@@ -91,22 +110,66 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Pairing:
+    """One side of an interleaved run of two revisions: round *n* of one file was measured beside round *n*
+    of the other, ``per_process`` of them in each pair of processes."""
+
+    run: str
+    side: Literal["base", "head"]
+    per_process: int
+
+
+@dataclass(frozen=True)
 class RunInfo:
-    """What holds for a whole run: notices to be shown first, and what was skipped or failed and why."""
+    """What holds for a whole run.
+
+    Attributes
+    ----------
+    notices : to be shown first
+    skipped, failed : by case, why
+    host : identifies the machine without naming it; times are comparable only on one host
+    pairing : which side of a paired run this is, None for any other
+    """
 
     notices: tuple[str, ...] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
     failed: Mapping[str, str] = field(default_factory=dict)
+    host: str = ""
+    pairing: Pairing | None = None
+    schema: int = SCHEMA
 
     @staticmethod
-    def of(data: Mapping[str, Any]) -> RunInfo:
-        """From a results file's ``wasmgraph`` object; empty where there is none."""
-        raw = data.get("wasmgraph") or {}
-        if not isinstance(raw, dict):
-            raise RecordError("the results file's 'wasmgraph' entry is not an object.")
-        return RunInfo(
-            tuple(raw.get("notices", ())), dict(raw.get("skipped", {})), dict(raw.get("failed", {}))
-        )
+    def of(data: Mapping[str, Any], path: str | Path = "the results file") -> RunInfo:
+        """From a results file's ``wasmgraph`` object; empty where there is none.
+
+        Raises
+        ------
+        RecordError
+            It is not what this version writes, or of a newer schema.
+        """
+        raw = data.get("wasmgraph")
+        if raw is None:
+            return RunInfo()
+        try:
+            schema = raw.get("schema", SCHEMA)
+            if schema > SCHEMA:
+                raise RecordError(
+                    f"{path} has schema {schema}, this wasmgraph reads up to {SCHEMA}: update wasmgraph."
+                )
+            pairing = raw.get("pairing")
+            info = RunInfo(
+                tuple(raw.get("notices", ())),
+                dict(raw.get("skipped", {})),
+                dict(raw.get("failed", {})),
+                str(raw.get("host", "")),
+                Pairing(**pairing) if pairing else None,
+                schema,
+            )
+            if info.pairing and (type(info.pairing.per_process) is not int or info.pairing.per_process < 1):
+                raise ValueError(f"per_process is {info.pairing.per_process!r}")
+            return info
+        except (TypeError, ValueError, AttributeError) as error:
+            raise RecordError(f"{path}: its 'wasmgraph' entry cannot be read: {error}.") from error
 
 
 def read_results(path: str | Path) -> dict[str, Any]:

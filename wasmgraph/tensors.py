@@ -42,11 +42,11 @@ def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, Array]) -> list
     FeedError
         A name is missing or unknown, a value is not a numpy array, or has another shape or dtype.
     """
-    expected = ", ".join(str(spec) for spec in specs)
     names = {spec.name for spec in specs}
-    unknown = [name for name in feeds if name not in names]
-    missing = [spec.name for spec in specs if spec.name not in feeds]
-    if unknown or missing:
+    if names != feeds.keys():
+        unknown = [name for name in feeds if name not in names]
+        missing = [spec.name for spec in specs if spec.name not in feeds]
+        expected = ", ".join(str(spec) for spec in specs)
         faults = [f"no input is called {name!r}" for name in unknown]
         faults += [f"input {name!r} is not given" for name in missing]
         raise FeedError(f"{'; '.join(faults)}. This graph takes {expected or 'no inputs'}.")
@@ -57,7 +57,7 @@ def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, Array]) -> list
             raise FeedError(
                 f"input {spec.name!r} is a {type(array).__name__}; expected a numpy array, {spec}."
             )
-        if array.shape != spec.shape or array.dtype != np.dtype(spec.dtype):
+        if array.shape != spec.shape or array.dtype != spec.dtype:
             got = TensorSpec(spec.name, array.shape, str(array.dtype))
             raise FeedError(f"input {spec.name!r}: expected {spec}, got {got}.")
         arrays.append(array)

@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 
 from wasmgraph.measure.accuracy import augment, judge
 from wasmgraph.measure.coldstart import cold_start
-from wasmgraph.measure.interleaved import Schedule, interleave, ratio_of_medians
+from wasmgraph.measure.interleaved import Schedule, block_of, interleave, ratio_of_medians
 
 
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4))
 def test_backends_take_turns_and_first_calls_are_dropped(blocks: int, calls: int, count: int) -> None:
     trace: list[int] = []
-    backends = {str(i): (lambda i=i: trace.append(i)) for i in range(count)}
+    backends = {str(i): block_of(lambda i=i: trace.append(i)) for i in range(count)}
     rounds = interleave(backends, Schedule(blocks, calls))
     assert {len(r) for r in rounds.values()} == {blocks * calls}
     turns = [trace[i : i + calls + 1] for i in range(0, len(trace), calls + 1)]

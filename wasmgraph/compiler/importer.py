@@ -26,12 +26,12 @@ from tvm import relax
 from tvm.relax.frontend.onnx import from_onnx
 from tvm.relax.frontend.onnx.onnx_frontend import _get_convert_map
 
+from wasmgraph.artifact import DESCRIPTION_KEY
 from wasmgraph.errors import ModelError, UnboundDimensionError, UnsupportedOperatorError
 from wasmgraph.files import sha256_file
 from wasmgraph.tensors import TensorSpec
 
 # The metadata_props key under which a model carries its description: weights, preprocessing, labels.
-DESCRIPTION_KEY = "wasmgraph"
 # TVM imports these, but lowers them to library calls or to shapes that depend on data.
 _WITHOUT_KERNEL = {
     "CumSum",

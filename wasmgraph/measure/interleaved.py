@@ -12,6 +12,7 @@ from scipy.stats import bootstrap
 _CONFIDENCE = 0.95
 _RESAMPLES = 2000
 _SEED = 0
+_TURNS = 4
 
 
 @dataclass(frozen=True)
@@ -35,25 +36,66 @@ class Ratio:
     high: float
 
 
-def interleave(calls: Mapping[str, Callable[[], object]], schedule: Schedule) -> dict[str, list[float]]:
-    """Time every callable in short blocks, round-robin; the order turns by one each block.
+Block = Callable[[int], list[float]]  # so many timed calls after an untimed one → their seconds
+
+
+def block_of(call: Callable[[], object]) -> Block:
+    """The block that calls ``call`` in this process."""
+
+    def block(calls: int) -> list[float]:
+        call()
+        seconds = []
+        for _ in range(calls):
+            began = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - began)
+        return seconds
+
+    return block
+
+
+def interleave(blocks: Mapping[str, Block], schedule: Schedule) -> dict[str, list[float]]:
+    """Measure everybody in short blocks, round-robin; the order turns by one each block.
 
     Returns
     -------
     By name, seconds of each timed call: ``schedule.blocks * schedule.calls`` of them.
     """
-    rounds: dict[str, list[float]] = {name: [] for name in calls}
-    order = list(calls)
-    for block in range(schedule.blocks):
-        turn = block % len(order) if order else 0
+    rounds: dict[str, list[float]] = {name: [] for name in blocks}
+    order = list(blocks)
+    for number in range(schedule.blocks):
+        turn = number % len(order) if order else 0
         for name in order[turn:] + order[:turn]:
-            call = calls[name]
-            call()
-            for _ in range(schedule.calls):
-                began = time.perf_counter()
-                call()
-                rounds[name].append(time.perf_counter() - began)
+            rounds[name].extend(blocks[name](schedule.calls))
     return rounds
+
+
+def pair(
+    base: Mapping[str, Callable[[], float]], head: Mapping[str, Callable[[], float]], pairs: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Measure the same names on two sides, call beside call.
+
+    The two calls of a pair meet the same moment, and do nearly the same to the caches; which comes first
+    changes each time. On a shared machine that is worth several times as many calls in blocks: while
+    neighbours come and go, calls are alike for some tens of milliseconds. A name has its pairs in four
+    turns, each after an untimed call of both.
+
+    Parameters
+    ----------
+    base, head : by name, what makes one call and tells its seconds
+    pairs : for each name that both have
+    """
+    found: tuple[dict[str, list[float]], dict[str, list[float]]] = ({}, {})
+    names = [name for name in base if name in head]
+    for turn in range(_TURNS):
+        for name in names:
+            sides = base[name], head[name]
+            for side in sides:
+                side()
+            for number in range(turn, pairs, _TURNS):
+                for which in (number // _TURNS % 2, 1 - number // _TURNS % 2):
+                    found[which].setdefault(name, []).append(sides[which]())
+    return found
 
 
 def ratio_of_medians(rounds: list[float], reference: list[float], schedule: Schedule) -> Ratio:

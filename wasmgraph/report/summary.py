@@ -94,7 +94,7 @@ def summarize(path: str | Path) -> Summary:
         Path(path),
         rows,
         overhead,
-        RunInfo.of(data),
+        RunInfo.of(data, path),
         data.get("machine_info") or {},
         data.get("commit_info") or {},
         str(data.get("datetime", "")),

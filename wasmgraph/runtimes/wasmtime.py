@@ -13,7 +13,7 @@ import wasmtime
 from wasmgraph.artifact import Artifact, Placed
 from wasmgraph.errors import ArtifactError, ExecutionError, UsageError
 from wasmgraph.runtimes.base import LoadOptions, Runtime, Session, distribution_bytes
-from wasmgraph.runtimes.wasmtime_engine import EngineConfig, compiled_module, engine
+from wasmgraph.runtimes.wasmtime_engine import EngineConfig, compiled_module, new_store
 from wasmgraph.runtimes.wasmtime_pool import Pool, Thread, cause, required_exports
 from wasmgraph.tensors import Array
 from wasmgraph.wasmfile import Module
@@ -35,11 +35,11 @@ class WasmtimeSession(Session):
         self._memory: wasmtime.Memory | wasmtime.SharedMemory
         try:
             if shape.memory_shared:
-                self._pool = Pool(engine(config), module, shape, threads, self._where)
+                self._pool = Pool(config, module, shape, threads, self._where)
                 self._main, self._memory = self._pool.main, self._pool.memory
                 self._finalizer = weakref.finalize(self, self._pool.close)
             else:
-                store = wasmtime.Store(engine(config))
+                store = new_store(config)
                 exports = wasmtime.Instance(store, module, []).exports(store)
                 self._main, self._memory = Thread(store, exports, 0), exports["memory"]
         except (wasmtime.WasmtimeError, wasmtime.Trap) as error:
@@ -82,11 +82,9 @@ class WasmtimeSession(Session):
         return np.frombuffer(memoryview(raw), dtype=tensor.dtype).reshape(tensor.shape)
 
     def _run(self, arrays: list[Array]) -> list[Array]:
-        self._look()
         for view, array in zip(self._views[0], arrays, strict=True):
             np.copyto(view, array)
         self._call("wasmgraph_run")
-        self._look()
         return [view.copy() for view in self._views[1]]
 
     def _call(self, name: str, *arguments: int) -> None:
@@ -94,8 +92,21 @@ class WasmtimeSession(Session):
             error = (self._pool or self._main).call(name, *arguments)
         except (wasmtime.WasmtimeError, wasmtime.Trap, ExecutionError) as trap:
             raise ExecutionError(f"{self._where} trapped: {cause(trap)}") from trap
+        finally:
+            self._look()  # only the module's own code can have made its memory grow
         if error:
             raise ExecutionError(f"{self._where}: {name} returned {error}.")
+
+    @property
+    def fuel(self) -> int:
+        """What is left of :data:`FUEL`, under a configuration that counts it."""
+        left: int = self._main.store.get_fuel()
+        return left
+
+    @property
+    def memory_bytes(self) -> int:
+        """Size of the linear memory now."""
+        return self._extent[1]
 
     def run_step(self, index: int) -> None:
         """Run one call of the plan."""

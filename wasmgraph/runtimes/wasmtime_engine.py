@@ -18,20 +18,22 @@ from wasmgraph.errors import ArtifactError, CacheError, MissingDependencyError
 from wasmgraph.files import cache_dir, cache_lock, prune, write_atomically
 from wasmgraph.host import cpu_features, cpu_name
 
+FUEL = 2**63
 _CACHE_BYTES = 4 << 30  # of compiled code; the longest unused goes first
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """A compiler of Wasmtime's and how hard it tries. Nothing checks fuel or epochs: that would halve
-    the speed of inner loops."""
+    """A compiler of Wasmtime's and how hard it tries. Nothing checks epochs, nor fuel: that would halve
+    the speed of inner loops. With ``fuel`` instructions are counted (runtimes/wasmtime_meter.py)."""
 
     strategy: Literal["cranelift", "winch"] = "cranelift"
     opt_level: Literal["speed", "none"] = "speed"
+    fuel: bool = False
 
     def __str__(self) -> str:
         level = f", opt {self.opt_level}" if self.strategy == "cranelift" else ""
-        return f"{self.strategy}{level}, no fuel, no epochs"
+        return f"{self.strategy}{level}, {'fuel' if self.fuel else 'no fuel'}, no epochs"
 
 
 @cache
@@ -55,7 +57,16 @@ def engine(config: EngineConfig) -> wasmtime.Engine:
         chosen.shared_memory = True
     else:
         chosen.wasm_threads = False  # Winch compiles no atomics
+    chosen.consume_fuel = config.fuel
     return wasmtime.Engine(chosen)
+
+
+def new_store(config: EngineConfig) -> wasmtime.Store:
+    """A store of the configuration's engine, with all the fuel that there can be."""
+    store = wasmtime.Store(engine(config))
+    if config.fuel:
+        store.set_fuel(FUEL)
+    return store
 
 
 def _compiled_path(sha256: str, config: EngineConfig) -> Path:
@@ -74,6 +85,8 @@ def compiled_module(artifact: Artifact, config: EngineConfig) -> wasmtime.Module
     ArtifactError
         The engine refuses the module; the message says which features it needs.
     """
+    if config.fuel:  # used once
+        return _compile(artifact, config)
     try:
         path = _compiled_path(artifact.sha256, config)
     except CacheError:

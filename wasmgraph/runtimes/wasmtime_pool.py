@@ -13,6 +13,7 @@ import wasmtime
 from wasmtime import _ffi as ffi
 
 from wasmgraph.errors import ArtifactError, ExecutionError, UsageError
+from wasmgraph.runtimes.wasmtime_engine import EngineConfig, engine, new_store
 from wasmgraph.wasmfile import PAGE_BYTES, Module
 
 _STACK_POINTER = "__stack_pointer"
@@ -76,17 +77,17 @@ class Pool:
     """
 
     def __init__(
-        self, engine: wasmtime.Engine, module: wasmtime.Module, shape: Module, threads: int, where: str
+        self, config: EngineConfig, module: wasmtime.Module, shape: Module, threads: int, where: str
     ) -> None:
         least, most = shape.shared_pages
         limits = wasmtime.Limits(least + threads - 1, most)
-        self.memory = _SharedMemory(engine, wasmtime.MemoryType(limits, shared=True))
+        self.memory = _SharedMemory(engine(config), wasmtime.MemoryType(limits, shared=True))
         self._condition = Condition()
         self._instances: list[Thread] = []
         self._workers: list[threading.Thread] = []
         top = shape.global_values.get(_STACK_POINTER, 0)
         for number in range(threads):
-            store = wasmtime.Store(engine)
+            store = new_store(config)
             exports = wasmtime.Instance(store, module, [self.memory]).exports(store)
             if number:  # each worker's stack is a page behind the module's own memory
                 top = (least + number) * PAGE_BYTES

@@ -1,84 +1,34 @@
-"""The command line. Exit codes: 0 done, 2 bad usage or bad input, 3 a failure of ours.
-
-Heavy imports stay inside the commands, so that ``--help`` answers at once.
-"""
+"""Commands that make and run graphs."""
 
 from __future__ import annotations
 
 import json
-import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from wasmgraph.errors import InputError, UsageError, WasmgraphError
+from wasmgraph.cli.terminal import console, say
+from wasmgraph.errors import InputError, UsageError
 from wasmgraph.targets import target_names
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from wasmgraph.artifact import Artifact
     from wasmgraph.compiler import CompileLog
 
-_INTERRUPTED = 130
+threads_option = click.option(
+    "--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads of one inference."
+)
 
 
-class _Commands(click.Group):
-    """Ends every command with a message and an exit code, never with a traceback (but see --debug)."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
-            raise
-        except (KeyboardInterrupt, click.Abort):
-            _end("interrupted", _INTERRUPTED)
-        except Exception as error:
-            if ctx.params.get("debug"):
-                raise
-            if isinstance(error, WasmgraphError):
-                _end(f"error: {error}", error.exit_code)
-            _end(
-                f"internal error: {type(error).__name__}: {error}\n"
-                "This is a fault of wasmgraph; `wasmgraph --debug …` shows where.",
-                3,
-            )
-
-
-def _end(message: str, code: int) -> NoReturn:
-    click.echo(message, err=True)
-    sys.exit(code)
-
-
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
-@click.version_option(package_name="wasmgraph")
-def main(debug: bool) -> None:
-    """Compile neural networks, weights included, into single WebAssembly modules.
-
-    \b
-    wasmgraph fetch resnet50
-    wasmgraph compile resnet50.onnx -o resnet50.wasm --target wasm32-simd128
-    wasmgraph classify resnet50.wasm photo.jpg
-    """
-    warnings.showwarning = lambda message, *_, **__: click.echo(f"warning: {message}", err=True)
-
-
-@main.command()
+@click.command()
 @click.argument("name")
 def fetch(name: str) -> None:
     """Fetch a model by NAME and print the path of its .onnx file."""
     from wasmgraph.models import fetch as fetch_model
 
-    click.echo(fetch_model(name, lambda text: click.echo(f"{text} …", err=True)))
-
-
-_threads = click.option(
-    "--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads of one inference."
-)
+    click.echo(fetch_model(name, say))
 
 
 def _pair(text: str, option: str, example: str) -> tuple[str, str]:
@@ -101,7 +51,7 @@ def _shapes(options: Sequence[str]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-@main.command()
+@click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="The artifact to write."
@@ -158,14 +108,14 @@ def _show_coverage(log: CompileLog) -> None:
     click.echo(text, err=True)
 
 
-@main.command()
+@click.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option(
     "--input", "inputs", multiple=True, metavar="NAME=x.npy", help="An input's array; repeatable."
 )
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="The .npz file to write.")
 @click.option("--runtime", help="wasmtime, node, tvm or onnxruntime (default: by the file's kind).")
-@_threads
+@threads_option
 def run(artifact: Path, inputs: Sequence[str], output: Path, runtime: str | None, threads: int) -> None:
     """Run an ARTIFACT (or .onnx file) on arrays from .npy files.
 
@@ -203,7 +153,7 @@ def run(artifact: Path, inputs: Sequence[str], output: Path, runtime: str | None
         click.echo(f"{name}: {array.dtype}{list(array.shape)}")
 
 
-@main.command()
+@click.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
@@ -280,7 +230,7 @@ def _facts(artifact: Artifact) -> dict[str, Any]:
     }
 
 
-@main.command()
+@click.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(artifact: Path, as_json: bool) -> None:
@@ -302,10 +252,10 @@ def inspect(artifact: Path, as_json: bool) -> None:
             click.echo(f"{key:<14}{value}")
 
 
-@main.command()
+@click.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--rounds", default=10, show_default=True, type=click.IntRange(1), help="Runs of the plan.")
-@_threads
+@threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def profile(artifact: Path, rounds: int, threads: int, as_json: bool) -> None:
     """Show where an ARTIFACT spends its time: per kernel, against the roofline of its target.
@@ -337,41 +287,4 @@ def profile(artifact: Path, rounds: int, threads: int, as_json: bool) -> None:
         return
     from wasmgraph.report.terminal import profile_table
 
-    profile_table([asdict(row) for row in found], asdict(roofline), _console())
-
-
-def _console() -> Console:
-    """The terminal; wide enough for tables where output is not one."""
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160
-    return console
-
-
-@main.command()
-@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--output",
-    default="reports",
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="Directory to write into.",
-)
-def report(results: Sequence[Path], output: Path) -> None:
-    """Print the result table of RESULTS files and write an HTML report.
-
-    Example: wasmgraph report results/latest.json -o reports/
-    """
-    from wasmgraph.report import build_report, result_table, summarize
-
-    path = build_report(results, output)
-    for result in results:
-        result_table(summarize(result), _console())
-    click.echo(f"report: {path}")
-
-
-if __name__ == "__main__":
-    main()
+    profile_table([asdict(row) for row in found], asdict(roofline), console())

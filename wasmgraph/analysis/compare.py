@@ -1,0 +1,247 @@
+"""Two results files, one verdict a series.
+
+Deterministic metrics are judged against thresholds. Time is judged only where both files come from one
+interleaved run on one host. There each round of the base stands beside one of the head, in pairs of
+processes of which every one has its own bias (where its memory lies): their median ratios are the
+independent observations, and their median has an exact, distribution-free interval (order statistics of the
+sign test: Conover, Practical Nonparametric Statistics, 1999, ch. 3.2). Everything else is shown with the
+reason why it is not judged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from wasmgraph.analysis.runs import ACCURACY, Run, Subject, Timing, read_run, why_not_the_same
+from wasmgraph.analysis.thresholds import Limit, Thresholds, TimeLimit
+from wasmgraph.records import Pairing, RunInfo
+
+Outcome = Literal["worse", "better", "no significant difference", "not comparable"]
+OUTCOMES: tuple[Outcome, ...] = ("worse", "better", "no significant difference", "not comparable")
+TIME = "time"
+KERNEL_WORK = "kernel_work"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A series is a metric of one backend on one model, or the time of one benchmark (in seconds).
+
+    ``ratio`` is head over base, for time with its interval; ``why`` gives the reason where the outcome
+    needs one.
+    """
+
+    series: str
+    metric: str
+    outcome: Outcome
+    base: float | None
+    head: float | None
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All verdicts, worst first."""
+
+    base: Run
+    head: Run
+    verdicts: Sequence[Verdict]
+
+    def of(self, outcome: Outcome) -> list[Verdict]:
+        """The verdicts of one outcome."""
+        return [verdict for verdict in self.verdicts if verdict.outcome == outcome]
+
+    @property
+    def worse(self) -> bool:
+        """Whether anything is worse. Nothing that is better makes up for it."""
+        return any(verdict.outcome == "worse" for verdict in self.verdicts)
+
+    @property
+    def judged(self) -> int:
+        """How many series could be compared."""
+        return len(self.verdicts) - len(self.of("not comparable"))
+
+
+def compare(base: str | Path, head: str | Path, thresholds: Thresholds) -> Comparison:
+    """Compare two results files.
+
+    Raises
+    ------
+    RecordError
+        One of them cannot be read as a results file of the bench.
+    """
+    before, after = read_run(base), read_run(head)
+    verdicts = [
+        *_failures(before, after),
+        *_subjects(before, after, thresholds),
+        *_timings(before, after, thresholds.time),
+    ]
+    verdicts.sort(key=lambda verdict: OUTCOMES.index(verdict.outcome))
+    return Comparison(before, after, verdicts)
+
+
+def _failures(base: Run, head: Run) -> Iterator[Verdict]:
+    """Cases that failed so that neither file has figures of them."""
+    for case, reason in head.info.failed.items():
+        series = _series(case)
+        known = {*base.subjects, *head.subjects, *base.timings, *head.timings}
+        if series in known:
+            continue
+        both = case in base.info.failed
+        why = f"failed in {'both' if both else 'head'}: {reason}"
+        yield Verdict(series, "all", "not comparable" if both else "worse", None, None, why=why)
+
+
+def _series(case: str) -> str:
+    """The name of ``model on backend`` as a series."""
+    return case.replace(" on ", "-")
+
+
+def _subjects(base: Run, head: Run, thresholds: Thresholds) -> Iterator[Verdict]:
+    for name in dict.fromkeys([*base.subjects, *head.subjects]):
+        before, after = base.subjects.get(name), head.subjects.get(name)
+        if before is None or after is None:
+            yield _missing(name, "all", base, head, before is None)
+            continue
+        why = why_not_the_same(before, after)
+        if why:
+            yield Verdict(name, "all", "not comparable", None, None, why=why)
+            continue
+        yield from _metrics(name, before, after, thresholds, base.architecture == head.architecture)
+
+
+def _missing(series: str, metric: str, base: Run, head: Run, in_base: bool) -> Verdict:
+    """A series that one file lacks: worse if the head failed where the base did not."""
+    side, lacking = ("base", base) if in_base else ("head", head)
+    for case, reason in lacking.info.failed.items():
+        if series in (case, _series(case)):
+            outcome: Outcome = "not comparable" if in_base else "worse"
+            return Verdict(series, metric, outcome, None, None, why=f"failed in {side}: {reason}")
+    for case, reason in lacking.info.skipped.items():
+        if _series(case) == series:
+            return Verdict(series, metric, "not comparable", None, None, why=f"skipped in {side}: {reason}")
+    return Verdict(series, metric, "not comparable", None, None, why=f"not in {side}")
+
+
+def _metrics(
+    name: str, base: Subject, head: Subject, thresholds: Thresholds, same_architecture: bool
+) -> Iterator[Verdict]:
+    for metric in dict.fromkeys([*base.metrics, *head.metrics]):
+        before, after = base.metrics.get(metric), head.metrics.get(metric)
+        why = ""
+        if metric == "machine_code_bytes" and not same_architecture:
+            why = "machine code of another architecture"
+        elif metric in ACCURACY and base.inputs != head.inputs:
+            why = f"accuracy over {base.inputs} inputs, over {head.inputs}"
+        yield _judge(name, metric, before, after, thresholds.limit(name, metric), why)
+    limit = thresholds.limit(name, KERNEL_WORK)
+    for kernel in dict.fromkeys([*base.kernel_work, *head.kernel_work]):
+        pair = base.kernel_work.get(kernel), head.kernel_work.get(kernel)
+        if None in pair and not (base.kernel_work and head.kernel_work):
+            break  # one file does not tell; work_fuel says so already
+        yield _judge(name, f"work_fuel of {kernel}", *pair, limit, "")
+
+
+def _judge(
+    series: str, metric: str, base: float | None, head: float | None, limit: Limit | None, why: str
+) -> Verdict:
+    ratio = head / base if base and head is not None else None
+    if base is None or head is None:
+        why = f"not in {'base' if base is None else 'head'}"
+    elif not (math.isfinite(base) and math.isfinite(head)):
+        why = "not a finite number"
+    elif limit is None:
+        why = why or "no threshold is set for it"
+    if why or base is None or head is None or limit is None:
+        return Verdict(series, metric, "not comparable", base, head, why=why)
+    change = head - base if limit.better == "less" else base - head
+    room = limit.relative * abs(base) + limit.absolute
+    outcome: Outcome = "worse" if change > room else "better" if -change > room else OUTCOMES[2]
+    return Verdict(series, metric, outcome, base, head, ratio)
+
+
+def _timings(base: Run, head: Run, limit: TimeLimit) -> Iterator[Verdict]:
+    apart = _why_apart(base.info, head.info)
+    for name in dict.fromkeys([*base.timings, *head.timings]):
+        before, after = base.timings.get(name), head.timings.get(name)
+        if before is None or after is None:
+            yield _missing(name, TIME, base, head, before is None)
+            continue
+        why = why_not_the_same(base.subjects[before.subject], head.subjects[after.subject]) or apart
+        medians = before.median_s, after.median_s
+        if why or head.info.pairing is None:
+            yield Verdict(name, TIME, "not comparable", *medians, why=why or "")
+        else:
+            yield _judge_time(name, before, after, head.info.pairing, limit)
+
+
+def _why_apart(base: RunInfo, head: RunInfo) -> str | None:
+    if base.host != head.host or not base.host:
+        return "time on another host"
+    if base.pairing is None or head.pairing is None or base.pairing.run != head.pairing.run:
+        return "time of another run: `wasmgraph regress` measures both revisions in one"
+    if base.pairing.per_process != head.pairing.per_process:
+        return "processes of another number of rounds"
+    if (base.pairing.side, head.pairing.side) != ("base", "head"):
+        return f"these are the {base.pairing.side} and the {head.pairing.side} of that run"
+    return None
+
+
+def _judge_time(series: str, base: Timing, head: Timing, pairing: Pairing, limit: TimeLimit) -> Verdict:
+    medians = base.median_s, head.median_s
+    rounds = [*base.rounds_s, *head.rounds_s]
+    processes, rest = divmod(len(base.rounds_s), pairing.per_process)
+    why = ""
+    if len(base.rounds_s) != len(head.rounds_s) or rest:
+        why = f"{len(base.rounds_s)} rounds beside {len(head.rounds_s)}"
+    elif not all(math.isfinite(seconds) and seconds > 0 for seconds in rounds):
+        why = "a round that is no positive number"
+    elif processes < limit.processes:
+        why = f"{processes} pairs of processes, at least {limit.processes} are needed"
+    if why:
+        return Verdict(series, TIME, "not comparable", *medians, why=why)
+    ratios = process_ratios(base.rounds_s, head.rounds_s, pairing.per_process)
+    low, high = median_interval(ratios, limit.confidence)
+    outcome: Outcome = OUTCOMES[2]
+    if low > 1 + limit.least:
+        outcome = "worse"
+    elif high < 1 / (1 + limit.least):
+        outcome = "better"
+    return Verdict(series, TIME, outcome, *medians, float(np.median(ratios)), low, high)
+
+
+def process_ratios(base: Sequence[float], head: Sequence[float], per_process: int) -> np.ndarray:
+    """The median ratio of each pair of processes, from rounds that were measured beside each other."""
+    ratios = np.divide(head, base).reshape(-1, per_process)
+    medians: np.ndarray = np.median(ratios, axis=1)
+    return medians
+
+
+def median_interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
+    """Interval of the median of independent values that holds with at least ``confidence``; all of them,
+    from least to greatest, where there are too few for that."""
+    ordered = np.sort(values)
+    rank = _rank(len(ordered), confidence)
+    return float(ordered[rank]), float(ordered[-1 - rank])
+
+
+@cache
+def _rank(count: int, confidence: float) -> int:
+    """Most values that may be left out at each end: the largest r with P(Binomial(count, 1/2) ≤ r) ≤
+    (1 - confidence) / 2."""
+    rank = below = 0
+    for left_out in range((count + 1) // 2):
+        below += math.comb(count, left_out)
+        if below / 2**count > (1 - confidence) / 2:
+            break
+        rank = left_out
+    return rank

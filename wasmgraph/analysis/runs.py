@@ -1,0 +1,136 @@
+"""A results file as what is compared: deterministic metrics by model and backend, times by benchmark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wasmgraph.errors import RecordError
+from wasmgraph.records import RunInfo, read_results
+
+# What must be equal for two records to be of the same thing, and how a difference is called.
+_IDENTITY = {
+    "model_sha256": "the model's file",
+    "weights": "weights",
+    "target": "the target",
+    "threads": "the number of threads",
+    "batch": "the batch",
+}
+DETERMINISTIC = (
+    *("work_fuel", "module_bytes", "machine_code_bytes", "param_bytes", "arena_bytes", "peak_memory_bytes"),
+    *("kernels", "ops_scheduled", "ops_fallback"),
+    *("top1", "top5", "agreement", "max_prob_diff", "max_logit_diff"),
+)
+ACCURACY = ("top1", "top5", "agreement", "max_prob_diff", "max_logit_diff")
+
+
+@dataclass
+class Subject:
+    """One backend on one model: its identity and its deterministic metrics; ``inputs`` is of the accuracy
+    figures; ``kernel_work`` is fuel by kernel."""
+
+    identity: Mapping[str, Any]
+    metrics: dict[str, float] = field(default_factory=dict)
+    kernel_work: Mapping[str, float] = field(default_factory=dict)
+    inputs: int | None = None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A benchmark's rounds in seconds, in the order in which they were measured."""
+
+    subject: str
+    rounds_s: list[float]
+    median_s: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """A results file."""
+
+    path: Path
+    info: RunInfo
+    architecture: str
+    commit: str
+    subjects: Mapping[str, Subject]
+    timings: Mapping[str, Timing]
+
+
+def read_run(path: str | Path) -> Run:
+    """Read a results file for comparison.
+
+    Raises
+    ------
+    RecordError
+        It is no results file, not wasmgraph's, of a newer schema, or contradicts itself.
+    """
+    data = read_results(path)
+    if "wasmgraph" not in data:
+        raise RecordError(f"{path} is a pytest-benchmark file, but not of `pytest bench`.")
+    subjects: dict[str, Subject] = {}
+    timings: dict[str, Timing] = {}
+    for number, benchmark in enumerate(data["benchmarks"]):
+        try:
+            name, extra, stats = benchmark["name"], benchmark["extra_info"], benchmark["stats"]
+            key = f"{extra['model']}-{extra['backend']}"
+            if not isinstance(name, str) or name in timings:
+                raise ValueError(f"the name {name!r}, a second time")
+            _gather(subjects, key, extra)
+            timings[name] = Timing(key, _seconds(stats.get("data") or []), float(stats["median"]))
+        except KeyError as error:
+            raise RecordError(f"{path}: benchmark {number} has no {error}.") from error
+        except (TypeError, ValueError, AttributeError) as error:
+            raise RecordError(f"{path}: benchmark {number} has {error}.") from error
+    machine = data.get("machine_info")
+    commit = data.get("commit_info")
+    return Run(
+        Path(path),
+        RunInfo.of(data, path),
+        str(machine.get("machine", "unknown")) if isinstance(machine, dict) else "unknown",
+        str(commit.get("id") or "unknown")[:12] if isinstance(commit, dict) else "unknown",
+        subjects,
+        timings,
+    )
+
+
+def _seconds(raw: Any) -> list[float]:
+    if not isinstance(raw, list):
+        raise TypeError("rounds that are no list")
+    return [float(value) for value in raw]
+
+
+def _gather(subjects: dict[str, Subject], key: str, extra: Mapping[str, Any]) -> None:
+    """Every benchmark of a backend repeats its metrics: one is kept, and they must agree."""
+    identity = {name: extra.get(name) for name in _IDENTITY}
+    subject = subjects.setdefault(key, Subject(identity))
+    if subject.identity != identity:
+        raise ValueError(f"another identity than other benchmarks of {key}")
+    for name in DETERMINISTIC:
+        value = extra.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{name} {value!r}, which is no number")
+        known = subject.metrics.setdefault(name, value)
+        if known != value and not (math.isnan(known) and math.isnan(value)):
+            raise ValueError(f"{name} {value!r}, while another benchmark of {key} has {known!r}")
+    if "kernel_work" in extra:
+        subject.kernel_work = {str(name): float(fuel) for name, fuel in extra["kernel_work"].items()}
+    if extra.get("inputs") is not None:
+        subject.inputs = int(extra["inputs"])
+
+
+def why_not_the_same(base: Subject, head: Subject) -> str | None:
+    """What differs between two subjects so that they are not to be compared."""
+    for name, words in _IDENTITY.items():
+        if base.identity[name] != head.identity[name]:
+            return f"{words} is another: {_short(base.identity[name])}, {_short(head.identity[name])}"
+    return None
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 16 else text[:12] + "…"

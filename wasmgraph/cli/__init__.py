@@ -1,0 +1,65 @@
+"""The command line. Exit codes: 0 done, 1 worse, 2 bad usage or bad input, 3 a failure of ours.
+
+Heavy imports stay inside the commands, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any, NoReturn
+
+import click
+
+from wasmgraph.cli import graphs, verdicts
+from wasmgraph.errors import WasmgraphError
+
+_INTERRUPTED = 130
+
+
+class _Commands(click.Group):
+    """Ends every command with a message and an exit code, never with a traceback (but see --debug)."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
+            raise
+        except (KeyboardInterrupt, click.Abort):
+            _end("interrupted", _INTERRUPTED)
+        except Exception as error:
+            if ctx.params.get("debug"):
+                raise
+            if isinstance(error, WasmgraphError):
+                _end(f"error: {error}", error.exit_code)
+            _end(
+                f"internal error: {type(error).__name__}: {error}\n"
+                "This is a fault of wasmgraph; `wasmgraph --debug …` shows where.",
+                3,
+            )
+
+
+def _end(message: str, code: int) -> NoReturn:
+    click.echo(message, err=True)
+    sys.exit(code)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.version_option(package_name="wasmgraph")
+def main(debug: bool) -> None:
+    """Compile neural networks, weights included, into single WebAssembly modules.
+
+    \b
+    wasmgraph fetch resnet50
+    wasmgraph compile resnet50.onnx -o resnet50.wasm --target wasm32-simd128
+    wasmgraph classify resnet50.wasm photo.jpg
+    """
+    warnings.showwarning = lambda message, *_, **__: click.echo(f"warning: {message}", err=True)
+
+
+for _command in (
+    *(graphs.fetch, graphs.compile, graphs.run, graphs.classify, graphs.inspect, graphs.profile),
+    *(verdicts.report, verdicts.compare, verdicts.regress),
+):
+    main.add_command(_command)

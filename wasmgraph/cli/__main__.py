@@ -1,0 +1,5 @@
+"""``python -m wasmgraph.cli``."""
+
+from wasmgraph.cli import main
+
+main()

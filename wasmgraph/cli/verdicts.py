@@ -1,0 +1,156 @@
+"""Commands that show and judge results."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from wasmgraph.cli.terminal import console, say
+from wasmgraph.errors import UsageError
+
+_WORSE = 1
+
+
+@click.command()
+@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    default="reports",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Directory to write into.",
+)
+def report(results: Sequence[Path], output: Path) -> None:
+    """Print the result table of RESULTS files and write an HTML report.
+
+    Example: wasmgraph report results/latest.json -o reports/
+    """
+    from wasmgraph.report import build_report, result_table, summarize
+
+    path = build_report(results, output)
+    for result in results:
+        result_table(summarize(result), console())
+    click.echo(f"report: {path}")
+
+
+_thresholds = click.option(
+    "--thresholds",
+    default="results/thresholds.toml",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="How much each figure may change.",
+)
+_markdown = click.option(
+    "--markdown", type=click.Path(path_type=Path), help="Also write the verdicts as Markdown here."
+)
+_verdict_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_all = click.option("--all", "everything", is_flag=True, help="List also what did not change.")
+
+
+def _verdict(
+    base: Path, head: Path, thresholds: Path, markdown: Path | None, as_json: bool, everything: bool
+) -> None:
+    """Compare, show, and end with 1 if anything is worse."""
+    from wasmgraph.analysis import compare as compare_results
+    from wasmgraph.analysis import read_thresholds
+    from wasmgraph.files import write_atomically
+    from wasmgraph.report.comparison import comparison_json, comparison_markdown, comparison_table
+
+    compared = compare_results(base, head, read_thresholds(thresholds))
+    if as_json:
+        click.echo(comparison_json(compared))
+    else:
+        comparison_table(compared, console(), everything)
+    if markdown is not None:
+        try:
+            write_atomically(markdown, comparison_markdown(compared).encode())
+        except OSError as error:
+            raise UsageError(f"{markdown} cannot be written: {error.strerror}.") from error
+    if compared.worse:
+        sys.exit(_WORSE)
+    if not compared.judged:
+        raise UsageError("nothing in these two files could be compared; the reasons are above.")
+
+
+@click.command()
+@click.argument("base", type=click.Path(path_type=Path))
+@click.argument("head", type=click.Path(path_type=Path))
+@_thresholds
+@_markdown
+@_verdict_json
+@_all
+def compare(
+    base: Path, head: Path, thresholds: Path, markdown: Path | None, as_json: bool, everything: bool
+) -> None:
+    """Compare two results files, BASE and HEAD: better, worse, or not, and why.
+
+    What is deterministic is judged against thresholds; time only between files that `wasmgraph regress`
+    measured in one run. Exit code 1 if anything is worse.
+
+    Example: wasmgraph compare results/baseline.json results/latest.json --markdown verdict.md
+    """
+    _verdict(base, head, thresholds, markdown, as_json, everything)
+
+
+@click.command()
+@click.argument("base_rev")
+@click.argument("head_rev", default="HEAD")
+@click.option(
+    "--models", default="resnet50", show_default=True, help="Comma-separated names or .onnx files."
+)
+@click.option("--backends", help="Comma-separated, of ours; the default is all that Wasmtime and TVM run.")
+@click.option(
+    "--pairs", default=16, show_default=True, type=click.IntRange(4), help="Pairs of calls a process."
+)
+@click.option(
+    "--processes",
+    default=20,
+    show_default=True,
+    type=click.IntRange(10),
+    help="Most pairs of processes; fewer, but 10, where ratios are known to 3 % before.",
+)
+@click.option(
+    "-o",
+    "--output",
+    default="results/regress",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Directory for base.json and head.json.",
+)
+@_thresholds
+@_markdown
+@_verdict_json
+@_all
+def regress(
+    base_rev: str,
+    head_rev: str,
+    models: str,
+    backends: str | None,
+    pairs: int,
+    processes: int,
+    output: Path,
+    thresholds: Path,
+    markdown: Path | None,
+    as_json: bool,
+    everything: bool,
+) -> None:
+    """Measure two revisions of wasmgraph call beside call, and judge HEAD_REV against BASE_REV.
+
+    Both are checked out into worktrees; uncommitted changes are not measured. Exit code 1 if anything is
+    worse.
+
+    Example: wasmgraph regress main --models light_squeezenet
+    """
+    from wasmgraph.backends import OURS, parse_list
+    from wasmgraph.regress import Options, checkout, measure_pair, repository
+
+    chosen = parse_list(backends or ",".join(OURS), 1, OURS)
+    options = Options([name.strip() for name in models.split(",")], chosen, pairs, most=processes)
+    root = repository()
+    with checkout(root, base_rev, say) as base, checkout(root, head_rev, say) as head:
+        files = measure_pair(base, head, options, output, say)
+    _verdict(*files, thresholds, markdown, as_json, everything)

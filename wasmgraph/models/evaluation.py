@@ -1,0 +1,74 @@
+"""What a model is fed when it is measured: labelled photographs where it takes them, else seeded noise."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wasmgraph.artifact import DESCRIPTION_KEY
+from wasmgraph.errors import FetchError
+from wasmgraph.models.photos import accuracy_set, inputs_of, labelled_folder
+from wasmgraph.tensors import Array, TensorSpec
+
+_NOISE_INPUTS = 3
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Feeds, and their labels where somebody knows them and the weights mean something.
+
+    ``description`` is what the model says of itself: weights, preprocessing, labels.
+    """
+
+    feeds: Sequence[dict[str, Array]]
+    labels: Sequence[int] | None
+    description: dict[str, Any]
+
+    def outputs(self, specs: Sequence[TensorSpec]) -> tuple[str, str | None]:
+        """Names of the outputs that accuracy looks at: probabilities, and logits if there are any."""
+        return self.description.get("probabilities", specs[0].name), self.description.get("logits")
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """The description that an ``.onnx`` file carries, empty where it has none."""
+    import onnx
+
+    proto = onnx.load(path, load_external_data=False)
+    raw = next((p.value for p in proto.metadata_props if p.key == DESCRIPTION_KEY), "{}")
+    description: dict[str, Any] = json.loads(raw)
+    return description
+
+
+def evaluation(
+    path: Path, inputs: Sequence[TensorSpec], images: Path | None, notice: Callable[[str], None]
+) -> Evaluation:
+    """Inputs for the model in ``path``.
+
+    Parameters
+    ----------
+    inputs : what the graph takes
+    images : a folder of labelled photographs instead of the twenty known ones
+    notice : told if photographs are wanted and cannot be had
+    """
+    description = describe(path)
+    photos = []
+    if "preprocessing" in description:
+        try:
+            photos = labelled_folder(images) if images is not None else accuracy_set()
+        except FetchError as error:
+            notice(f"No photographs: {error} Accuracy is measured on seeded noise.")
+    if photos:
+        name = description["input"]
+        feeds = [{name: image} for image in inputs_of(photos, description["preprocessing"])]
+        trained = description.get("weights") != "random"
+        return Evaluation(feeds, [photo.label for photo in photos] if trained else None, description)
+    rng = np.random.default_rng(0)
+    noise = [
+        {s.name: rng.normal(0, 1, s.shape).astype(s.dtype) for s in inputs} for _ in range(_NOISE_INPUTS)
+    ]
+    return Evaluation(noise, None, description)

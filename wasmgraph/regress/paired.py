@@ -1,0 +1,270 @@
+"""Both revisions compile the same models, and their sessions are measured call beside call."""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from wasmgraph.analysis.compare import median_interval, process_ratios
+from wasmgraph.artifact import Artifact
+from wasmgraph.backends import Backend
+from wasmgraph.errors import ExecutionError, UsageError
+from wasmgraph.files import sha256_file, write_atomically
+from wasmgraph.host import host_id, processors_of_this_process
+from wasmgraph.measure.accuracy import judge
+from wasmgraph.measure.interleaved import pair
+from wasmgraph.measure.statistics import describe
+from wasmgraph.models import MODELS, fetch
+from wasmgraph.models.evaluation import Evaluation, evaluation
+from wasmgraph.records import Pairing, Record, RunInfo
+from wasmgraph.regress.checkouts import Checkout
+from wasmgraph.regress.process import WorkerProcess
+from wasmgraph.regress.results_file import benchmark, results_file
+from wasmgraph.runtimes import get_runtime, load
+from wasmgraph.runtimes.metrics import metrics
+from wasmgraph.tensors import Array
+
+Call = Callable[[], float]
+Side = Literal["base", "head"]
+SIDES: tuple[Side, Side] = ("base", "head")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured, and for how long.
+
+    Pairs of processes measure ``pairs`` of calls, one after the other: what chance gives a process (the
+    places of its memory) stays with it, and must not look like a difference of code. A backend is done when
+    the interval of its ratio is within ``precision`` to both sides, after ``least`` to ``most`` pairs of
+    processes. The width of the interval alone decides, never where it lies.
+    """
+
+    models: Sequence[str]
+    backends: Sequence[Backend]
+    pairs: int = 16
+    least: int = 10
+    most: int = 20
+    precision: float = 0.03
+    confidence: float = 0.975
+
+
+@dataclass
+class _Side:
+    """One revision on one model."""
+
+    checkout: Checkout
+    directory: Path
+    failed: dict[str, str] = field(default_factory=dict)
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+    rounds: dict[str, list[float]] = field(default_factory=dict)
+    counted: dict[str, dict[str, Any]] = field(default_factory=dict)
+    accuracy: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def compile(self, model: Path, backends: Sequence[Backend]) -> None:
+        """Compile for all targets in a process of its own; a failure is the backends' that need it."""
+        self.directory.mkdir()
+        with WorkerProcess(self.checkout) as worker:
+            for target in dict.fromkeys(backend.target for backend in backends):
+                output = self.directory / f"{target}.graph"
+                try:
+                    worker.ask("compile", model=str(model), target=target, output=str(output))
+                    self.artifacts[str(target)] = Artifact.open(output)
+                except ExecutionError as error:
+                    self.failed |= {b.name: str(error) for b in backends if b.target == target}
+
+    def load(
+        self, worker: WorkerProcess, backends: Sequence[Backend], feeds: Path, processor: int
+    ) -> dict[str, Call]:
+        """Load every backend that has not failed; its calls run in the worker, those of one thread on one
+        processor: processors differ by what their neighbours do."""
+        calls: dict[str, Call] = {}
+        for backend in backends:
+            if backend.name in self.failed:
+                continue
+            path = str(self.artifacts[str(backend.target)].path)
+            processors = [processor] if backend.threads == 1 else processors_of_this_process()
+            how = {"runtime": backend.runtime, "threads": backend.threads, "feeds": str(feeds)}
+            try:
+                worker.ask("load", name=backend.name, path=path, **how)
+                worker.ask("call", name=backend.name, processors=processors)
+            except ExecutionError as error:
+                self.failed[backend.name] = str(error)
+                continue
+            calls[backend.name] = partial(_call, worker, backend.name, processors)
+        return calls
+
+    def record(self, name: str, path: Path, backend: Backend, judged: Evaluation) -> dict[str, Any]:
+        """What is said of a backend in ``extra_info``."""
+        artifact = self.artifacts[str(backend.target)]
+        counted = dict(self.counted[str(backend.target)])
+        kernel_work = counted.pop("kernel_work", {})
+        runtime = get_runtime(backend.runtime)
+        shape = artifact.inputs[0].shape if artifact.inputs else ()
+        record = Record(
+            model=name,
+            weights=judged.description.get("weights", "unknown"),
+            backend=backend.name,
+            target=str(backend.target),
+            runtime=backend.runtime,
+            threads=backend.threads,
+            batch=shape[0] if shape else 1,
+            engine=f"{runtime.name} {runtime.version()}",
+            engine_config=runtime.config(),
+            model_sha256=sha256_file(path),
+            **counted,
+            **self.accuracy[backend.name],
+            **asdict(describe(self.rounds[backend.name])),
+        )
+        return record.to_extra_info() | {"kernel_work": kernel_work}
+
+
+def _call(worker: WorkerProcess, name: str, processors: list[int]) -> float:
+    seconds: float = worker.ask("call", name=name, processors=processors)
+    return seconds
+
+
+def measure_pair(
+    base: Checkout, head: Checkout, options: Options, output: Path, progress: Callable[[str], None]
+) -> tuple[Path, Path]:
+    """Measure two revisions in one interleaved run.
+
+    Returns
+    -------
+    ``base.json`` and ``head.json`` in ``output``: results files whose times may be judged together.
+
+    Raises
+    ------
+    UsageError
+        A backend is not one of ours.
+    FetchError
+        A model cannot be had.
+    """
+    strange = [backend.name for backend in options.backends if backend.target is None]
+    if strange:
+        raise UsageError(
+            f"{', '.join(strange)}: revisions differ in what wasmgraph compiles and runs only."
+        )
+    run = uuid.uuid4().hex
+    found: dict[Side, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    failed: dict[Side, dict[str, str]] = {side: {} for side in SIDES}
+    notices: list[str] = []
+    for model in options.models:
+        path = fetch(model, progress) if model in MODELS else Path(model)
+        name = path.stem if model not in MODELS else model
+        with tempfile.TemporaryDirectory(prefix="wasmgraph-regress-") as directory:
+            sides = [_Side(c, Path(directory) / s) for s, c in zip(SIDES, (base, head), strict=True)]
+            judged = _measure_model(path, name, sides, options, Path(directory), notices.append, progress)
+            for side, which in zip(sides, SIDES, strict=True):
+                failed[which] |= {f"{name} on {backend}": why for backend, why in side.failed.items()}
+                found[which] += [
+                    benchmark(side.record(name, path, backend, judged), side.rounds[backend.name])
+                    for backend in options.backends
+                    if backend.name in side.rounds
+                ]
+    output.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for which, checkout in zip(SIDES, (base, head), strict=True):
+        pairing = Pairing(run, which, options.pairs)
+        info = RunInfo(tuple(dict.fromkeys(notices)), {}, failed[which], host_id(), pairing)
+        paths.append(output / f"{which}.json")
+        write_atomically(paths[-1], results_file(found[which], info, checkout.commit))
+    return paths[0], paths[1]
+
+
+def _measure_model(
+    path: Path,
+    name: str,
+    sides: Sequence[_Side],
+    options: Options,
+    directory: Path,
+    notice: Callable[[str], None],
+    progress: Callable[[str], None],
+) -> Evaluation:
+    progress(f"{name}: compiling both revisions")
+    with ThreadPoolExecutor(2) as both:
+        list(both.map(lambda side: side.compile(path, options.backends), sides))
+    artifact = next((a for side in sides for a in side.artifacts.values()), None)
+    if artifact is None:
+        raise UsageError(f"{name} compiles in neither revision: {next(iter(sides[0].failed.values()))}")
+    judged = evaluation(path, artifact.inputs, None, notice)
+    first, stacked = directory / "first.npz", directory / "all.npz"
+    np.savez(first, allow_pickle=False, **judged.feeds[0])
+    everything = {key: np.stack([feeds[key] for feeds in judged.feeds]) for key in judged.feeds[0]}
+    np.savez(stacked, allow_pickle=False, **everything)
+    _count(sides, judged)
+    with load(path) as reference:
+        expected = [reference.run(feeds) for feeds in judged.feeds]
+    left, processors = options.backends, processors_of_this_process()
+    for process in range(options.most):
+        progress(f"{name}: measuring, processes {process + 1}, {len(left)} backends left")
+        with ExitStack() as stack:
+            workers = [stack.enter_context(WorkerProcess(side.checkout)) for side in sides]
+            calls: dict[int, dict[str, Call]] = {}
+            for which in (process % 2, 1 - process % 2):
+                processor = processors[process // 2 % len(processors)]
+                calls[which] = sides[which].load(workers[which], left, first, processor)
+            for side, rounds in zip(sides, pair(calls[0], calls[1], options.pairs), strict=True):
+                for backend, seconds in rounds.items():
+                    side.rounds.setdefault(backend, []).extend(seconds)
+            if process == 0:
+                for side, worker in zip(sides, workers, strict=True):
+                    _judge(side, worker, judged, expected, stacked, directory)
+        if process + 1 >= options.least:
+            left = [b for b in left if _imprecise(b.name, sides, options)]
+        if not left:
+            break
+    for unknown in left:
+        if _imprecise(unknown.name, sides, options):
+            notice(
+                f"{name} on {unknown.name}: after {options.most} processes the ratio is not known to"
+                f" {options.precision:.0%}; measure on a quieter machine, or allow more."
+            )
+    return judged
+
+
+def _imprecise(name: str, sides: Sequence[_Side], options: Options) -> bool:
+    """Whether a backend's ratio needs more rounds."""
+    base, head = (side.rounds.get(name, []) for side in sides)
+    if not base or not head:
+        return False
+    low, high = median_interval(process_ratios(base, head, options.pairs), options.confidence)
+    return high - low > 2 * options.precision
+
+
+def _count(sides: Sequence[_Side], judged: Evaluation) -> None:
+    """Deterministic metrics; artifacts that are equal to the bit are counted once."""
+    known: dict[str, dict[str, Any]] = {}
+    for side in sides:
+        for target, artifact in side.artifacts.items():
+            if artifact.sha256 not in known:
+                known[artifact.sha256] = metrics(artifact, judged.feeds[0])
+            side.counted[target] = known[artifact.sha256]
+
+
+def _judge(
+    side: _Side,
+    worker: WorkerProcess,
+    judged: Evaluation,
+    expected: Sequence[dict[str, Array]],
+    stacked: Path,
+    directory: Path,
+) -> None:
+    """Accuracy of every backend of a revision."""
+    for backend in side.rounds:
+        output = directory / "outputs.npz"
+        worker.ask("outputs", name=backend, feeds=str(stacked), output=str(output))
+        with np.load(output) as stored:
+            arrays = {key: stored[key] for key in stored.files}
+        outputs = [{key: array[i] for key, array in arrays.items()} for i in range(len(expected))]
+        artifact = next(iter(side.artifacts.values()))
+        names = judged.outputs(artifact.outputs)
+        side.accuracy[backend] = asdict(judge(outputs, expected, judged.labels, *names))

@@ -1,0 +1,103 @@
+"""A comparison as a table in the terminal, as Markdown for a pull request, and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from wasmgraph.analysis import Comparison, Verdict
+from wasmgraph.analysis.compare import OUTCOMES, TIME
+from wasmgraph.report.summary import format_bytes, format_ms
+
+_STYLES = {"worse": "bold red", "better": "green"}
+_COLUMNS = ("series", "metric", "base", "head", "change", "verdict")
+
+
+def comparison_table(comparison: Comparison, console: Console, everything: bool = False) -> None:
+    """Print what is worse, better or not comparable, and how much is as it was; ``everything`` lists that
+    too."""
+    console.print(escape(_headline(comparison)))
+    shown = [v for v in comparison.verdicts if everything or v.outcome != OUTCOMES[2]]
+    if shown:
+        table = Table()
+        for column in _COLUMNS:
+            table.add_column(column, justify="right" if column in ("base", "head", "change") else "left")
+        for verdict in shown:
+            cells = [escape(cell) for cell in _cells(verdict)]
+            table.add_row(*cells, style=_STYLES.get(verdict.outcome))
+        console.print(table)
+    console.print(escape(_conclusion(comparison)))
+
+
+def comparison_markdown(comparison: Comparison) -> str:
+    """The same for a pull request; what comes from files is escaped."""
+    lines = [
+        "### wasmgraph: " + _markdown(_conclusion(comparison)),
+        "",
+        _markdown(_headline(comparison)),
+        "",
+    ]
+    changed = [*comparison.of("worse"), *comparison.of("better")]
+    if changed:
+        lines += _markdown_table(changed)
+    for outcome in OUTCOMES[2:]:
+        found = comparison.of(outcome)
+        if found:
+            lines += ["", f"<details><summary>{len(found)} × {outcome}</summary>", ""]
+            lines += [*_markdown_table(found), "", "</details>"]
+    return "\n".join(lines) + "\n"
+
+
+def comparison_json(comparison: Comparison) -> str:
+    """Every verdict, and the counts."""
+    counts = {outcome: len(comparison.of(outcome)) for outcome in OUTCOMES}
+    verdicts = [asdict(verdict) for verdict in comparison.verdicts]
+    return json.dumps({"worse": comparison.worse, "counts": counts, "verdicts": verdicts}, indent=1)
+
+
+def _headline(comparison: Comparison) -> str:
+    base, head = comparison.base, comparison.head
+    return f"base {base.commit} ({base.path.name}), head {head.commit} ({head.path.name})"
+
+
+def _conclusion(comparison: Comparison) -> str:
+    counts = ", ".join(f"{len(comparison.of(outcome))} {outcome}" for outcome in OUTCOMES)
+    return f"{'WORSE' if comparison.worse else 'not worse'}: {counts}"
+
+
+def _cells(verdict: Verdict) -> tuple[str, ...]:
+    change = "" if verdict.ratio is None else f"{verdict.ratio - 1:+.2%}"
+    if verdict.low is not None and verdict.high is not None:
+        change += f" [{verdict.low - 1:+.1%}, {verdict.high - 1:+.1%}]"
+    outcome = f"{verdict.outcome}: {verdict.why}" if verdict.why else verdict.outcome
+    values = [_value(verdict.metric, value) for value in (verdict.base, verdict.head)]
+    return (verdict.series, verdict.metric, *values, change, outcome)
+
+
+def _value(metric: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    if metric == TIME:
+        return f"{format_ms(value)} ms"
+    if metric.endswith("_bytes") and value >= 1e6:
+        return format_bytes(value)
+    if metric.endswith("_diff"):
+        return f"{value:.1e}"
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.6g}"
+
+
+def _markdown_table(verdicts: Sequence[Verdict]) -> list[str]:
+    rows = ["| " + " | ".join(_markdown(cell) for cell in _cells(verdict)) + " |" for verdict in verdicts]
+    return ["| " + " | ".join(_COLUMNS) + " |", "|---|---|--:|--:|--:|---|", *rows]
+
+
+def _markdown(text: str) -> str:
+    """Text that Markdown and HTML leave as it is, on one line, notifying nobody."""
+    named = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", "@": "&#64;", "`": "&#96;"}
+    named |= {character: f"&#{ord(character)};" for character in "*_[]\\~#!"}
+    return "".join(named.get(character, character) for character in " ".join(text.split()))
