@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: bench bench-light bench-all bench-accuracy test test-slow check sample clean
+.PHONY: bench bench-light bench-all bench-accuracy regress prove test test-slow check sample clean
 
 bench: $(READY)
 	$(BIN)/pytest bench -q --benchmark-json=results/latest.json
@@ -28,6 +28,15 @@ bench-all: $(READY)
 # Accuracy over 200 varied inputs as well, on every backend: about ten minutes.
 bench-accuracy: $(READY)
 	$(BIN)/pytest bench -q -k "accuracy" --augment 200 --benchmark-json=results/accuracy.json
+
+# HEAD against BASE, measured call beside call and judged: about ten minutes.
+BASE ?= HEAD~1
+regress: $(READY)
+	$(BIN)/wasmgraph regress $(BASE)
+
+# Whether verdicts can be trusted, into results/proof.json: under an hour, can be interrupted.
+prove: $(READY)
+	$(BIN)/python -m bench.prove
 
 test: $(READY)
 	$(BIN)/pytest -m "not slow"
