@@ -48,16 +48,23 @@ def _say(text: str) -> None:
     sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
 
 
+@cache
+def _commit() -> str:
+    """What is proved: HEAD when the proof began."""
+    with checkout(repository(), "HEAD", _say) as head:
+        return head.commit
+
+
 def _run(
     model: str, backend: str, change: Callable[[Path], None] | None = None, **options: Any
 ) -> Comparison:
-    """HEAD against HEAD, or against HEAD with a change."""
+    """The commit against itself, or against itself with a change."""
     root = repository()
     quiet = lambda _: None  # noqa: E731
     with (
         tempfile.TemporaryDirectory(prefix="wasmgraph-prove-") as directory,
-        checkout(root, "HEAD", quiet) as base,
-        checkout(root, "HEAD", quiet) as head,
+        checkout(root, _commit(), quiet) as base,
+        checkout(root, _commit(), quiet) as head,
     ):
         if change is not None:
             change(head.root)
@@ -225,9 +232,7 @@ def summary(outcomes: dict[str, Outcome]) -> Outcome:
 
 def main() -> None:
     """Do what is not yet done, then write the proof."""
-    with checkout(repository(), "HEAD", _say) as head:
-        commit = head.commit
-    key = hashlib.sha256(f"{commit} {THRESHOLDS.read_text()}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{_commit()} {THRESHOLDS.read_text()}".encode()).hexdigest()[:16]
     place = cache_dir("proof", key)
     planned = list(experiments())
     outcomes: dict[str, Outcome] = {}
@@ -244,7 +249,7 @@ def main() -> None:
         said = {k: v for k, v in outcomes[name].items() if k in ("caught", "worse", "backend", "kernel")}
         _say(f"{number}/{len(planned)} {name}: {spent[name]:.0f} s {said or ''}")
     found = summary(outcomes) | {"seconds": sum(spent.values())}
-    proof = {"commit": commit, "host": host_id(), "processor": cpu_name(), **found, "runs": outcomes}
+    proof = {"commit": _commit(), "host": host_id(), "processor": cpu_name(), **found, "runs": outcomes}
     write_atomically(ROOT / "results" / "proof.json", json.dumps(proof, indent=1).encode())
     _say(
         json.dumps(

@@ -60,6 +60,6 @@ def main(debug: bool) -> None:
 
 for _command in (
     *(graphs.fetch, graphs.compile, graphs.run, graphs.classify, graphs.inspect, graphs.profile),
-    *(verdicts.report, verdicts.compare, verdicts.regress),
+    *(verdicts.report, verdicts.compare, verdicts.regress, verdicts.history),
 ):
     main.add_command(_command)

@@ -154,3 +154,61 @@ def regress(
     with checkout(root, base_rev, say) as base, checkout(root, head_rev, say) as head:
         files = measure_pair(base, head, options, output, say)
     _verdict(*files, thresholds, markdown, as_json, everything)
+
+
+_history_file = click.option(
+    "--file",
+    "path",
+    default="results/history.jsonl",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="The history: JSON lines, append-only.",
+)
+
+
+@click.group()
+def history() -> None:
+    """Keep figures from run to run, and find the steps in them."""
+
+
+@history.command("add")
+@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
+@_history_file
+def history_add(results: Sequence[Path], path: Path) -> None:
+    """Append the figures of RESULTS files; what is there already is not added again.
+
+    Example: wasmgraph history add results/latest.json
+    """
+    from wasmgraph.analysis.history import add
+
+    for result in results:
+        click.echo(f"{result}: {add(path, result)} series added to {path}")
+
+
+@history.command("show")
+@_history_file
+@click.option("--series", default="*", show_default=True, help="A pattern: resnet50-*@wasmtime")
+@click.option(
+    "--metric",
+    "metrics",
+    default="latency_s,ratio,work_fuel,module_bytes",
+    show_default=True,
+    help="Comma-separated.",
+)
+@click.option("--plot", type=click.Path(path_type=Path), help="Also draw the trends, as SVG, here.")
+@_verdict_json
+def history_show(path: Path, series: str, metrics: str, plot: Path | None, as_json: bool) -> None:
+    """Show trends per host, and where their level changed.
+
+    Example: wasmgraph history show --series 'resnet50-wasm32-simd128@*' --metric ratio --plot trend.svg
+    """
+    from wasmgraph.analysis.history import read_history
+    from wasmgraph.report.trends import trend_json, trend_plot, trend_table
+
+    found = read_history(path, [name.strip() for name in metrics.split(",")], series)
+    if as_json:
+        click.echo(trend_json(found))
+    else:
+        trend_table(found, console())
+    if plot is not None:
+        trend_plot(found.trends, plot)

@@ -1,0 +1,214 @@
+"""How figures went from run to run: an append-only file of JSON lines, and the steps in it.
+
+One line is one backend on one model in one run: ``{"schema": 1, "run": …, "datetime": …, "commit": …,
+"host": …, "series": "resnet50-wasm32@wasmtime", "values": {"latency_s": …, "work_fuel": …}}``. A line that
+was cut off while it was written is no JSON, is counted and never read as data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wasmgraph.analysis.runs import DETERMINISTIC
+from wasmgraph.errors import MissingDependencyError, RecordError
+from wasmgraph.files import cache_lock
+from wasmgraph.records import RunInfo, read_results
+
+SCHEMA = 1
+# What a benchmark's median is called, and which fields of a record are kept beside it.
+_MEDIANS = {"test_latency": "latency_s", "test_compile": "compile_s", "test_cold_start": "ready_s"}
+_KEPT = (*DETERMINISTIC, "ratio", "first_output_s", "session_bytes")
+_WINDOW = 1000  # latest runs that are searched for steps
+_SHORTEST = 3  # runs between two steps
+_LEAST = 5e-4  # of a value: less is no step, however steady the rest is
+
+
+@dataclass(frozen=True)
+class Point:
+    """A figure of one run."""
+
+    datetime: str
+    commit: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """A lasting change: the first run of the new level, and the levels' medians before and after."""
+
+    at: Point
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Trend:
+    """One metric of one series on one host, in the order of time, and the steps in its latest runs."""
+
+    series: str
+    metric: str
+    host: str
+    points: Sequence[Point]
+    steps: Sequence[Step]
+
+
+@dataclass(frozen=True)
+class History:
+    """What a file holds; ``torn`` counts lines that are not whole, ``newer`` those of a newer schema."""
+
+    trends: Sequence[Trend]
+    lines: int
+    torn: int
+    newer: int
+
+
+def add(history: Path, results: str | Path) -> int:
+    """Append a results file's figures, a line a series that is not there yet; how many.
+
+    Raises
+    ------
+    RecordError
+        The results cannot be read, or the history cannot be written.
+    """
+    lines = list(_lines(Path(results)))
+    try:
+        with cache_lock(history):
+            known = set()
+            tail = b""
+            if history.exists():
+                known = {(line["run"], line["series"]) for line in _read(history)[0]}
+                with history.open("rb") as stream:
+                    stream.seek(-min(1, history.stat().st_size), os.SEEK_END)
+                    tail = stream.read()
+            new = [line for line in lines if (line["run"], line["series"]) not in known]
+            text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in new)
+            # What a killed writer left at the end becomes a line of its own, which is no JSON.
+            start = "\n" if tail not in (b"", b"\n") else ""
+            with history.open("ab") as stream:
+                stream.write((start + text).encode())
+                stream.flush()
+                os.fsync(stream.fileno())
+    except OSError as error:
+        raise RecordError(f"{history} cannot be written: {error.strerror}.") from error
+    return len(new)
+
+
+def _lines(results: Path) -> Iterator[dict[str, Any]]:
+    data = read_results(results)
+    info = RunInfo.of(data, results)
+    commit = data.get("commit_info")
+    head = {
+        "schema": SCHEMA,
+        "run": hashlib.sha256(results.read_bytes()).hexdigest()[:16],
+        "datetime": str(data.get("datetime", "")),
+        "commit": str(commit.get("id") or "unknown")[:12] if isinstance(commit, dict) else "unknown",
+        "host": info.host or "unknown",
+    }
+    values: dict[str, dict[str, float]] = {}
+    for number, benchmark in enumerate(data["benchmarks"]):
+        try:
+            extra, test = benchmark["extra_info"], benchmark["name"].split("[", 1)[0]
+            mine = values.setdefault(f"{extra['model']}-{extra['backend']}", {})
+            if test in _MEDIANS:
+                mine[_MEDIANS[test]] = float(benchmark["stats"]["median"])
+            mine |= {name: float(extra[name]) for name in _KEPT if extra.get(name) is not None}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RecordError(
+                f"{results}: benchmark {number} is no record of the bench: {error}."
+            ) from error
+    for series, found in values.items():
+        finite = {name: value for name, value in found.items() if math.isfinite(value)}
+        yield head | {"series": series, "values": finite}
+
+
+def _read(path: Path) -> tuple[list[dict[str, Any]], int, int]:
+    """Whole lines of a known schema, and how many are torn, and of a newer schema."""
+    whole, torn, newer = [], 0, 0
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise RecordError(f"{path}: {error.strerror}.") from error
+    for line in raw.splitlines():
+        if not line.strip():
+            continue
+        try:
+            data = json.loads(line)
+            if data["schema"] > SCHEMA:
+                newer += 1
+                continue
+            for name in ("run", "datetime", "commit", "host", "series"):
+                if not isinstance(data[name], str):
+                    raise TypeError(name)
+            data["values"] = {str(name): float(value) for name, value in data["values"].items()}
+        except (ValueError, TypeError, KeyError, AttributeError):
+            torn += 1
+            continue
+        whole.append(data)
+    return whole, torn, newer
+
+
+def read_history(path: Path, metrics: Sequence[str], series: str = "*") -> History:
+    """The trends of some metrics of the series whose names match a pattern.
+
+    Raises
+    ------
+    RecordError
+        There is no such file, or nothing in it is a line of a history.
+    MissingDependencyError
+        ruptures, which finds steps, is not installed.
+    """
+    lines, torn, newer = _read(path)
+    if not lines and (torn or newer):
+        raise RecordError(f"{path} is no history: {torn} lines are not whole, {newer} of a newer schema.")
+    lines.sort(key=lambda line: line["datetime"])
+    found: dict[tuple[str, str, str], list[Point]] = {}
+    for line in lines:
+        if not fnmatchcase(line["series"], series):
+            continue
+        values: Mapping[str, float] = line["values"]
+        for metric in metrics:
+            if metric in values:
+                key = (line["series"], metric, line["host"])
+                point = Point(line["datetime"], line["commit"], values[metric])
+                found.setdefault(key, []).append(point)
+    trends = [Trend(*key, points, steps(points)) for key, points in sorted(found.items())]
+    return History(trends, len(lines), torn, newer)
+
+
+def steps(points: Sequence[Point]) -> list[Step]:
+    """Where the level of a figure changed for good, in the latest thousand runs.
+
+    Penalised least squares of piecewise constant logarithms, solved by pruned exact linear time (PELT:
+    Killick, Fearnhead & Eckley, JASA 107, 2012), with the penalty 3 σ² log n; σ is estimated from the
+    differences of neighbours, which steps hardly touch.
+    """
+    recent = points[-_WINDOW:]
+    values = np.array([point.value for point in recent])
+    if len(values) < 2 * _SHORTEST or not (values > 0).all() or np.ptp(values) == 0:
+        return []
+    try:
+        import ruptures
+    except ImportError as error:
+        raise MissingDependencyError("finding steps needs: pip install 'wasmgraph[report]'.") from error
+    signal = np.log(values)
+    differences = np.abs(np.diff(signal))
+    sigma = max(float(np.median(differences)) / (0.6745 * math.sqrt(2)), _LEAST)
+    penalty = 3 * sigma**2 * math.log(len(values))
+    search = ruptures.KernelCPD(kernel="linear", min_size=_SHORTEST).fit(signal.reshape(-1, 1))
+    ends = [0, *search.predict(pen=penalty)]
+    found = []
+    for begin, change, end in zip(ends, ends[1:], ends[2:], strict=False):
+        before, after = float(np.median(values[begin:change])), float(np.median(values[change:end]))
+        if abs(math.log(after / before)) > _LEAST:
+            found.append(Step(recent[change], before, after))
+    return found
