@@ -198,12 +198,12 @@ def _why_apart(base: RunInfo, head: RunInfo) -> str | None:
 
 def _judge_time(series: str, base: Timing, head: Timing, pairing: Pairing, limit: TimeLimit) -> Verdict:
     medians = base.median_s, head.median_s
-    rounds = [*base.rounds_s, *head.rounds_s]
+    rounds = np.array([*base.rounds_s, *head.rounds_s])
     processes, rest = divmod(len(base.rounds_s), pairing.per_process)
     why = ""
     if len(base.rounds_s) != len(head.rounds_s) or rest:
         why = f"{len(base.rounds_s)} rounds beside {len(head.rounds_s)}"
-    elif not all(math.isfinite(seconds) and seconds > 0 for seconds in rounds):
+    elif not (np.isfinite(rounds) & (rounds > 0)).all():
         why = "a round that is no positive number"
     elif processes < limit.processes:
         why = f"{processes} pairs of processes, at least {limit.processes} are needed"

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,9 +33,8 @@ _SHORTEST = 3  # runs between two steps
 _LEAST = 5e-4  # of a value: less is no step, however steady the rest is
 
 
-@dataclass(frozen=True)
-class Point:
-    """A figure of one run."""
+class Point(NamedTuple):
+    """A figure of one run. There are hundreds of thousands: a tuple."""
 
     datetime: str
     commit: str
@@ -135,10 +134,10 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], int, int]:
     """Whole lines of a known schema, and how many are torn, and of a newer schema."""
     whole, torn, newer = [], 0, 0
     try:
-        raw = path.read_bytes()
+        text = path.read_text(errors="replace")
     except OSError as error:
         raise RecordError(f"{path}: {error.strerror}.") from error
-    for line in raw.splitlines():
+    for line in text.split("\n"):
         if not line.strip():
             continue
         try:
@@ -171,18 +170,25 @@ def read_history(path: Path, metrics: Sequence[str], series: str = "*") -> Histo
     if not lines and (torn or newer):
         raise RecordError(f"{path} is no history: {torn} lines are not whole, {newer} of a newer schema.")
     lines.sort(key=lambda line: line["datetime"])
-    found: dict[tuple[str, str, str], list[Point]] = {}
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for line in lines:
-        if not fnmatchcase(line["series"], series):
-            continue
-        values: Mapping[str, float] = line["values"]
-        for metric in metrics:
-            if metric in values:
-                key = (line["series"], metric, line["host"])
-                point = Point(line["datetime"], line["commit"], values[metric])
-                found.setdefault(key, []).append(point)
-    trends = [Trend(*key, points, steps(points)) for key, points in sorted(found.items())]
-    return History(trends, len(lines), torn, newer)
+        found.setdefault((line["series"], line["host"]), []).append(line)
+    trends = [
+        _trend(name, metric, host, runs)
+        for (name, host), runs in sorted(found.items())
+        if fnmatchcase(name, series)
+        for metric in metrics
+    ]
+    return History([trend for trend in trends if trend.points], len(lines), torn, newer)
+
+
+def _trend(series: str, metric: str, host: str, runs: Sequence[Mapping[str, Any]]) -> Trend:
+    points = [
+        Point(run["datetime"], run["commit"], run["values"][metric])
+        for run in runs
+        if metric in run["values"]
+    ]
+    return Trend(series, metric, host, points, steps(points))
 
 
 def steps(points: Sequence[Point]) -> list[Step]:

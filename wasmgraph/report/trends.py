@@ -41,7 +41,15 @@ def trend_table(history: History, console: Console) -> None:
 
 def trend_json(history: History) -> str:
     """Every trend with its points and steps."""
-    return json.dumps(asdict(history), indent=1)
+    trends = [
+        asdict(trend)
+        | {
+            "points": [point._asdict() for point in trend.points],
+            "steps": [asdict(step) | {"at": step.at._asdict()} for step in trend.steps],
+        }
+        for trend in history.trends
+    ]
+    return json.dumps(asdict(history) | {"trends": trends}, indent=1)
 
 
 def _words(step: Step) -> str:
