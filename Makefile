@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: bench bench-light bench-all bench-accuracy regress prove test test-slow check sample clean
+.PHONY: bench bench-light bench-all bench-accuracy gate regress prove test test-slow check sample clean
 
 bench: $(READY)
 	$(BIN)/pytest bench -q --benchmark-json=results/latest.json
@@ -34,9 +34,17 @@ BASE ?= HEAD~1
 regress: $(READY)
 	$(BIN)/wasmgraph regress $(BASE)
 
-# Whether verdicts can be trusted, into results/proof.json: under an hour, can be interrupted.
+# Whether verdicts can be trusted, into results/proof.json: under an hour. An interrupted proof goes on, if need
+# be with REV=…, the commit that it is of.
+REV ?= HEAD
 prove: $(READY)
-	$(BIN)/python -m bench.prove
+	$(BIN)/python -m bench.prove $(REV)
+
+# Sizes, work and accuracy of this tree against results/baseline.json, no time: about three minutes.
+GATED := wasm32@wasmtime,wasm32-simd128@wasmtime,wasm32-relaxed-simd@wasmtime,wasm32-simd128-threads@wasmtime:2
+gate: $(READY)
+	$(BIN)/pytest bench -q -k "work or accuracy" --backends $(GATED) --benchmark-json=results/gate.json
+	$(BIN)/wasmgraph compare results/baseline.json results/gate.json --markdown results/gate.md
 
 test: $(READY)
 	$(BIN)/pytest -m "not slow"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -50,8 +51,8 @@ def _say(text: str) -> None:
 
 @cache
 def _commit() -> str:
-    """What is proved: HEAD when the proof began."""
-    with checkout(repository(), "HEAD", _say) as head:
+    """What is proved: the revision that the command names, HEAD as it was at the beginning."""
+    with checkout(repository(), sys.argv[1] if len(sys.argv) > 1 else "HEAD", _say) as head:
         return head.commit
 
 
@@ -186,8 +187,58 @@ def _interleaving() -> Outcome:
     return found
 
 
+def _scale() -> Outcome:
+    """Seconds of two commands on files much larger than any here."""
+    rng = np.random.default_rng(0)
+    known = {"model": "net", "target": "t", "weights": "trained", "threads": 1, "batch": 1, "inputs": 20}
+    seconds = {}
+    with tempfile.TemporaryDirectory(prefix="wasmgraph-prove-") as directory:
+        place = Path(directory)
+        for side in ("base", "head"):
+            entries = [
+                {
+                    "name": f"test_latency[net-b{n}]",
+                    "stats": {"data": (1 + rng.random(160)).tolist(), "median": 1.5},
+                    "extra_info": known
+                    | {"backend": f"b{n}", "work_fuel": n, "module_bytes": n, "top1": 19},
+                }
+                for n in range(2_500)
+            ]
+            info = {"schema": 1, "host": "h", "pairing": {"run": "r", "side": side, "per_process": 16}}
+            (place / f"{side}.json").write_text(json.dumps({"benchmarks": entries, "wasmgraph": info}))
+        files = [str(place / f"{side}.json") for side in ("base", "head")]
+        seconds["compare, 10,000 series"] = _seconds("compare", *files, "--thresholds", str(THRESHOLDS))
+        with (place / "history.jsonl").open("w") as stream:
+            for run in range(1_000):
+                head = {
+                    "schema": 1,
+                    "run": str(run),
+                    "datetime": f"{run:06}",
+                    "commit": f"c{run}",
+                    "host": "h",
+                }
+                for series in range(100):
+                    values = {
+                        "latency_s": 1 + rng.random(),
+                        "ratio": 2 + rng.random(),
+                        "work_fuel": run // 300,
+                    }
+                    stream.write(json.dumps(head | {"series": f"s{series}", "values": values}) + "\n")
+        shown = _seconds("history", "show", "--file", str(place / "history.jsonl"))
+        seconds["history show, 100,000 lines"] = shown
+    return seconds
+
+
+def _seconds(*arguments: str) -> float:
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "wasmgraph.cli", *arguments]
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+    return time.perf_counter() - began
+
+
 def experiments() -> Iterator[tuple[str, Callable[[], Outcome]]]:
     """All of them by name, the quick ones first."""
+    yield "scale", _scale
     yield "noop", _noop
     yield "interleaving", _interleaving
     for n in range(WORK_RUNS):
@@ -225,6 +276,7 @@ def summary(outcomes: dict[str, Outcome]) -> Outcome:
             "time_not_judged": sum(v["outcome"] == "not comparable" for v in same),
         },
         "known_regressions": caught,
+        "scale_s": outcomes.get("scale", {}),
         "noop_s": outcomes.get("noop", {}),
         "interleaved_over_alone": outcomes.get("interleaving", {}),
     }

@@ -98,7 +98,9 @@ def test_a_users_own_model(small_onnx: Path, tmp_path: Path) -> None:
     assert (two["reference"] == "onnxruntime:2").all()
     sessions = frame[frame["test"] == "test_sessions"]
     assert (sessions["sessions"] == 2).all()
-    assert (sessions[["runs_per_s", "p50_s", "p99_s", "artifact_bytes"]] > 0).all(axis=None)
+    assert (sessions[["runs_per_s", "sessions_p50_s", "sessions_p99_s", "artifact_bytes"]] > 0).all(
+        axis=None
+    )
     accuracy = frame[frame["test"] == "test_accuracy"]
     assert (accuracy["max_prob_diff"] < 1e-4).all()
     assert accuracy["top1"].isna().all()

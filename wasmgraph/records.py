@@ -41,15 +41,14 @@ class Record:
         its own (with one thread, where the target has several)
     machine_code_bytes : what Cranelift makes of the module for a fixed processor of this architecture
     peak_memory_bytes : linear memory at the end of a run; it never shrinks
-    p90_s, mad_s : of the latency: 90th percentile, and median absolute deviation
+    p90_s, p99_s, mad_s : of the latency: percentiles, and median absolute deviation
     warmup_rounds : rounds at the beginning that were slower than all that follow
     outliers : rounds beyond 1.5 interquartile ranges from the quartiles; they are counted, not removed
     unstable : what is wrong with the rounds and what helps, if they spread too far
     direct_share : share of that peak which direct convolutions reach, weighted by time
     other_share : share of the time that goes to anything but convolutions
     sessions : how many ran at the same time, each in a thread
-    runs_per_s, p50_s, p99_s : what they did together, and how long a call took (p99_s of the latency
-        test: of its own rounds)
+    runs_per_s, sessions_p50_s, sessions_p99_s : what they did together, and how long a call took
     session_bytes : memory that one more session of a graph takes for itself alone
     artifact_bytes, engine_bytes : on disk, the graph's file, and what runs it beside Python and numpy
     ready_s, first_output_s : from ``load(path)``, compiled code cached, to a session that accepts
@@ -80,6 +79,7 @@ class Record:
     ops_scheduled: int | None = None
     ops_fallback: int | None = None
     p90_s: float | None = None
+    p99_s: float | None = None
     mad_s: float | None = None
     warmup_rounds: int | None = None
     outliers: int | None = None
@@ -96,8 +96,8 @@ class Record:
     other_share: float | None = None
     sessions: int | None = None
     runs_per_s: float | None = None
-    p50_s: float | None = None
-    p99_s: float | None = None
+    sessions_p50_s: float | None = None
+    sessions_p99_s: float | None = None
     session_bytes: int | None = None
     artifact_bytes: int | None = None
     engine_bytes: int | None = None

@@ -52,6 +52,7 @@ def checkout(root: Path, revision: str, progress: Progress) -> Iterator[Checkout
     UsageError
         There is no such revision, or it cannot be set up.
     """
+    _git(root, "worktree", "prune")  # what a killed process left
     commit = _git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}", of=revision)
     with tempfile.TemporaryDirectory(prefix="wasmgraph-revision-") as directory:
         place = Path(directory) / "wasmgraph"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -19,10 +20,9 @@ _COLUMNS = ("series", "metric", "base", "head", "change", "verdict")
 
 
 def comparison_table(comparison: Comparison, console: Console, everything: bool = False) -> None:
-    """Print what is worse, better or not comparable, and how much is as it was; ``everything`` lists that
-    too."""
+    """Print what is worse or better, and why the rest was not compared; ``everything`` lists it all."""
     console.print(escape(_headline(comparison)))
-    shown = [v for v in comparison.verdicts if everything or v.outcome != OUTCOMES[2]]
+    shown = [v for v in comparison.verdicts if everything or v.outcome in ("worse", "better")]
     if shown:
         table = Table()
         for column in _COLUMNS:
@@ -31,6 +31,10 @@ def comparison_table(comparison: Comparison, console: Console, everything: bool 
             cells = [escape(cell) for cell in _cells(verdict)]
             table.add_row(*cells, style=_STYLES.get(verdict.outcome))
         console.print(table)
+    if not everything:
+        reasons = Counter(verdict.why for verdict in comparison.of("not comparable"))
+        for why, count in reasons.most_common():
+            console.print(escape(f"not comparable: {count} × {why}"))
     console.print(escape(_conclusion(comparison)))
 
 

@@ -49,6 +49,7 @@ def result_table(summary: Summary, console: Console) -> None:
                 format_bytes(row.get("module_bytes")),
             )
         console.print(table)
+        _rounds(rows, console)
         _decomposition(decomposition(rows), console)
         _deployment(rows, console)
         _goals(goals(summary, model), console)
@@ -57,6 +58,33 @@ def result_table(summary: Summary, console: Console) -> None:
     for title, cases in (("skipped", summary.info.skipped), ("failed", summary.info.failed)):
         for case, reason in cases.items():
             console.print(f"[bold]{title}[/]: {escape(case)}: {escape(reason)}")
+
+
+def _rounds(rows: Sequence[Row], console: Console) -> None:
+    """How the rounds of each backend spread, and which are not to be trusted."""
+    measured = [row for row in rows if row.get("mad_s") is not None]
+    if not measured:
+        return
+    table = Table(title="rounds of the latency; nothing was removed", title_justify="left")
+    table.add_column("backend")
+    for column in ("rounds", "median ms", "p90 ms", "p99 ms", "MAD ms", "warm-up", "outliers"):
+        table.add_column(column, justify="right")
+    for row in measured:
+        table.add_row(
+            escape(row.backend),
+            str(len(row.rounds_s)),
+            *(format_ms(s) for s in (row.median_s, row.get("p90_s"), row.get("p99_s"), row.get("mad_s"))),
+            f"{row.get('warmup_rounds'):.0f}",
+            f"{row.get('outliers'):.0f}",
+        )
+    console.print(table)
+    reasons: dict[str, list[str]] = {}
+    for row in measured:
+        if row.get("unstable"):
+            what, _, remedy = row.get("unstable").partition(": ")
+            reasons.setdefault(remedy, []).append(f"{row.backend} ({what})")
+    for remedy, backends in reasons.items():
+        console.print(f"[bold yellow]unstable[/]: {escape('; '.join(backends))}. Remedy: {escape(remedy)}.")
 
 
 def _deployment(rows: Sequence[Row], console: Console) -> None:
@@ -81,8 +109,8 @@ def _deployment(rows: Sequence[Row], console: Console) -> None:
         table.add_row(
             escape(row.backend),
             f"{row.get('runs_per_s'):.3g}",
-            format_ms(row.get("p50_s")),
-            format_ms(row.get("p99_s")),
+            format_ms(row.get("sessions_p50_s")),
+            format_ms(row.get("sessions_p99_s")),
             format_bytes(row.get("session_bytes")),
             format_bytes(row.get("artifact_bytes")),
             format_bytes(row.get("engine_bytes")),
