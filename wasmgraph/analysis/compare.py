@@ -27,6 +27,7 @@ Outcome = Literal["worse", "better", "no significant difference", "not comparabl
 OUTCOMES: tuple[Outcome, ...] = ("worse", "better", "no significant difference", "not comparable")
 TIME = "time"
 KERNEL_WORK = "kernel_work"
+BY_KERNEL = "work_fuel of "
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All verdicts, worst first."""
+    """All verdicts, worst first, of one outcome time first."""
 
     base: Run
     head: Run
@@ -59,6 +60,11 @@ class Comparison:
     def of(self, outcome: Outcome) -> list[Verdict]:
         """The verdicts of one outcome."""
         return [verdict for verdict in self.verdicts if verdict.outcome == outcome]
+
+    @property
+    def notices(self) -> list[str]:
+        """What the two runs have to say first."""
+        return list(dict.fromkeys([*self.base.info.notices, *self.head.info.notices]))
 
     @property
     def worse(self) -> bool:
@@ -85,7 +91,7 @@ def compare(base: str | Path, head: str | Path, thresholds: Thresholds) -> Compa
         *_subjects(before, after, thresholds),
         *_timings(before, after, thresholds.time),
     ]
-    verdicts.sort(key=lambda verdict: OUTCOMES.index(verdict.outcome))
+    verdicts.sort(key=lambda verdict: (OUTCOMES.index(verdict.outcome), verdict.metric != TIME))
     return Comparison(before, after, verdicts)
 
 
@@ -148,7 +154,7 @@ def _metrics(
         pair = base.kernel_work.get(kernel), head.kernel_work.get(kernel)
         if None in pair and not (base.kernel_work and head.kernel_work):
             break  # one file does not tell; work_fuel says so already
-        yield _judge(name, f"work_fuel of {kernel}", *pair, limit, "")
+        yield _judge(name, f"{BY_KERNEL}{kernel}", *pair, limit, "")
 
 
 def _judge(

@@ -236,8 +236,9 @@ def _imprecise(name: str, sides: Sequence[_Side], options: Options) -> bool:
     base, head = (side.rounds.get(name, []) for side in sides)
     if not base or not head:
         return False
-    low, high = median_interval(process_ratios(base, head, options.pairs), options.confidence)
-    return high - low > 2 * options.precision
+    ratios = process_ratios(base, head, options.pairs)
+    low, high = median_interval(ratios, options.confidence)
+    return bool(high - low > 2 * options.precision * np.median(ratios))
 
 
 def _count(sides: Sequence[_Side], judged: Evaluation) -> None:

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from wasmgraph.analysis import Comparison, Verdict
-from wasmgraph.analysis.compare import OUTCOMES, TIME
+from wasmgraph.analysis.compare import BY_KERNEL, OUTCOMES, TIME
 from wasmgraph.report.summary import format_bytes, format_ms
 
 _STYLES = {"worse": "bold red", "better": "green"}
@@ -21,17 +21,23 @@ _COLUMNS = ("series", "metric", "base", "head", "change", "verdict")
 
 def comparison_table(comparison: Comparison, console: Console, everything: bool = False) -> None:
     """Print what is worse or better, and why the rest was not compared; ``everything`` lists it all."""
+    for notice in comparison.notices:
+        console.print(f"[bold yellow]{escape(notice)}[/]")
     console.print(escape(_headline(comparison)))
-    shown = [v for v in comparison.verdicts if everything or v.outcome in ("worse", "better")]
+    changed, kernels = _changed(comparison)
+    shown = comparison.verdicts if everything else changed
     if shown:
         table = Table()
         for column in _COLUMNS:
-            table.add_column(column, justify="right" if column in ("base", "head", "change") else "left")
+            right = column in ("base", "head", "change")
+            table.add_column(column, justify="right" if right else "left", overflow="fold")
         for verdict in shown:
             cells = [escape(cell) for cell in _cells(verdict)]
             table.add_row(*cells, style=_STYLES.get(verdict.outcome))
         console.print(table)
     if not everything:
+        if kernels:
+            console.print(f"better: {len(kernels)} × work_fuel of a kernel")
         reasons = Counter(verdict.why for verdict in comparison.of("not comparable"))
         for why, count in reasons.most_common():
             console.print(escape(f"not comparable: {count} × {why}"))
@@ -46,13 +52,15 @@ def comparison_markdown(comparison: Comparison) -> str:
         _markdown(_headline(comparison)),
         "",
     ]
-    changed = [*comparison.of("worse"), *comparison.of("better")]
+    for notice in comparison.notices:
+        lines += [_markdown(notice), ""]
+    changed, kernels = _changed(comparison)
     if changed:
         lines += _markdown_table(changed)
-    for outcome in OUTCOMES[2:]:
-        found = comparison.of(outcome)
+    rest = {"better, by kernel": kernels} | {outcome: comparison.of(outcome) for outcome in OUTCOMES[2:]}
+    for words, found in rest.items():
         if found:
-            lines += ["", f"<details><summary>{len(found)} × {outcome}</summary>", ""]
+            lines += ["", f"<details><summary>{len(found)} × {words}</summary>", ""]
             lines += [*_markdown_table(found), "", "</details>"]
     return "\n".join(lines) + "\n"
 
@@ -62,6 +70,14 @@ def comparison_json(comparison: Comparison) -> str:
     counts = {outcome: len(comparison.of(outcome)) for outcome in OUTCOMES}
     verdicts = [asdict(verdict) for verdict in comparison.verdicts]
     return json.dumps({"worse": comparison.worse, "counts": counts, "verdicts": verdicts}, indent=1)
+
+
+def _changed(comparison: Comparison) -> tuple[list[Verdict], list[Verdict]]:
+    """What is worse or better, and apart from it the kernels that do less work: there may be many."""
+    better = comparison.of("better")
+    kernels = [verdict for verdict in better if verdict.metric.startswith(BY_KERNEL)]
+    others = [verdict for verdict in better if not verdict.metric.startswith(BY_KERNEL)]
+    return [*comparison.of("worse"), *others], kernels
 
 
 def _headline(comparison: Comparison) -> str:
