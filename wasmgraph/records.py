@@ -184,7 +184,7 @@ def read_results(path: str | Path) -> dict[str, Any]:
         data = json.loads(Path(path).read_text())
     except OSError as error:
         raise RecordError(f"{path}: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"{path} is not JSON ({error}); was it cut off while written?") from error
     if not isinstance(data, dict) or not isinstance(data.get("benchmarks"), list):
         raise RecordError(

@@ -2,17 +2,20 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.analysis.conftest import Write, benchmark
 from wasmgraph.analysis import Comparison, Thresholds, Verdict, compare
 from wasmgraph.analysis.compare import median_interval
-from wasmgraph.errors import RecordError
+from wasmgraph.analysis.history import add, read_history
+from wasmgraph.errors import RecordError, WasmgraphError
+from wasmgraph.records import results
 
 FIGURES = {"work_fuel": 1_000_000, "module_bytes": 50_000, "top1": 19, "top5": 20, "inputs": 20}
 
@@ -189,6 +192,7 @@ def test_accuracy_over_other_inputs_is_not_compared(write: Write, thresholds: Th
     ("content", "message"),
     [
         ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
         ("[]", "not a pytest-benchmark file"),
         ('{"benchmarks": []}', "not of `pytest bench`"),
         ('{"benchmarks": [{"name": "x", "stats": {}}], "wasmgraph": {}}', "no 'extra_info'"),
@@ -251,3 +255,43 @@ def test_a_large_file_is_compared(write: Write, thresholds: Thresholds) -> None:
     files = [write(side, json.loads(json.dumps(entries)), side) for side in ("base", "head")]
     found = compare(*files, thresholds)
     assert found.judged == 500 * 5
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.just(10**400) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def places(data: object, path: tuple = ()) -> list[tuple]:
+    """Every place in a JSON value."""
+    found = [path] if path else []
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, value in items:
+        found += places(value, (*path, key))
+    return found
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_no_json_makes_a_traceback(
+    write: Write, thresholds: Thresholds, tmp_path: Path, data: st.DataObject
+) -> None:
+    good = write("good", [benchmark(**FIGURES, kernel_work={"k": 1}, rounds=[1.0] * 40)], "base")
+    bad = json.loads(good.read_text())
+    *parents, last = data.draw(st.sampled_from(places(bad)))
+    parent = bad
+    for key in parents:
+        parent = parent[key]
+    parent[last] = data.draw(JSON)
+    mutated = tmp_path / "mutated.json"
+    mutated.write_text(json.dumps(bad))
+    for files in ((good, mutated), (mutated, good)):
+        with suppress(WasmgraphError):
+            compare(*files, thresholds)
+    with suppress(WasmgraphError):
+        add(tmp_path / "history.jsonl", mutated)
+        read_history(tmp_path / "history.jsonl", ["latency_s", "work_fuel"])
+    with suppress(WasmgraphError):
+        results(mutated)

@@ -94,9 +94,9 @@ def test_a_writer_that_is_killed_leaves_no_torn_data(write: Write, tmp_path: Pat
 def test_lines_of_a_newer_schema_are_counted_not_read(tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
     newer = line(1, work_fuel=1).replace('"schema": 1', '"schema": 2')
-    path.write_text(line(0, work_fuel=1) + "\n" + newer + "\n[]\n7\n{}\n")
+    path.write_text(line(0, work_fuel=1) + "\n" + newer + "\n[]\n7\n{}\n" + "[" * 100_000 + "\n")
     found = read_history(path, METRICS)
-    assert (found.lines, found.newer, found.torn) == (1, 1, 3)
+    assert (found.lines, found.newer, found.torn) == (1, 1, 4)
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def _lines(results: Path) -> Iterator[dict[str, Any]]:
             if test in _MEDIANS:
                 mine[_MEDIANS[test]] = float(benchmark["stats"]["median"])
             mine |= {name: float(extra[name]) for name in _KEPT if extra.get(name) is not None}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise RecordError(
                 f"{results}: benchmark {number} is no record of the bench: {error}."
             ) from error
@@ -149,7 +149,7 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], int, int]:
                 if not isinstance(data[name], str):
                     raise TypeError(name)
             data["values"] = {str(name): float(value) for name, value in data["values"].items()}
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             torn += 1
             continue
         whole.append(data)

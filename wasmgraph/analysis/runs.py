@@ -82,7 +82,7 @@ def read_run(path: str | Path) -> Run:
             timings[name] = Timing(key, _seconds(stats.get("data") or []), float(stats["median"]))
         except KeyError as error:
             raise RecordError(f"{path}: benchmark {number} has no {error}.") from error
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise RecordError(f"{path}: benchmark {number} has {error}.") from error
     machine = data.get("machine_info")
     commit = data.get("commit_info")
@@ -114,7 +114,7 @@ def _gather(subjects: dict[str, Subject], key: str, extra: Mapping[str, Any]) ->
             continue
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError(f"{name} {value!r}, which is no number")
-        known = subject.metrics.setdefault(name, value)
+        known = subject.metrics.setdefault(name, float(value))
         if known != value and not (math.isnan(known) and math.isnan(value)):
             raise ValueError(f"{name} {value!r}, while another benchmark of {key} has {known!r}")
     if "kernel_work" in extra:
