@@ -61,11 +61,12 @@ check: $(READY)
 sample: $(READY)
 	$(BIN)/wasmgraph report results/baseline.json -o reports/sample
 
-$(READY): pyproject.toml constraints.txt bench/js/package-lock.json
+$(READY): pyproject.toml constraints.txt bench/js/package-lock.json tests/js/package-lock.json
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@if command -v npm >/dev/null; then npm ci --prefix bench/js --ignore-scripts --no-audit --no-fund --silent; \
-	else echo "npm is missing: the JavaScript peers will be skipped"; fi
+	@if command -v npm >/dev/null; then \
+	  for place in bench/js tests/js; do npm ci --prefix $$place --ignore-scripts --no-audit --no-fund --silent; done; \
+	else echo "npm is missing: the JavaScript peers and the accessibility check will be skipped"; fi
 	touch $@
 
 clean:

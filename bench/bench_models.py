@@ -15,7 +15,7 @@ from bench.lab import CLOCK, Bench
 from bench.peers import engine
 from wasmgraph.backends import REFERENCE, Backend
 from wasmgraph.compiler import build_roofline
-from wasmgraph.measure.accuracy import augment, judge
+from wasmgraph.measure.accuracy import augment, doubts, judge
 from wasmgraph.measure.coldstart import cold_start
 from wasmgraph.measure.profile import (
     DIRECT_RULES,
@@ -111,7 +111,10 @@ def test_accuracy(benchmark: Any, bench: Bench, backend: Backend) -> None:
         seconds.append(time.perf_counter() - began)
     evaluation = bench.evaluation
     probabilities, logits = evaluation.outputs(session.outputs)
+    doubtful = doubts(outputs, bench.reference_outputs, evaluation.labels, probabilities)
     found = judge(outputs, bench.reference_outputs, evaluation.labels, probabilities, logits)
+    if evaluation.photos:
+        benchmark.extra_info["doubts"] = [bench.named(doubt) for doubt in doubtful]
     if bench.augment and "input" in evaluation.description:
         name = evaluation.description["input"]
         varied = [{name: x} for x in augment([f[name] for f in bench.inputs], bench.augment)]

@@ -25,7 +25,8 @@ from wasmgraph.errors import (
 from wasmgraph.host import cpu_count, host_id
 from wasmgraph.measure.interleaved import Schedule
 from wasmgraph.models import MODELS
-from wasmgraph.records import RunInfo
+from wasmgraph.models.photos import thumbnail
+from wasmgraph.records import RunInfo, photographs_of
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -156,6 +157,18 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
     run = config.stash[_RUN]
     info = RunInfo(tuple(run.notices), run.skipped, run.failed, host_id())
     output_json["wasmgraph"] = asdict(info)
+    if config.getoption("benchmark_json"):
+        _keep_photographs(run, Path(config.getoption("benchmark_json").name))
+
+
+def _keep_photographs(run: Run, results: Path) -> None:
+    """Small pictures of what backends doubt, beside the results: they may not be anybody's to publish."""
+    directory = photographs_of(results)
+    shutil.rmtree(directory, ignore_errors=True)
+    photos = {name: photo for bench in run.benches.values() for name, photo in bench.shown.items()}
+    for name, photo in photos.items():
+        directory.mkdir(exist_ok=True)
+        (directory / f"{Path(name).stem}.jpg").write_bytes(thumbnail(photo))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

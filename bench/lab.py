@@ -23,10 +23,12 @@ from wasmgraph.backends import REFERENCE, Backend
 from wasmgraph.compiler import CompileLog
 from wasmgraph.errors import WasmgraphError
 from wasmgraph.files import sha256_file
+from wasmgraph.measure.accuracy import Doubt
 from wasmgraph.measure.interleaved import Block, Schedule, block_of, interleave, ratio_of_medians
 from wasmgraph.measure.statistics import describe
 from wasmgraph.models import MODELS
 from wasmgraph.models.evaluation import Evaluation, evaluation
+from wasmgraph.models.photos import Photo
 from wasmgraph.records import Record
 from wasmgraph.runtimes import LoadOptions, Session
 from wasmgraph.runtimes.metrics import metrics
@@ -81,6 +83,7 @@ class Bench:
     notice: Callable[[str], None]
     directory: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="wasmgraph-bench-")))
     logs: dict[str, CompileLog] = field(default_factory=dict)
+    shown: dict[str, Photo] = field(default_factory=dict)
     kernel_work: dict[str, dict[str, int]] = field(default_factory=dict)
     _artifacts: dict[str, Artifact] = field(default_factory=dict)
     _metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -178,6 +181,18 @@ class Bench:
         )
         session = self.session(reference)
         return [session.run(feeds) for feeds in self.inputs]
+
+    def named(self, doubt: Doubt) -> dict[str, Any]:
+        """A doubt with the names of its photograph and classes; the photograph is kept for the report."""
+        evaluation = self.evaluation
+        photo = evaluation.photos[doubt.input]
+        self.shown[photo.name] = photo
+        top, expected = (
+            [[evaluation.class_name(index), probability] for index, probability in most]
+            for most in (doubt.top, doubt.reference_top)
+        )
+        label = evaluation.class_name(photo.label)
+        return {"photo": photo.name, "label": label, "top": top, "reference_top": expected}
 
     def record(self, backend: Backend, **measured: Any) -> dict[str, Any]:
         """The record of a backend on this model, as ``extra_info``."""

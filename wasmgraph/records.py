@@ -172,6 +172,11 @@ class RunInfo:
             raise RecordError(f"{path}: its 'wasmgraph' entry cannot be read: {error}.") from error
 
 
+def photographs_of(results: Path) -> Path:
+    """Where small pictures of the photographs of a results file lie, if they were kept."""
+    return results.with_suffix(".photos")
+
+
 def read_results(path: str | Path) -> dict[str, Any]:
     """Read a pytest-benchmark JSON file.
 

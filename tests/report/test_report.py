@@ -84,12 +84,21 @@ def test_rows_merge_a_backends_tests_and_sort_by_latency(results_file: Path) -> 
 
 def test_the_page_says_everything_and_escapes_names(results_file: Path, tmp_path: Path) -> None:
     page = build_report([results_file], tmp_path / "out").read_text()
-    for words in ("4.20×", "[4.00, 4.50]", "19/20", "FALLBACK", "failed: y: why", "(changed)"):
+    for words in (
+        "4.20×",
+        "[4.00, 4.50]",
+        "19/20",
+        "FALLBACK",
+        "<strong>failed</strong>: y: why",
+        "(changed)",
+    ):
         assert words in page, words
-    assert "<script" not in page
+    assert page.count("<script") == 1  # the page's own
+    assert "&lt;script&gt;alert(1)" in page
     assert page.index("FALLBACK") < page.index("<h2")
     assert not re.search(r'(src|href)\s*=\s*"https?:', page)
     assert page.count("<svg") == 2
+    assert not re.search(r"<img(?! src=.data:)", page)
 
 
 def test_the_terminal_table_escapes_markup(results_file: Path) -> None:

@@ -24,14 +24,15 @@ _WORSE = 1
     type=click.Path(path_type=Path),
     help="Directory to write into.",
 )
-def report(results: Sequence[Path], output: Path) -> None:
+@click.option("--history", type=click.Path(path_type=Path), help="Also draw the trends of this history.")
+def report(results: Sequence[Path], output: Path, history: Path | None) -> None:
     """Print the result table of RESULTS files and write an HTML report.
 
     Example: wasmgraph report results/latest.json -o reports/
     """
     from wasmgraph.report import build_report, result_table, summarize
 
-    path = build_report(results, output)
+    path = build_report(results, output, history)
     for result in results:
         result_table(summarize(result), console())
     click.echo(f"report: {path}")

@@ -66,6 +66,38 @@ def judge(
     )
 
 
+@dataclass(frozen=True)
+class Doubt:
+    """An input whose first class is not the label, or not the reference's: the most probable classes, with
+    their probabilities, of the backend and of the reference."""
+
+    input: int
+    top: list[tuple[int, float]]
+    reference_top: list[tuple[int, float]]
+
+
+def doubts(
+    outputs: Sequence[Mapping[str, Array]],
+    reference: Sequence[Mapping[str, Array]],
+    labels: Sequence[int] | None,
+    probabilities: str,
+    count: int = 5,
+) -> list[Doubt]:
+    """The inputs that somebody will want to look at; parameters are those of :func:`judge`."""
+
+    def most(row: Mapping[str, Array]) -> list[tuple[int, float]]:
+        values = row[probabilities].ravel()
+        return [(int(i), float(values[i])) for i in np.argsort(-values, kind="stable")[:count]]
+
+    found = []
+    for index, (ours, theirs) in enumerate(zip(outputs, reference, strict=True)):
+        top, expected = most(ours), most(theirs)
+        wrong = labels is not None and top[0][0] != labels[index]
+        if wrong or top[0][0] != expected[0][0]:
+            found.append(Doubt(index, top, expected))
+    return found
+
+
 def _largest(difference: Array) -> float:
     """Largest absolute value; infinite if any is not a number: broken is not unmeasured."""
     value = float(np.abs(difference).max())

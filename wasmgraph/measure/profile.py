@@ -58,7 +58,7 @@ class StepTime:
 class OperatorTime:
     """All calls of one kernel together. ``share`` is of the whole run's time; ``roofline_share``
     is flops a second over the roofline's peak (a Winograd convolution, whose flops are counted as
-    if direct, may exceed 1), None without flops."""
+    if direct, may exceed 1), None without flops; ``traffic_bytes`` are those of all operands, once."""
 
     kernel: str
     operator: str
@@ -68,6 +68,8 @@ class OperatorTime:
     share: float
     gflops_per_s: float | None
     roofline_share: float | None
+    flops: int
+    traffic_bytes: int
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,8 @@ def by_kernel(profile: Profile) -> list[OperatorTime]:
                 seconds / total,
                 None if rate is None else rate * 1e-9,
                 None if rate is None else rate / roofline.flops_per_s,
+                flops,
+                sum(step.traffic_bytes for step in group),
             )
         )
     return sorted(found, key=lambda operator: -operator.seconds)

@@ -12,7 +12,7 @@ import numpy as np
 
 from wasmgraph.artifact import DESCRIPTION_KEY
 from wasmgraph.errors import FetchError
-from wasmgraph.models.photos import accuracy_set, inputs_of, labelled_folder
+from wasmgraph.models.photos import Photo, accuracy_set, inputs_of, labelled_folder
 from wasmgraph.tensors import Array, TensorSpec
 
 _NOISE_INPUTS = 3
@@ -22,12 +22,19 @@ _NOISE_INPUTS = 3
 class Evaluation:
     """Feeds, and their labels where somebody knows them and the weights mean something.
 
-    ``description`` is what the model says of itself: weights, preprocessing, labels.
+    ``description`` is what the model says of itself: weights, preprocessing, labels; ``photos`` are what
+    the feeds were made of, if they were.
     """
 
     feeds: Sequence[dict[str, Array]]
     labels: Sequence[int] | None
     description: dict[str, Any]
+    photos: Sequence[Photo] = ()
+
+    def class_name(self, index: int) -> str:
+        """What the model calls a class; its number where it has no names."""
+        names = self.description.get("labels") or []
+        return str(names[index]) if 0 <= index < len(names) else str(index)
 
     def outputs(self, specs: Sequence[TensorSpec]) -> tuple[str, str | None]:
         """Names of the outputs that accuracy looks at: probabilities, and logits if there are any."""
@@ -66,7 +73,8 @@ def evaluation(
         name = description["input"]
         feeds = [{name: image} for image in inputs_of(photos, description["preprocessing"])]
         trained = description.get("weights") != "random"
-        return Evaluation(feeds, [photo.label for photo in photos] if trained else None, description)
+        labels = [photo.label for photo in photos] if trained else None
+        return Evaluation(feeds, labels, description, photos)
     rng = np.random.default_rng(0)
     noise = [
         {s.name: rng.normal(0, 1, s.shape).astype(s.dtype) for s in inputs} for _ in range(_NOISE_INPUTS)

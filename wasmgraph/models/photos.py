@@ -123,6 +123,15 @@ def preprocess(image: Image.Image, how: Mapping[str, Any]) -> Array:
     return np.ascontiguousarray(pixels[np.newaxis], np.float32)
 
 
+def thumbnail(photo: Photo, size: int = 160) -> bytes:
+    """A small JPEG of a photograph, ``size`` pixels on its longer side."""
+    image = decode(BytesIO(photo.content), photo.name)
+    image.thumbnail((size, size))
+    made = BytesIO()
+    image.save(made, "JPEG", quality=80)
+    return made.getvalue()
+
+
 def inputs_of(photos: list[Photo], how: Mapping[str, Any]) -> list[Array]:
     """Every photograph as a model input."""
     return [preprocess(decode(BytesIO(photo.content), photo.name), how) for photo in photos]

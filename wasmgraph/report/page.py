@@ -1,20 +1,93 @@
-"""The HTML report: one self-contained file."""
+"""The HTML report: one self-contained file, an index and a page a model of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from wasmgraph.errors import MissingDependencyError, UsageError
 from wasmgraph.files import write_atomically
+from wasmgraph.records import photographs_of
 from wasmgraph.report import summary as s
-from wasmgraph.report.decomposition import decomposition
-from wasmgraph.report.goals import goals
+from wasmgraph.report.decomposition import Change, decomposition
+from wasmgraph.report.goals import Goal, goals
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+# Sections of a page, in their order; those without content are left out.
+_SECTIONS = {
+    "goals": "Goals",
+    "latency": "Latency",
+    "decomposition": "From native to scalar WebAssembly",
+    "profile": "Where the time goes",
+    "accuracy": "Accuracy",
+    "start": "Cold start, memory, size",
+    "deployed": "Threads and sessions",
+}
 
 
-def build_report(paths: Sequence[str | Path], directory: str | Path) -> Path:
+@dataclass(frozen=True)
+class Opinions:
+    """What backends think of a photograph that somebody got wrong: classes with probabilities, and who."""
+
+    photo: str
+    label: str
+    picture: str | None
+    opinions: Sequence[tuple[Sequence[tuple[str, float]], Sequence[str]]]
+
+
+@dataclass(frozen=True)
+class Page:
+    """A model of a run; ``id`` is where links lead."""
+
+    id: str
+    title: str
+    model: str
+    rows: Sequence[s.Row]
+    goals: Sequence[Goal]
+    changes: Sequence[Change]
+    doubts: Sequence[Opinions]
+    latency_plot: Markup | None
+    decomposition_plot: Markup | None
+    roofline_plot: Markup | None
+
+    @property
+    def profiled(self) -> list[s.Row]:
+        """Rows with a profile."""
+        return [row for row in self.rows if row.profile]
+
+    @property
+    def deployed(self) -> list[s.Row]:
+        """Rows of several sessions at once."""
+        return [row for row in self.rows if row.get("sessions") is not None]
+
+    @property
+    def sections(self) -> list[tuple[str, str]]:
+        """Ids and titles of what the page holds."""
+        absent = {
+            "goals": not self.goals,
+            "decomposition": not self.changes,
+            "profile": not self.profiled,
+            "deployed": not self.deployed,
+        }
+        return [(id, title) for id, title in _SECTIONS.items() if not absent.get(id)]
+
+
+def build_report(
+    paths: Sequence[str | Path], directory: str | Path, history: str | Path | None = None
+) -> Path:
     """Write ``report.html`` (and a ``latency-MODEL.svg`` a model) into ``directory``.
+
+    Parameters
+    ----------
+    paths : results files
+    history : a history file, whose trends of these models are drawn as well
 
     Returns
     -------
@@ -23,7 +96,7 @@ def build_report(paths: Sequence[str | Path], directory: str | Path) -> Path:
     Raises
     ------
     RecordError
-        A file is not a results file.
+        A file is not a results file, or not a history.
     UsageError
         The directory cannot be written.
     """
@@ -31,39 +104,120 @@ def build_report(paths: Sequence[str | Path], directory: str | Path) -> Path:
         import jinja2
         from markupsafe import Markup
 
-        from wasmgraph.report.plots import latency_plot
+        from wasmgraph.report import plots
     except ImportError as error:
         raise MissingDependencyError(
             f"reports need {error.name}: pip install 'wasmgraph[report]'."
         ) from error
     summaries = [s.summarize(path) for path in paths]
-    out = Path(directory)
+    pages = [
+        _page(summary, model, f"page-{number}-{place}", len(summaries) > 1)
+        for number, summary in enumerate(summaries)
+        for place, model in enumerate(summary.models)
+    ]
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("wasmgraph", "report"),
+        loader=jinja2.PackageLoader("wasmgraph.report", "templates"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    plots = {}
+    parts = resources.files("wasmgraph.report").joinpath("templates")
+    html = environment.get_template("page.html").render(
+        pages=pages,
+        summaries=summaries,
+        notices=list(dict.fromkeys(n for summary in summaries for n in summary.info.notices)),
+        troubled=list(_troubled(summaries)),
+        trends=_trends(history, pages),
+        f=s,
+        style=Markup(parts.joinpath("style.css").read_text()),  # noqa: S704
+        script=Markup(parts.joinpath("table.js").read_text()),  # noqa: S704
+        wasmgraph_version=version("wasmgraph"),
+    )
+    out = Path(directory)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for number, summary in enumerate(summaries):
-            for model in summary.models:
-                svg = latency_plot([row for row in summary.rows if row.model == model])
-                plots[number, model] = Markup(svg)  # noqa: S704 (matplotlib escapes the names in it)
-                write_atomically(out / f"latency-{Path(model).name}.svg", svg.encode())
-        html = environment.get_template("page.html").render(
-            summaries=summaries,
-            plots=plots,
-            f=s,
-            goals=goals,
-            decomposition=decomposition,
-            engines=s.engines,
-            wasmgraph_version=version("wasmgraph"),
-        )
+        for page in pages:
+            svg = plots.latency_plot(page.rows)
+            write_atomically(out / f"latency-{Path(page.model).name}.svg", svg.encode())
         path = out / "report.html"
         write_atomically(path, html.encode())
     except OSError as error:
         raise UsageError(f"{out} cannot be written: {error.strerror}.") from error
     return path
+
+
+def _page(summary: s.Summary, model: str, id: str, several: bool) -> Page:
+    from markupsafe import Markup
+
+    from wasmgraph.report import plots
+
+    def drawn(svg: str) -> Markup:
+        return Markup(plots.inline(svg))  # noqa: S704 (matplotlib escapes the names in it)
+
+    rows = [row for row in summary.rows if row.model == model]
+    changes = decomposition(rows)
+    roofed = [row for row in rows if row.get("peak_gflops") and any(k.get("flops") for k in row.profile)]
+    timed = any(row.median_s is not None for row in rows)
+    return Page(
+        id,
+        f"{model} ({summary.path.name})" if several else model,
+        model,
+        rows,
+        goals(summary, model),
+        changes,
+        list(_opinions(rows, photographs_of(summary.path))),
+        drawn(plots.latency_plot(rows)) if timed else None,
+        drawn(plots.decomposition_plot(changes)) if changes else None,
+        drawn(plots.roofline_plot(roofed)) if roofed else None,
+    )
+
+
+def _opinions(rows: Sequence[s.Row], pictures: Path) -> Iterator[Opinions]:
+    """By photograph; backends of one opinion stand together, and those that said nothing are of the
+    reference's."""
+    photos: dict[str, list[tuple[s.Row, Mapping[str, Any]]]] = {}
+    for row in rows:
+        for doubt in row.doubts:
+            photos.setdefault(doubt["photo"], []).append((row, doubt))
+    for photo, doubts in photos.items():
+        shared: dict[tuple[str, ...], tuple[list[tuple[str, float]], list[str]]] = {}
+        for row, doubt in doubts:
+            names = tuple(str(name) for name, _ in doubt["top"])
+            shared.setdefault(names, (doubt["top"], []))[1].append(row.backend)
+        silent = [row.backend for row in rows if row.get("inputs") and row not in [r for r, _ in doubts]]
+        if silent:
+            names = tuple(str(name) for name, _ in doubts[0][1]["reference_top"])
+            shared.setdefault(names, (doubts[0][1]["reference_top"], []))[1].extend(silent)
+        yield Opinions(photo, doubts[0][1]["label"], _picture(pictures, photo), list(shared.values()))
+
+
+def _picture(directory: Path, photo: str) -> str | None:
+    try:
+        content = (directory / f"{Path(photo).stem}.jpg").read_bytes()
+    except OSError:
+        return None
+    return f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"
+
+
+def _troubled(summaries: Sequence[s.Summary]) -> Iterator[tuple[str, str, str]]:
+    for summary in summaries:
+        for case, reason in summary.info.skipped.items():
+            yield "skipped", case, reason
+        for case, reason in summary.info.failed.items():
+            yield "failed", case, reason
+
+
+def _trends(history: str | Path | None, pages: Sequence[Page]) -> Markup | None:
+    if history is None:
+        return None
+    from markupsafe import Markup
+
+    from wasmgraph.analysis.history import read_history
+    from wasmgraph.report.plots import inline
+    from wasmgraph.report.trends import MOST_PLOTTED, trend_svg
+
+    models = {page.model for page in pages}
+    found = read_history(Path(history), ["ratio", "work_fuel"])
+    ours = [t for t in found.trends if len(t.points) > 1 and any(t.series.startswith(m) for m in models)]
+    return Markup(inline(trend_svg(ours[:MOST_PLOTTED]))) if ours else None  # noqa: S704

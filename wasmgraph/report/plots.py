@@ -1,4 +1,8 @@
-"""Plots as inline SVG, drawn so that they read on light and on dark ground."""
+"""Plots as SVG, drawn so that they read on light and on dark ground.
+
+Ink is one colour that occurs nowhere else: inside a page it becomes the page's own (``currentColor``), in a
+file by itself it is a grey that has contrast on both grounds.
+"""
 
 from __future__ import annotations
 
@@ -8,47 +12,155 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from wasmgraph.analysis.history import Trend
+from wasmgraph.report.decomposition import Change
 from wasmgraph.report.summary import Row, format_ms
 
-# Okabe & Ito's colours (2008), distinguishable with colour-blind eyes; ink is mid grey, which has
-# enough contrast on white and on near-black.
+# Okabe & Ito's colours (2008), distinguishable with colour-blind eyes.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _INK = "#7a7a7a"
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "wasmgraph",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": _INK,
+    "text.parse_math": False,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "axes.titlecolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+}
+_UNITS = {"latency_s": "latency, s", "ratio": "over reference", "work_fuel": "work, instructions",
+          "module_bytes": "module, bytes", "ready_s": "ready, s", "compile_s": "compile, s"}  # fmt: skip
+# Rules by colour and mark, so that colour is never all that tells them apart; the rest is of the last.
+_RULES = {
+    "pointwise-conv2d": (_COLOURS[0], "o"),
+    "direct-conv2d": (_COLOURS[1], "s"),
+    "winograd-conv2d": (_COLOURS[2], "^"),
+    "other": (_COLOURS[3], "x"),
+}
+
+
+def inline(svg: str) -> str:
+    """An SVG for a page: its ink is the page's."""
+    return svg.replace(_INK, "currentColor")
+
+
+def _svg(figure: Figure) -> str:
+    figure.tight_layout()
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return re.sub(r"^.*?(?=<svg)", "", buffer.getvalue(), flags=re.DOTALL)
 
 
 def latency_plot(rows: Sequence[Row]) -> str:
-    """Every timed call as a dot, the median as a bar from zero, a line a backend; returns SVG."""
-    style: dict[str, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "wasmgraph",
-        "font.family": "sans-serif",
-        "font.size": 10,
-        "text.color": _INK,
-        "axes.edgecolor": _INK,
-        "axes.labelcolor": _INK,
-        "xtick.color": _INK,
-        "ytick.color": _INK,
-    }
-    with mpl.rc_context(style):
-        figure = Figure(figsize=(8, 0.8 + 0.55 * len(rows)))
+    """Every timed call as a mark, the median as a bar from zero, a line a backend."""
+    timed = [(row, row.median_s) for row in rows if row.median_s is not None]
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(8, 1 + 0.42 * len(timed)))
         axes = figure.subplots()
-        timed = [(row, row.median_s) for row in rows if row.median_s is not None]
         for index, (row, median_s) in enumerate(timed):
             colour = _COLOURS[index % len(_COLOURS)]
-            axes.barh(index, median_s * 1e3, height=0.5, color=colour, alpha=0.35)
+            axes.barh(index, median_s * 1e3, height=0.55, color=colour, alpha=0.35)
             points = [seconds * 1e3 for seconds in row.rounds_s]
             axes.plot(points, [index] * len(points), "|", color=colour, markersize=11)
-            label = f" {format_ms(median_s)} ms"
-            axes.annotate(label, (max([*points, median_s * 1e3]), index), va="center", color=colour)
+            axes.annotate(
+                f"{format_ms(median_s)} ms", (max([*points, median_s * 1e3]), index), va="center",
+                xytext=(8, 0), textcoords="offset points",
+            )  # fmt: skip
         axes.set_yticks(range(len(timed)), [row.backend for row, _ in timed])
         axes.invert_yaxis()
         axes.set_xlim(left=0)
         axes.margins(x=0.12)
         axes.set_xlabel("one inference, ms (bar: median; marks: every timed call)")
-        axes.spines[["top", "right"]].set_visible(False)
-        figure.tight_layout()
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return re.sub(r"^.*?(?=<svg)", "", buffer.getvalue(), flags=re.DOTALL)
+        return _svg(figure)
+
+
+def decomposition_plot(changes: Sequence[Change]) -> str:
+    """A bar from zero for each backend of the chain, and beside it what the change costs."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(8, 1 + 0.6 * len(changes)))
+        axes = figure.subplots()
+        for index, change in enumerate(changes):
+            milliseconds = change.median_s * 1e3
+            axes.barh(index, milliseconds, height=0.5, color=_COLOURS[0], alpha=0.55)
+            factor = f"{change.factor:.2f} × " if change.factor else ""
+            axes.annotate(f" {format_ms(change.median_s)} ms  {factor}", (milliseconds, index), va="center")
+        labels = [f"{change.backend}\n{change.what}" for change in changes]
+        axes.set_yticks(range(len(changes)), labels, fontsize=9)
+        axes.invert_yaxis()
+        axes.set_xlim(left=0)
+        axes.margins(x=0.25)
+        axes.set_xlabel("median of one inference, ms; × is over the line above")
+        return _svg(figure)
+
+
+def roofline_plot(rows: Sequence[Row]) -> str:
+    """A panel a profiled backend: its kernels under the roof that was measured with them, log-log."""
+    columns = 1 if len(rows) == 1 else 2
+    with mpl.rc_context(_STYLE):
+        height = -(-len(rows) // columns)
+        figure = Figure(figsize=(9, 3.4 * height))
+        panels = figure.subplots(height, columns, squeeze=False).ravel()
+        for axes in panels[len(rows) :]:
+            axes.set_visible(False)
+        for axes, row in zip(panels, rows, strict=False):
+            _roofline(axes, row)
+        return _svg(figure)
+
+
+def _roofline(axes: Axes, row: Row) -> None:
+    peak, bandwidth = float(row.get("peak_gflops")), float(row.get("read_gb_s"))
+    kernels = [k for k in row.profile if k.get("flops") and k["gflops_per_s"] and k.get("traffic_bytes")]
+    intensity = np.array([k["flops"] / k["traffic_bytes"] for k in kernels])
+    span = np.geomspace(min([0.1, *intensity]) / 1.5, max([100.0, *intensity]) * 1.5, 200)
+    axes.plot(span, np.minimum(peak, bandwidth * span), color=_INK, linewidth=1.2)
+    axes.annotate(f"{peak:.3g} GFLOP/s", (span[-1], peak), ha="right", va="bottom", fontsize=8)
+    edge = span[len(span) // 12]
+    axes.annotate(
+        f"{bandwidth:.3g} GB/s", (edge, bandwidth * edge), ha="left", va="top", fontsize=8,
+        xytext=(6, -2), textcoords="offset points",
+    )  # fmt: skip
+    named: set[str] = set()
+    for kernel, at in zip(kernels, intensity, strict=True):
+        rule = kernel["rule"] if kernel["rule"] in _RULES else "other"
+        colour, mark = _RULES[rule]
+        size = 12 + 300 * kernel["share"]
+        axes.scatter(at, kernel["gflops_per_s"], s=size, color=colour, marker=mark, linewidths=1, alpha=0.8)
+        if rule not in named:  # kernels are sorted: this is the one that takes longest
+            named.add(rule)
+            axes.annotate(
+                rule, (at, kernel["gflops_per_s"]), fontsize=8, xytext=(5, -10), textcoords="offset points"
+            )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_title(row.backend, fontsize=10, loc="left")
+    axes.set_xlabel("flop per byte of operands", fontsize=9)
+    axes.set_ylabel("GFLOP/s", fontsize=9)
+
+
+def trends_plot(trends: Sequence[Trend]) -> str:
+    """A panel a trend: every run from zero, and the steps with their commits."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9, 2.1 * len(trends)))
+        for axes, trend in zip(figure.subplots(len(trends), 1, squeeze=False).ravel(), trends, strict=True):
+            values = [point.value for point in trend.points]
+            axes.plot(values, ".-", color=_COLOURS[0], linewidth=0.7, markersize=3)
+            for step in trend.steps:
+                at = trend.points.index(step.at) - 0.5
+                axes.axvline(at, color=_COLOURS[1], linewidth=1)
+                words = f" {step.after / step.before - 1:+.1%}\n {step.at.commit}"
+                axes.annotate(words, (at, 0.05), xycoords=("data", "axes fraction"), fontsize=8)
+            axes.set_ylim(0, max(values) * 1.15 or 1)
+            axes.set_title(f"{trend.series}, host {trend.host}", fontsize=9, loc="left")
+            axes.set_ylabel(_UNITS.get(trend.metric, trend.metric), fontsize=8)
+            axes.set_xlabel("run", fontsize=8)
+        return _svg(figure)

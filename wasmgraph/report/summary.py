@@ -21,6 +21,12 @@ class Row:
     rounds_s: Sequence[float]
     compile_s: float | None
     profile: Sequence[Mapping[str, Any]] = ()
+    doubts: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def unstable(self) -> str | None:
+        """What is wrong with the rounds and what helps, None if they are steady."""
+        return self.get("unstable") or None
 
     def get(self, key: str) -> Any:
         """A field of the merged record, None where it was not measured."""
@@ -38,6 +44,12 @@ class Summary:
     machine: Mapping[str, Any]
     commit: Mapping[str, Any]
     datetime: str
+
+    @property
+    def cpu(self) -> Mapping[str, Any]:
+        """What pytest-benchmark tells of the processor."""
+        cpu = self.machine.get("cpu")
+        return cpu if isinstance(cpu, dict) else {}
 
     @property
     def models(self) -> list[str]:
@@ -60,11 +72,7 @@ def summarize(path: str | Path) -> Summary:
     medians: dict[tuple[str, str], float] = {}
     compiles: dict[tuple[str, str], float] = {}
     overhead: dict[str, float] = {}
-    profiles = {
-        (b["extra_info"].get("model"), b["extra_info"].get("backend")): b["extra_info"]["profile"]
-        for b in data["benchmarks"]
-        if "profile" in b["extra_info"]
-    }
+    profiles, doubts = (_tables(data, name) for name in ("profile", "doubts"))
     for raw in frame.astype(object).where(frame.notna(), None).to_dict("records"):
         row = {str(key): value for key, value in raw.items()}
         test, key = row["test"], (row["model"], row["backend"])
@@ -85,6 +93,7 @@ def summarize(path: str | Path) -> Summary:
             rounds.get(key, []),
             compiles.get(key),
             profiles.get(key, ()),
+            doubts.get(key, ()),
         )
         for key, values in merged.items()
     ]
@@ -99,6 +108,12 @@ def summarize(path: str | Path) -> Summary:
         data.get("commit_info") or {},
         str(data.get("datetime", "")),
     )
+
+
+def _tables(data: Mapping[str, Any], name: str) -> dict[tuple[str, str], Any]:
+    """A table in ``extra_info``, by model and backend."""
+    extras = [benchmark["extra_info"] for benchmark in data["benchmarks"]]
+    return {(extra["model"], extra["backend"]): extra[name] for extra in extras if name in extra}
 
 
 def engines(summary: Summary) -> list[tuple[str, str]]:
@@ -148,20 +163,33 @@ def format_ms(value: Any) -> str:
     return f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}"
 
 
-def sentence(row: Row) -> str:
-    """What a row means, in words."""
-    accuracy = ""
+def accuracy_words(row: Row) -> str:
+    """What is known of a row's accuracy, in words."""
     if row.get("top1") is not None:
-        accuracy = f" Top-1 is right on {format_count(row, 'top1')} photographs"
-        accuracy += f", and equal to the reference's on {format_count(row, 'agreement')}."
-    elif row.get("agreement") is not None:
-        accuracy = f" Its first class is the reference's on {format_count(row, 'agreement')} inputs."
+        right, equal = format_count(row, "top1"), format_count(row, "agreement")
+        return f"Top-1 is right on {right} photographs, and equal to the reference's on {equal}."
+    if row.get("agreement") is not None:
+        return f"Its first class is the reference's on {format_count(row, 'agreement')} inputs."
+    return ""
+
+
+def latency_words(row: Row) -> str:
+    """What a row's latency means, in words."""
     if row.median_s is None:
-        return f"{row.backend}: latency not measured.{accuracy}"
+        return f"{row.backend}: latency not measured."
     if row.get("ratio") is None or row.get("reference") == row.backend:
-        return f"{row.backend} takes {format_ms(row.median_s)} ms.{accuracy}"
+        return f"{row.backend} takes {format_ms(row.median_s)} ms."
     return (
         f"{row.backend} takes {row.get('ratio'):.2f}× [{row.get('ratio_low'):.2f},"
         f" {row.get('ratio_high'):.2f}] as long as {row.get('reference')}"
-        f" ({format_ms(row.median_s)} ms).{accuracy}"
+        f" ({format_ms(row.median_s)} ms)."
     )
+
+
+def sentences(rows: Sequence[Row]) -> list[str]:
+    """A sentence a backend; what is true of the accuracy of all of them is said once, at the end."""
+    words = {accuracy_words(row) for row in rows}
+    if len(words) == 1 and len(rows) > 1:
+        (common,) = words
+        return [*map(latency_words, rows), *([f"Every backend: {common}"] if common else [])]
+    return [f"{latency_words(row)} {accuracy_words(row)}".strip() for row in rows]

@@ -13,8 +13,9 @@ from rich.table import Table
 
 from wasmgraph.analysis.history import History, Step, Trend
 from wasmgraph.errors import MissingDependencyError, UsageError
+from wasmgraph.files import write_atomically
 
-_MOST_PLOTTED = 24
+MOST_PLOTTED = 24
 
 
 def trend_table(history: History, console: Console) -> None:
@@ -57,6 +58,21 @@ def _words(step: Step) -> str:
 
 
 def trend_plot(trends: Sequence[Trend], path: Path) -> None:
+    """Write :func:`trend_svg` to a file.
+
+    Raises
+    ------
+    UsageError
+        It cannot be written.
+    """
+    svg = trend_svg(trends)
+    try:
+        write_atomically(path, svg.encode())
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def trend_svg(trends: Sequence[Trend]) -> str:
     """Draw a panel a trend: every run, a line where the level changed, its commit beside it.
 
     Raises
@@ -64,28 +80,14 @@ def trend_plot(trends: Sequence[Trend], path: Path) -> None:
     UsageError
         There are more trends than a reader can look at.
     """
-    if len(trends) > _MOST_PLOTTED or not trends:
+    if not 1 <= len(trends) <= MOST_PLOTTED:
         raise UsageError(
-            f"{len(trends)} trends; a plot holds 1 to {_MOST_PLOTTED}: choose with --series and --metric."
+            f"{len(trends)} trends; a plot holds 1 to {MOST_PLOTTED}: choose with --series and --metric."
         )
     try:
-        import matplotlib.pyplot as plt
+        from wasmgraph.report.plots import trends_plot
     except ImportError as error:
-        raise MissingDependencyError("plots need: pip install 'wasmgraph[report]'.") from error
-
-    figure, axes = plt.subplots(len(trends), 1, figsize=(9, 2.2 * len(trends)), squeeze=False)
-    for axis, trend in zip(axes[:, 0], trends, strict=True):
-        values = [point.value for point in trend.points]
-        axis.plot(values, ".-", color="#4477aa", linewidth=0.6, markersize=3)
-        for step in trend.steps:
-            at = trend.points.index(step.at)
-            axis.axvline(at - 0.5, color="#cc3311", linewidth=1)
-            label = f"{step.after / step.before - 1:+.1%}\n{step.at.commit}"
-            axis.annotate(label, (at - 0.5, 0.04), xycoords=("data", "axes fraction"), fontsize=7)
-        axis.set_ylim(0, max(values) * 1.15)
-        axis.set_title(f"{trend.series}, host {trend.host}", fontsize=9, loc="left", parse_math=False)
-        axis.set_ylabel(trend.metric, fontsize=8)
-        axis.set_xlabel("run", fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, format="svg")
-    plt.close(figure)
+        raise MissingDependencyError(
+            f"plots need {error.name}: pip install 'wasmgraph[report]'."
+        ) from error
+    return trends_plot(trends)
