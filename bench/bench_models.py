@@ -134,6 +134,7 @@ def test_accuracy(benchmark: Any, bench: Bench, backend: Backend) -> None:
         bench.record(
             backend,
             inputs=found.inputs,
+            inputs_sha256=evaluation.sha256,
             top1=found.top1,
             top5=found.top5,
             agreement=found.agreement,

@@ -13,7 +13,7 @@ import pytest
 
 import wasmgraph as wg
 from bench.backends import DEFAULT, parse_list
-from bench.lab import FALLBACK_MODEL, NOOP, Bench
+from bench.lab import FALLBACK_MODEL, NOOP, Bench, model_name
 from bench.peers import PEERS
 from wasmgraph.backends import Backend
 from wasmgraph.errors import (
@@ -112,7 +112,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     run = config.stash.get(_RUN, None)
     for bench in run.benches.values() if run else ():
-        shutil.rmtree(bench.directory, ignore_errors=True)
+        bench.close()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -122,7 +122,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     models = [NOOP] if metafunc.function.__name__ == "test_noop" else run.models
     compiled_only = metafunc.function.__name__ in ("test_compile", "test_work", "test_profile")
     cases = [(m, b) for m in models for b in run.backends if b.target or not compiled_only]
-    ids = [f"{Path(m).stem if m.endswith('.onnx') else m}-{b.name}" for m, b in cases]
+    ids = [f"{model_name(m)}-{b.name}" for m, b in cases]
     metafunc.parametrize(("model", "backend"), cases, ids=ids)
 
 
@@ -130,7 +130,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def bench(request: pytest.FixtureRequest, model: str, backend: Backend) -> Iterator[Bench]:
     """The model's bench; a backend that cannot run is a skip or a failure with its reason."""
     run = request.config.stash[_RUN]
-    case = f"{model} on {backend.name}"
+    case = f"{model_name(model)} on {backend.name}"
     try:
         run.benches[model].session(backend)
     except WasmgraphError as error:
@@ -145,10 +145,10 @@ def bench(request: pytest.FixtureRequest, model: str, backend: Backend) -> Itera
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
-    item: pytest.Item,
+    item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if report.failed and report.when == "call":
+    if report.failed and not isinstance(getattr(call.excinfo, "value", None), pytest.fail.Exception):
         item.config.stash[_RUN].failed[item.name] = str(report.longrepr).strip().splitlines()[-1]
     return report
 

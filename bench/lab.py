@@ -5,6 +5,7 @@ rounds from which every latency test takes its own.
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -167,6 +168,13 @@ class Bench:
             blocks[backend.name] = block_of(partial(session.run, self.inputs[0]))
         return interleave(blocks, self.schedule)
 
+    def close(self) -> None:
+        """End all sessions and remove what was made for them."""
+        for session in self._sessions.values():
+            session.close()
+        self._sessions.clear()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
     def latency(self, backend: Backend) -> list[float]:
         """The backend's own rounds of the interleaved run; its failure is raised."""
         rounds = self.rounds
@@ -200,7 +208,7 @@ class Bench:
         counted = {} if backend.target is None else self.metrics(backend.target)
         inputs = self.session(backend).inputs
         return Record(
-            model=Path(self.name).stem if self.name.endswith(".onnx") else self.name,
+            model=model_name(self.name),
             weights=self.evaluation.description.get("weights", "unknown"),
             backend=backend.name,
             target=backend.target or "onnx",
@@ -226,6 +234,11 @@ class Bench:
             "ratio_low": ratio.low,
             "ratio_high": ratio.high,
         }
+
+
+def model_name(model: str) -> str:
+    """What a model is called in results: its name, or its file's without the ending."""
+    return Path(model).stem if model.endswith(".onnx") else model
 
 
 def _noop_model(path: Path) -> Path:

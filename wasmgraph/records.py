@@ -7,6 +7,7 @@ The JSON file is pytest-benchmark's own; wasmgraph adds flat keys to every bench
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = 1
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Record:
     module_bytes : size of the artifact without its parameters
     ops_scheduled, ops_fallback : calls of the plan that a schedule rule took, and that none took
     top1, top5 : inputs whose label is first, or among the first five (of ``inputs``)
+    inputs, inputs_sha256 : of the accuracy figures: how many, and a digest of which
     agreement : inputs whose first class is the reference's
     max_prob_diff, max_logit_diff : largest absolute difference to the reference over all inputs
     peak_gflops, read_gb_s : the roofline of the target in this engine, measured between the rounds
@@ -85,6 +88,7 @@ class Record:
     outliers: int | None = None
     unstable: str | None = None
     inputs: int | None = None
+    inputs_sha256: str | None = None
     top1: int | None = None
     top5: int | None = None
     agreement: int | None = None
@@ -147,29 +151,47 @@ class RunInfo:
         RecordError
             It is not what this version writes, or of a newer schema.
         """
-        raw = data.get("wasmgraph")
-        if raw is None:
+        if "wasmgraph" not in data:
             return RunInfo()
+        raw = data["wasmgraph"]
         try:
             schema = raw.get("schema", SCHEMA)
+            if type(schema) is not int or schema < 1:
+                raise TypeError(f"schema is {schema!r}")
             if schema > SCHEMA:
                 raise RecordError(
                     f"{path} has schema {schema}, this wasmgraph reads up to {SCHEMA}: update wasmgraph."
                 )
             pairing = raw.get("pairing")
-            info = RunInfo(
-                tuple(raw.get("notices", ())),
-                dict(raw.get("skipped", {})),
-                dict(raw.get("failed", {})),
-                str(raw.get("host", "")),
-                Pairing(**pairing) if pairing else None,
+            return RunInfo(
+                tuple(_texts("notices", raw.get("notices", []))),
+                dict(zip(*_cases("skipped", raw), strict=True)),
+                dict(zip(*_cases("failed", raw), strict=True)),
+                _texts("host", [raw.get("host", "")])[0],
+                None if pairing is None else _pairing(pairing),
                 schema,
             )
-            if info.pairing and (type(info.pairing.per_process) is not int or info.pairing.per_process < 1):
-                raise ValueError(f"per_process is {info.pairing.per_process!r}")
-            return info
         except (TypeError, ValueError, AttributeError) as error:
             raise RecordError(f"{path}: its 'wasmgraph' entry cannot be read: {error}.") from error
+
+
+def _texts(name: str, values: Any) -> list[str]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError(f"{name} {values!r}, which is no text")
+    return values
+
+
+def _cases(name: str, raw: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Cases and their reasons."""
+    cases = raw.get(name, {})
+    return _texts(name, list(cases.keys())), _texts(name, list(cases.values()))
+
+
+def _pairing(raw: Any) -> Pairing:
+    pairing = Pairing(**raw)
+    if type(pairing.per_process) is not int or pairing.per_process < 1:
+        raise ValueError(f"per_process is {pairing.per_process!r}")
+    return pairing
 
 
 def photographs_of(results: Path) -> Path:
@@ -186,7 +208,10 @@ def read_results(path: str | Path) -> dict[str, Any]:
         It cannot be read, is not JSON, or not pytest-benchmark's.
     """
     try:
-        data = json.loads(Path(path).read_text())
+        text = Path(path).read_text()
+        data = json.loads(text)
+        if _SURROGATE.search(text):  # half a character: no terminal and no file takes it
+            json.dumps(data, ensure_ascii=False).encode()
     except OSError as error:
         raise RecordError(f"{path}: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
@@ -214,7 +239,15 @@ def results(path: str | Path) -> pd.DataFrame:
         import pandas as pd  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError("results need pandas: pip install 'wasmgraph[report]'.") from error
-    return table(read_results(path), path)
+    data = read_results(path)
+    RunInfo.of(data, path)
+    return table(data, path)
+
+
+def _seconds(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"number of seconds, but {value!r}")
+    return float(value)
 
 
 def table(data: Mapping[str, Any], path: str | Path) -> pd.DataFrame:
@@ -229,12 +262,12 @@ def table(data: Mapping[str, Any], path: str | Path) -> pd.DataFrame:
             row = {
                 "test": benchmark["name"].split("[", 1)[0],
                 "rounds": stats["rounds"],
-                **{f"{key}_s": stats[key] for key in ("median", "min", "max", "mean", "stddev")},
+                **{f"{key}_s": _seconds(stats[key]) for key in ("median", "min", "max", "mean", "stddev")},
                 "rounds_s": stats.get("data") or [],
             }
             if not isinstance(extra, dict) or "backend" not in extra:
                 raise KeyError("record of wasmgraph")
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise RecordError(f"{path}: benchmark {number} has no {error}.") from error
         rows.append(row | {name: extra.get(name) for name in names})
     columns = ["test", "rounds", "median_s", "min_s", "max_s", "mean_s", "stddev_s", "rounds_s"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import math
 from contextlib import suppress
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from tests.analysis.conftest import Write, benchmark
 from wasmgraph.analysis import Comparison, Thresholds, Verdict, compare
@@ -16,6 +18,8 @@ from wasmgraph.analysis.compare import median_interval
 from wasmgraph.analysis.history import add, read_history
 from wasmgraph.errors import RecordError, WasmgraphError
 from wasmgraph.records import results
+from wasmgraph.report.comparison import comparison_json, comparison_markdown, comparison_table
+from wasmgraph.report.trends import trend_json, trend_table
 
 FIGURES = {"work_fuel": 1_000_000, "module_bytes": 50_000, "top1": 19, "top5": 20, "inputs": 20}
 
@@ -42,7 +46,8 @@ def test_the_same_figures_make_no_difference(write: Write, thresholds: Threshold
         ("top5", 19, "worse"),
         ("top1", 20, "better"),
         ("module_bytes", 50_300, "worse"),
-        ("work_fuel", math.nan, "not comparable"),
+        ("work_fuel", math.nan, "worse"),
+        ("top1", math.inf, "worse"),
     ],
 )
 def test_deterministic_metrics_meet_their_thresholds(
@@ -154,14 +159,21 @@ def test_missing_and_renamed_series_are_listed(write: Write, thresholds: Thresho
     }
 
 
-def test_what_fails_in_head_is_worse_and_what_is_skipped_is_said(
-    write: Write, thresholds: Thresholds
+@pytest.mark.parametrize("figures", [[], [benchmark(**FIGURES)]])
+def test_what_fails_in_head_is_worse_even_beside_figures(
+    write: Write, thresholds: Thresholds, figures: list
 ) -> None:
     base = write("base", [benchmark(**FIGURES)])
-    failed = write("failed", [], failed={"net on wasm32@wasmtime": "it trapped"})
+    failed = write("failed", figures, failed={"net on wasm32@wasmtime": "it trapped"})
+    assert verdict(compare(base, failed, thresholds), "failure").outcome == "worse"
+    assert "it trapped" in verdict(compare(base, failed, thresholds), "failure").why
+    mended = verdict(compare(failed, base, thresholds), "failure")
+    assert (mended.outcome, mended.why) == ("not comparable", "failed in base: it trapped")
+
+
+def test_what_is_skipped_is_said(write: Write, thresholds: Thresholds) -> None:
+    base = write("base", [benchmark(**FIGURES)])
     skipped = write("skipped", [], skipped={"net on wasm32@wasmtime": "no Node.js"})
-    assert verdict(compare(base, failed, thresholds), "all").outcome == "worse"
-    assert "it trapped" in verdict(compare(base, failed, thresholds), "all").why
     assert not compare(base, skipped, thresholds).worse
     assert "no Node.js" in verdict(compare(base, skipped, thresholds), "all").why
 
@@ -182,10 +194,26 @@ def test_another_model_is_not_compared(write: Write, thresholds: Thresholds) -> 
     assert all("the model's file is another" in v.why for v in found.verdicts)
 
 
+def test_kernels_that_one_file_does_not_tell_are_said(write: Write, thresholds: Thresholds) -> None:
+    base = write("base", [benchmark(**FIGURES, kernel_work={"k": 1})])
+    head = write("head", [benchmark(**FIGURES)])
+    found = verdict(compare(base, head, thresholds), "kernel_work")
+    assert (found.outcome, found.why) == ("not comparable", "not in head")
+
+
+def test_native_code_is_compared_on_one_machine_only(write: Write, thresholds: Thresholds) -> None:
+    entry = benchmark(backend="native@tvm", target="native", module_bytes=5)
+    base, head, here = write("base", [entry]), write("head", [entry], host="there"), write("here", [entry])
+    assert verdict(compare(base, head, thresholds), "all").why == "native code of another machine"
+    assert verdict(compare(base, here, thresholds), "module_bytes").outcome == "no significant difference"
+
+
 def test_accuracy_over_other_inputs_is_not_compared(write: Write, thresholds: Thresholds) -> None:
     base = write("base", [benchmark(**FIGURES)])
     head = write("head", [benchmark(**FIGURES | {"inputs": 500, "top1": 400})])
     assert verdict(compare(base, head, thresholds), "top1").outcome == "not comparable"
+    others = write("others", [benchmark(**FIGURES, inputs_sha256="1")])
+    assert verdict(compare(base, others, thresholds), "top1").outcome == "not comparable"
 
 
 @pytest.mark.parametrize(
@@ -199,6 +227,14 @@ def test_accuracy_over_other_inputs_is_not_compared(write: Write, thresholds: Th
         ('{"benchmarks": [7], "wasmgraph": {}}', "benchmark 0"),
         ('{"benchmarks": [], "wasmgraph": {"schema": 99}}', "schema 99"),
         ('{"benchmarks": [], "wasmgraph": []}', "cannot be read"),
+        ('{"benchmarks": [], "wasmgraph": null}', "cannot be read"),
+        ('{"benchmarks": [], "wasmgraph": {"schema": NaN}}', "cannot be read"),
+        ('{"benchmarks": [], "wasmgraph": {"schema": 0}}', "cannot be read"),
+        ('{"benchmarks": [], "wasmgraph": {"failed": [[1, 2]]}}', "cannot be read"),
+        ('{"benchmarks": [], "wasmgraph": {"notices": [1]}}', "cannot be read"),
+        ('{"benchmarks": [], "wasmgraph": {"notices": "abc"}}', "cannot be read"),
+        ('{"benchmarks": [], "wasmgraph": {"host": null}}', "cannot be read"),
+        ('{"benchmarks": [], "wasmgraph": {}, "x": "\\ud800"}', "not JSON"),
         ('{"benchmarks": [], "wasmgraph": {"pairing": {"run": 1}}}', "cannot be read"),
     ],
 )
@@ -287,11 +323,17 @@ def test_no_json_makes_a_traceback(
     parent[last] = data.draw(JSON)
     mutated = tmp_path / "mutated.json"
     mutated.write_text(json.dumps(bad))
+    console = Console(file=io.StringIO())
     for files in ((good, mutated), (mutated, good)):
         with suppress(WasmgraphError):
-            compare(*files, thresholds)
+            compared = compare(*files, thresholds)
+            comparison_table(compared, console, everything=True)
+            comparison_markdown(compared).encode()
+            json.loads(comparison_json(compared), parse_constant=pytest.fail)
     with suppress(WasmgraphError):
         add(tmp_path / "history.jsonl", mutated)
-        read_history(tmp_path / "history.jsonl", ["latency_s", "work_fuel"])
+        shown = read_history(tmp_path / "history.jsonl", ["latency_s", "work_fuel"])
+        trend_table(shown, console)
+        json.loads(trend_json(shown), parse_constant=pytest.fail)
     with suppress(WasmgraphError):
         results(mutated)

@@ -130,7 +130,24 @@ def test_noise_has_no_steps() -> None:
     assert sum(len(s) for s in found) <= 5
 
 
-@pytest.mark.parametrize("values", [[], [1.0], [1.0] * 100, [0.0] * 3 + [1.0] * 10, [1.0, 2.0, 3.0]])
+def test_steps_from_zero_are_found() -> None:
+    (found,) = steps(points([0.0] * 20 + [5.0] * 20))
+    assert (found.at.commit, found.before, found.after) == ("c20", 0, 5)
+
+
+def test_another_model_begins_another_trend(write: Write, tmp_path: Path) -> None:
+    history = tmp_path / "history.jsonl"
+    for number, digest in enumerate(("0", "0", "1")):
+        add(history, write(f"r{number}", [benchmark(model_sha256=digest * 64, work_fuel=number + 1)]))
+    assert [len(trend.points) for trend in read_history(history, ["work_fuel"]).trends] == [2, 1]
+
+
+def test_files_with_nothing_to_keep(write: Write, tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="nothing to keep"):
+        add(tmp_path / "history.jsonl", write("empty", []))
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [1.0] * 100, [1.0, 2.0, 3.0]])
 def test_series_too_short_or_too_still_for_steps(values: list[float]) -> None:
     assert steps(points(values)) == []
 

@@ -26,7 +26,7 @@ def test_the_last_override_that_names_a_series_counts(tmp_path: Path) -> None:
     found = read_thresholds(path)
     assert found.limit("resnet50-wasm32@wasmtime", "work_fuel").relative == 0.5
     assert found.limit("squeezenet-wasm32@wasmtime", "work_fuel").relative == 0
-    assert found.limit("resnet50-wasm32@wasmtime", "colour") is None
+    assert found.limit("resnet50-wasm32@wasmtime", "top5") is None
 
 
 @pytest.mark.parametrize(
@@ -34,12 +34,19 @@ def test_the_last_override_that_names_a_series_counts(tmp_path: Path) -> None:
     [
         ("schema = ", "not TOML"),
         ("schema = 2", "schema is 2"),
-        ("schema = 1", "'time'"),
+        ("schema = 1", "'metrics'"),
         ("schema = 1\nmetrics = 3\n" + TIME, "better"),
-        ('schema = 1\n[metrics.x]\nbetter = "up"\n' + TIME, "a limit has"),
-        ('schema = 1\n[metrics.x]\nbetter = "less"\nrelativ = 1\n' + TIME, "a limit has"),
-        ('schema = 1\n[metrics.x]\nbetter = "less"\nrelative = -1\n' + TIME, "negative"),
-        ('schema = 1\n[metrics.x]\nbetter = "less"\nrelative = nan\n' + TIME, "negative"),
+        ('schema = 1\n[metrics.top1]\nbetter = "up"\n' + TIME, "a limit has"),
+        ('schema = 1\n[metrics.top1]\nbetter = "less"\nrelativ = 1\n' + TIME, "a limit has"),
+        ('schema = 1\n[metrics.top1]\nbetter = "less"\nrelative = -1\n' + TIME, "negative"),
+        ('schema = 1\n[metrics.top1]\nbetter = "less"\nrelative = nan\n' + TIME, "no finite number"),
+        ('schema = 1\n[metrics.top1]\nbetter = "less"\nrelative = inf\n' + TIME, "no finite number"),
+        ('schema = 1\n[metrics.typo]\nbetter = "less"\n' + TIME, "no metric 'typo'"),
+        (GOOD + '[[override]]\nseries = 3\nmetric = "top1"\nbetter = "less"\n', "no text"),
+        (GOOD + '[[override]]\nseries = "a"\nmetric = "typo"\nbetter = "less"\n', "no metric"),
+        (GOOD.replace("0.01", "nan"), "no finite number"),
+        (GOOD.replace("0.975", "nan"), "no finite number"),
+        (GOOD.replace("0.01", "1" + "0" * 400), "too large"),
         (GOOD.replace("0.975", "1.5"), "out of range"),
     ],
 )

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from wasmgraph.measure.accuracy import augment, judge
 from wasmgraph.measure.coldstart import cold_start
-from wasmgraph.measure.interleaved import Schedule, block_of, interleave, ratio_of_medians
+from wasmgraph.measure.interleaved import Schedule, block_of, interleave, pair, ratio_of_medians
 
 
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4))
@@ -19,6 +19,18 @@ def test_backends_take_turns_and_first_calls_are_dropped(blocks: int, calls: int
     turns = [trace[i : i + calls + 1] for i in range(0, len(trace), calls + 1)]
     assert all(len(set(turn)) == 1 for turn in turns)
     assert [turn[0] for turn in turns] == [(b + i) % count for b in range(blocks) for i in range(count)]
+
+
+def test_pairs_alternate_who_comes_first() -> None:
+    trace: list[str] = []
+
+    def call(name: str, seconds: float) -> float:
+        trace.append(name)
+        return seconds
+
+    found = pair(lambda: call("b", 1.0), lambda: call("h", 2.0), 4)
+    assert found == ([1.0] * 4, [2.0] * 4)
+    assert "".join(trace) == "bh" + "bh" + "hb" + "bh" + "hb"
 
 
 def test_the_interval_holds_the_ratio() -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from wasmgraph.analysis import compare, read_thresholds
+from wasmgraph.backends import parse_list
 from wasmgraph.cli import main
 from wasmgraph.errors import ExecutionError, UsageError
 from wasmgraph.records import results
@@ -85,8 +89,6 @@ def test_a_revision_that_does_not_compile_fails_and_says_so(
     with checkout(repo, "HEAD~1", print) as base, checkout(repo, "HEAD", print) as head:
         codegen = head.root / "wasmgraph" / "compiler" / "codegen.py"
         codegen.write_text("raise RuntimeError('broken')\n")
-        from wasmgraph.backends import parse_list
-
         options = Options([str(small_onnx)], parse_list("wasm32@wasmtime", 1, ()), pairs=4, least=1, most=1)
         files = measure_pair(base, head, options, tmp_path, print)
     failed = json.loads(files[1].read_text())["wasmgraph"]["failed"]
@@ -95,6 +97,49 @@ def test_a_revision_that_does_not_compile_fails_and_says_so(
     judged = CliRunner().invoke(main, ["compare", *map(str, files), *thresholds])
     assert judged.exit_code == 1
     assert "failed in head" in judged.output
+
+
+def test_a_backend_that_traps_in_head_is_worse_and_costs_the_others_nothing(
+    repo: Path, small_onnx: Path, tmp_path: Path
+) -> None:
+    with checkout(repo, "HEAD~1", print) as base, checkout(repo, "HEAD~1", print) as head:
+        entry = head.root / "wasmgraph" / "compiler" / "csrc" / "entry.c"
+        trapping = entry.read_text().replace(
+            "#ifdef __wasm__\n", "#ifdef __wasm__\n#define run(a) (__builtin_trap(), 0)\n"
+        )
+        entry.write_text(trapping)
+        chosen = parse_list("wasm32@wasmtime,native@tvm", 1, ())
+        options = Options([str(small_onnx)], chosen, pairs=4, least=1, most=2)
+        files = measure_pair(base, head, options, tmp_path, print)
+    assert "small on wasm32@wasmtime" in json.loads(files[1].read_text())["wasmgraph"]["failed"]
+    compared = compare(*files, read_thresholds(ROOT / "results" / "thresholds.toml"))
+    assert {v.series for v in compared.of("worse")} == {"small on wasm32@wasmtime"}
+    assert any(v.series == "small-native@tvm" for v in compared.of("no significant difference"))
+
+
+def test_models_that_are_not_there_or_not_told_apart(repo: Path, small_onnx: Path, tmp_path: Path) -> None:
+    here = Checkout(repo, sys.executable, "0")
+    chosen = parse_list("wasm32@wasmtime", 1, ())
+    with pytest.raises(UsageError, match="there is no such file"):
+        measure_pair(here, here, Options(["absent.onnx"], chosen), tmp_path, print)
+    with pytest.raises(UsageError, match="two models would be called 'small'"):
+        measure_pair(here, here, Options([str(small_onnx)] * 2, chosen), tmp_path, print)
+
+
+def test_what_a_killed_process_left_is_removed(repo: Path, tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left = tmp_path / f"wasmgraph-revision-{dead.pid}-x"
+    alive = tmp_path / f"wasmgraph-revision-{os.getpid()}-x"
+    for place in (left, alive):
+        place.mkdir()
+        git(repo, "worktree", "add", "--detach", "--quiet", str(place / "wasmgraph"), "HEAD")
+    with checkout(repo, "HEAD", print):
+        pass
+    assert not left.exists()
+    assert (alive / "wasmgraph").exists()
+    git(repo, "worktree", "remove", "--force", str(alive / "wasmgraph"))
+    assert git(repo, "worktree", "list").count("\n") == 0
 
 
 def test_unknown_revisions(repo: Path) -> None:

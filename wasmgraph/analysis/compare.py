@@ -19,14 +19,15 @@ from typing import Literal
 
 import numpy as np
 
-from wasmgraph.analysis.runs import ACCURACY, Run, Subject, Timing, read_run, why_not_the_same
+from wasmgraph.analysis.runs import ACCURACY, KERNEL_WORK, Run, Subject, Timing, read_run, why_not_the_same
 from wasmgraph.analysis.thresholds import Limit, Thresholds, TimeLimit
 from wasmgraph.records import Pairing, RunInfo
 
 Outcome = Literal["worse", "better", "no significant difference", "not comparable"]
 OUTCOMES: tuple[Outcome, ...] = ("worse", "better", "no significant difference", "not comparable")
 TIME = "time"
-KERNEL_WORK = "kernel_work"
+_OF_THE_HOST = ("native", "native-128")  # compiled for the processor that they are compiled on
+FAILURE = "failure"
 BY_KERNEL = "work_fuel of "
 
 
@@ -96,20 +97,12 @@ def compare(base: str | Path, head: str | Path, thresholds: Thresholds) -> Compa
 
 
 def _failures(base: Run, head: Run) -> Iterator[Verdict]:
-    """Cases that failed so that neither file has figures of them."""
-    for case, reason in head.info.failed.items():
-        series = _series(case)
-        known = {*base.subjects, *head.subjects, *base.timings, *head.timings}
-        if series in known:
-            continue
-        both = case in base.info.failed
-        why = f"failed in {'both' if both else 'head'}: {reason}"
-        yield Verdict(series, "all", "not comparable" if both else "worse", None, None, why=why)
-
-
-def _series(case: str) -> str:
-    """The name of ``model on backend`` as a series."""
-    return case.replace(" on ", "-")
+    """What failed, whether or not there are figures of it as well: a failure in head alone is worse."""
+    for case in dict.fromkeys([*base.info.failed, *head.info.failed]):
+        before, after = base.info.failed.get(case), head.info.failed.get(case)
+        outcome: Outcome = "worse" if before is None else "not comparable"
+        where = "both" if before is not None and after is not None else "head" if before is None else "base"
+        yield Verdict(case, FAILURE, outcome, None, None, why=f"failed in {where}: {after or before}")
 
 
 def _subjects(base: Run, head: Run, thresholds: Thresholds) -> Iterator[Verdict]:
@@ -119,41 +112,38 @@ def _subjects(base: Run, head: Run, thresholds: Thresholds) -> Iterator[Verdict]
             yield _missing(name, "all", base, head, before is None)
             continue
         why = why_not_the_same(before, after)
+        if why is None and base.architecture != head.architecture:
+            why = "another architecture"
+        if why is None and before.identity["target"] in _OF_THE_HOST and base.info.host != head.info.host:
+            why = "native code of another machine"
         if why:
             yield Verdict(name, "all", "not comparable", None, None, why=why)
             continue
-        yield from _metrics(name, before, after, thresholds, base.architecture == head.architecture)
+        yield from _metrics(name, before, after, thresholds)
 
 
 def _missing(series: str, metric: str, base: Run, head: Run, in_base: bool) -> Verdict:
-    """A series that one file lacks: worse if the head failed where the base did not."""
+    """A series that one file lacks, with the reason if it was skipped there."""
     side, lacking = ("base", base) if in_base else ("head", head)
-    for case, reason in lacking.info.failed.items():
-        if series in (case, _series(case)):
-            outcome: Outcome = "not comparable" if in_base else "worse"
-            return Verdict(series, metric, outcome, None, None, why=f"failed in {side}: {reason}")
-    for case, reason in lacking.info.skipped.items():
-        if _series(case) == series:
-            return Verdict(series, metric, "not comparable", None, None, why=f"skipped in {side}: {reason}")
-    return Verdict(series, metric, "not comparable", None, None, why=f"not in {side}")
+    skipped = [why for case, why in lacking.info.skipped.items() if case.replace(" on ", "-") == series]
+    why = f"skipped in {side}: {skipped[0]}" if skipped else f"not in {side}"
+    return Verdict(series, metric, "not comparable", None, None, why=why)
 
 
-def _metrics(
-    name: str, base: Subject, head: Subject, thresholds: Thresholds, same_architecture: bool
-) -> Iterator[Verdict]:
+def _metrics(name: str, base: Subject, head: Subject, thresholds: Thresholds) -> Iterator[Verdict]:
     for metric in dict.fromkeys([*base.metrics, *head.metrics]):
         before, after = base.metrics.get(metric), head.metrics.get(metric)
         why = ""
-        if metric == "machine_code_bytes" and not same_architecture:
-            why = "machine code of another architecture"
-        elif metric in ACCURACY and base.inputs != head.inputs:
-            why = f"accuracy over {base.inputs} inputs, over {head.inputs}"
+        if metric in ACCURACY and base.inputs != head.inputs:
+            why = "accuracy over other inputs"
         yield _judge(name, metric, before, after, thresholds.limit(name, metric), why)
+    if bool(base.kernel_work) != bool(head.kernel_work):
+        side = "head" if base.kernel_work else "base"
+        yield Verdict(name, KERNEL_WORK, "not comparable", None, None, why=f"not in {side}")
+        return
     limit = thresholds.limit(name, KERNEL_WORK)
     for kernel in dict.fromkeys([*base.kernel_work, *head.kernel_work]):
         pair = base.kernel_work.get(kernel), head.kernel_work.get(kernel)
-        if None in pair and not (base.kernel_work and head.kernel_work):
-            break  # one file does not tell; work_fuel says so already
         yield _judge(name, f"{BY_KERNEL}{kernel}", *pair, limit, "")
 
 
@@ -163,8 +153,10 @@ def _judge(
     ratio = head / base if base and head is not None else None
     if base is None or head is None:
         why = f"not in {'base' if base is None else 'head'}"
-    elif not (math.isfinite(base) and math.isfinite(head)):
-        why = "not a finite number"
+    elif math.isfinite(base) and not math.isfinite(head):
+        return Verdict(series, metric, "worse", base, head, why="no finite number any more")
+    elif not math.isfinite(base):
+        why = "not a finite number in base"
     elif limit is None:
         why = why or "no threshold is set for it"
     if why or base is None or head is None or limit is None:

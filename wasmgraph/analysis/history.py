@@ -1,8 +1,10 @@
 """How figures went from run to run: an append-only file of JSON lines, and the steps in it.
 
 One line is one backend on one model in one run: ``{"schema": 1, "run": …, "datetime": …, "commit": …,
-"host": …, "series": "resnet50-wasm32@wasmtime", "values": {"latency_s": …, "work_fuel": …}}``. A line that
-was cut off while it was written is no JSON, is counted and never read as data.
+"host": …, "series": "resnet50-wasm32@wasmtime", "of": {"model": …, "inputs": …}, "values": {"ratio": …}}``.
+``of`` holds digests of the model's file and of the inputs: of others a new trend begins. A ``+`` marks a
+commit with changes. A line that was cut off while it was written is no JSON, is counted and never read as
+data.
 """
 
 from __future__ import annotations
@@ -19,15 +21,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from wasmgraph.analysis.runs import DETERMINISTIC
+from wasmgraph.analysis.runs import read_run
 from wasmgraph.errors import MissingDependencyError, RecordError
 from wasmgraph.files import cache_lock
-from wasmgraph.records import RunInfo, read_results
 
 SCHEMA = 1
-# What a benchmark's median is called, and which fields of a record are kept beside it.
+# What a benchmark's median is called.
 _MEDIANS = {"test_latency": "latency_s", "test_compile": "compile_s", "test_cold_start": "ready_s"}
-_KEPT = (*DETERMINISTIC, "ratio", "first_output_s", "session_bytes")
 _WINDOW = 1000  # latest runs that are searched for steps
 _SHORTEST = 3  # runs between two steps
 _LEAST = 5e-4  # of a value: less is no step, however steady the rest is
@@ -103,31 +103,25 @@ def add(history: Path, results: str | Path) -> int:
 
 
 def _lines(results: Path) -> Iterator[dict[str, Any]]:
-    data = read_results(results)
-    info = RunInfo.of(data, results)
-    commit = data.get("commit_info")
+    run = read_run(results)
+    if not run.subjects:
+        raise RecordError(f"{results} holds no benchmark: there is nothing to keep.")
     head = {
         "schema": SCHEMA,
         "run": hashlib.sha256(results.read_bytes()).hexdigest()[:16],
-        "datetime": str(data.get("datetime", "")),
-        "commit": str(commit.get("id") or "unknown")[:12] if isinstance(commit, dict) else "unknown",
-        "host": info.host or "unknown",
+        "datetime": run.datetime,
+        "commit": run.commit + ("+" if run.dirty else ""),
+        "host": run.info.host or "unknown",
     }
-    values: dict[str, dict[str, float]] = {}
-    for number, benchmark in enumerate(data["benchmarks"]):
-        try:
-            extra, test = benchmark["extra_info"], benchmark["name"].split("[", 1)[0]
-            mine = values.setdefault(f"{extra['model']}-{extra['backend']}", {})
-            if test in _MEDIANS:
-                mine[_MEDIANS[test]] = float(benchmark["stats"]["median"])
-            mine |= {name: float(extra[name]) for name in _KEPT if extra.get(name) is not None}
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise RecordError(
-                f"{results}: benchmark {number} is no record of the bench: {error}."
-            ) from error
-    for series, found in values.items():
-        finite = {name: value for name, value in found.items() if math.isfinite(value)}
-        yield head | {"series": series, "values": finite}
+    for series, subject in run.subjects.items():
+        values = subject.metrics | subject.noted
+        for timing in run.timings.values():
+            if timing.subject == series and timing.test in _MEDIANS:
+                values[_MEDIANS[timing.test]] = timing.median_s
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        inputs = None if subject.inputs is None else subject.inputs[1][:12]
+        of = {"model": str(subject.identity["model_sha256"])[:12], "inputs": inputs}
+        yield head | {"series": series, "of": of, "values": finite}
 
 
 def _read(path: Path) -> tuple[list[dict[str, Any]], int, int]:
@@ -148,7 +142,9 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], int, int]:
             for name in ("run", "datetime", "commit", "host", "series"):
                 if not isinstance(data[name], str):
                     raise TypeError(name)
-            data["values"] = {str(name): float(value) for name, value in data["values"].items()}
+            data["of"] = json.dumps(data.get("of"), sort_keys=True)
+            values = {str(name): float(value) for name, value in data["values"].items()}
+            data["values"] = {name: value for name, value in values.items() if math.isfinite(value)}
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             torn += 1
             continue
@@ -170,12 +166,12 @@ def read_history(path: Path, metrics: Sequence[str], series: str = "*") -> Histo
     if not lines and (torn or newer):
         raise RecordError(f"{path} is no history: {torn} lines are not whole, {newer} of a newer schema.")
     lines.sort(key=lambda line: line["datetime"])
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for line in lines:
-        found.setdefault((line["series"], line["host"]), []).append(line)
+        found.setdefault((line["series"], line["host"], line["of"]), []).append(line)
     trends = [
         _trend(name, metric, host, runs)
-        for (name, host), runs in sorted(found.items())
+        for (name, host, _), runs in sorted(found.items())
         if fnmatchcase(name, series)
         for metric in metrics
     ]
@@ -194,19 +190,19 @@ def _trend(series: str, metric: str, host: str, runs: Sequence[Mapping[str, Any]
 def steps(points: Sequence[Point]) -> list[Step]:
     """Where the level of a figure changed for good, in the latest thousand runs.
 
-    Penalised least squares of piecewise constant logarithms, solved by pruned exact linear time (PELT:
-    Killick, Fearnhead & Eckley, JASA 107, 2012), with the penalty 3 σ² log n; σ is estimated from the
-    differences of neighbours, which steps hardly touch.
+    Penalised least squares of piecewise constant logarithms (of values where one is zero), solved by pruned
+    exact linear time (PELT: Killick, Fearnhead & Eckley, JASA 107, 2012), with the penalty 3 σ² log n; σ is
+    estimated from the differences of neighbours, which steps hardly touch.
     """
     recent = points[-_WINDOW:]
     values = np.array([point.value for point in recent])
-    if len(values) < 2 * _SHORTEST or not (values > 0).all() or np.ptp(values) == 0:
+    if len(values) < 2 * _SHORTEST or np.ptp(values) == 0:
         return []
     try:
         import ruptures
     except ImportError as error:
         raise MissingDependencyError("finding steps needs: pip install 'wasmgraph[report]'.") from error
-    signal = np.log(values)
+    signal = np.log(values) if (values > 0).all() else values / np.abs(values).max()
     differences = np.abs(np.diff(signal))
     sigma = max(float(np.median(differences)) / (0.6745 * math.sqrt(2)), _LEAST)
     penalty = 3 * sigma**2 * math.log(len(values))
@@ -215,6 +211,6 @@ def steps(points: Sequence[Point]) -> list[Step]:
     found = []
     for begin, change, end in zip(ends, ends[1:], ends[2:], strict=False):
         before, after = float(np.median(values[begin:change])), float(np.median(values[change:end]))
-        if abs(math.log(after / before)) > _LEAST:
+        if abs(after - before) > _LEAST * abs(before):
             found.append(Step(recent[change], before, after))
     return found

@@ -24,24 +24,28 @@ DETERMINISTIC = (
     *("kernels", "ops_scheduled", "ops_fallback"),
     *("top1", "top5", "agreement", "max_prob_diff", "max_logit_diff"),
 )
+KERNEL_WORK = "kernel_work"
+NOTED = ("ratio", "first_output_s", "session_bytes")
 ACCURACY = ("top1", "top5", "agreement", "max_prob_diff", "max_logit_diff")
 
 
 @dataclass
 class Subject:
-    """One backend on one model: its identity and its deterministic metrics; ``inputs`` is of the accuracy
-    figures; ``kernel_work`` is fuel by kernel."""
+    """One backend on one model: its identity and its deterministic metrics. ``inputs`` (how many, which)
+    are of the accuracy figures, ``kernel_work`` is fuel by kernel, a history keeps ``noted`` as well."""
 
     identity: Mapping[str, Any]
     metrics: dict[str, float] = field(default_factory=dict)
+    noted: dict[str, float] = field(default_factory=dict)
     kernel_work: Mapping[str, float] = field(default_factory=dict)
-    inputs: int | None = None
+    inputs: tuple[float, str] | None = None
 
 
 @dataclass(frozen=True)
 class Timing:
     """A benchmark's rounds in seconds, in the order in which they were measured."""
 
+    test: str
     subject: str
     rounds_s: list[float]
     median_s: float
@@ -55,6 +59,8 @@ class Run:
     info: RunInfo
     architecture: str
     commit: str
+    dirty: bool
+    datetime: str
     subjects: Mapping[str, Subject]
     timings: Mapping[str, Timing]
 
@@ -79,7 +85,9 @@ def read_run(path: str | Path) -> Run:
             if not isinstance(name, str) or name in timings:
                 raise ValueError(f"the name {name!r}, a second time")
             _gather(subjects, key, extra)
-            timings[name] = Timing(key, _seconds(stats.get("data") or []), float(stats["median"]))
+            rounds = [_number("a round", value) for value in stats.get("data") or []]
+            median = _number("median", stats["median"])
+            timings[name] = Timing(name.split("[", 1)[0], key, rounds, median)
         except KeyError as error:
             raise RecordError(f"{path}: benchmark {number} has no {error}.") from error
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -91,15 +99,17 @@ def read_run(path: str | Path) -> Run:
         RunInfo.of(data, path),
         str(machine.get("machine", "unknown")) if isinstance(machine, dict) else "unknown",
         str(commit.get("id") or "unknown")[:12] if isinstance(commit, dict) else "unknown",
+        bool(commit.get("dirty")) if isinstance(commit, dict) else False,
+        str(data.get("datetime", "")),
         subjects,
         timings,
     )
 
 
-def _seconds(raw: Any) -> list[float]:
-    if not isinstance(raw, list):
-        raise TypeError("rounds that are no list")
-    return [float(value) for value in raw]
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} {value!r}, which is no number")
+    return float(value)
 
 
 def _gather(subjects: dict[str, Subject], key: str, extra: Mapping[str, Any]) -> None:
@@ -112,15 +122,15 @@ def _gather(subjects: dict[str, Subject], key: str, extra: Mapping[str, Any]) ->
         value = extra.get(name)
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"{name} {value!r}, which is no number")
-        known = subject.metrics.setdefault(name, float(value))
-        if known != value and not (math.isnan(known) and math.isnan(value)):
+        number = _number(name, value)
+        known = subject.metrics.setdefault(name, number)
+        if known != number and not (math.isnan(known) and math.isnan(number)):
             raise ValueError(f"{name} {value!r}, while another benchmark of {key} has {known!r}")
-    if "kernel_work" in extra:
-        subject.kernel_work = {str(name): float(fuel) for name, fuel in extra["kernel_work"].items()}
+    subject.noted |= {name: _number(name, extra[name]) for name in NOTED if extra.get(name) is not None}
+    if KERNEL_WORK in extra:
+        subject.kernel_work = {str(name): _number(name, fuel) for name, fuel in extra[KERNEL_WORK].items()}
     if extra.get("inputs") is not None:
-        subject.inputs = int(extra["inputs"])
+        subject.inputs = (_number("inputs", extra["inputs"]), str(extra.get("inputs_sha256", "")))
 
 
 def why_not_the_same(base: Subject, head: Subject) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -9,6 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
+from wasmgraph.analysis.runs import DETERMINISTIC, KERNEL_WORK
 from wasmgraph.errors import RecordError
 
 SCHEMA = 1
@@ -71,35 +73,54 @@ def read_thresholds(path: str | Path) -> Thresholds:
         data = tomllib.loads(Path(path).read_text())
     except OSError as error:
         raise RecordError(f"{path}: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RecordError(f"{path} is not TOML: {error}.") from error
     if data.get("schema") != SCHEMA:
         raise RecordError(f"{path}: schema is {data.get('schema')!r}; this wasmgraph reads {SCHEMA}.")
     try:
-        time = TimeLimit(**data["time"])
-        _positive(time.least, time.confidence, 1 - time.confidence, time.processes)
         return Thresholds(
-            {name: _limit(raw) for name, raw in data["metrics"].items()},
-            time,
-            tuple(
-                Override(raw["series"], raw["metric"], _limit(_only_limit(raw)))
-                for raw in data.get("override", ())
-            ),
+            {_metric(name): _limit(raw) for name, raw in data["metrics"].items()},
+            _time_limit(data["time"]),
+            tuple(_override(raw) for raw in data.get("override", ())),
         )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise RecordError(
             f'{path}: {error}. Expected [metrics.NAME] with better = "less" or "more" and relative or'
             " absolute, and [time] with least, confidence, processes."
         ) from error
 
 
-def _positive(*values: float) -> None:
-    if any(value <= 0 for value in values):
+def _metric(name: str) -> str:
+    if name not in (*DETERMINISTIC, KERNEL_WORK):
+        raise ValueError(f"there is no metric {name!r}")
+    return name
+
+
+def _finite(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} is {value!r}, no finite number")
+    return float(value)
+
+
+def _time_limit(raw: Mapping[str, Any]) -> TimeLimit:
+    limit = TimeLimit(**raw)
+    for field in fields(limit):
+        _finite(field.name, getattr(limit, field.name))
+    if not (
+        limit.least > 0
+        and 0 < limit.confidence < 1
+        and type(limit.processes) is int
+        and limit.processes > 0
+    ):
         raise ValueError("[time] has a value that is out of range")
+    return limit
 
 
-def _only_limit(raw: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in raw.items() if key not in ("series", "metric")}
+def _override(raw: Mapping[str, Any]) -> Override:
+    if not isinstance(raw["series"], str):
+        raise TypeError("an override's series is no text")
+    rest = {key: value for key, value in raw.items() if key not in ("series", "metric")}
+    return Override(raw["series"], _metric(raw["metric"]), _limit(rest))
 
 
 def _limit(raw: Mapping[str, Any]) -> Limit:
@@ -107,6 +128,6 @@ def _limit(raw: Mapping[str, Any]) -> Limit:
     if unknown or raw.get("better") not in ("less", "more"):
         raise ValueError(f"a limit has {dict(raw)!r}")
     limit = Limit(**raw)
-    if not (limit.relative >= 0 and limit.absolute >= 0):
+    if min(_finite("relative", limit.relative), _finite("absolute", limit.absolute)) < 0:
         raise ValueError("a limit is negative")
     return limit

@@ -5,6 +5,8 @@ Heavy imports stay inside the commands, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import warnings
 from typing import Any, NoReturn
@@ -14,7 +16,7 @@ import click
 from wasmgraph.cli import graphs, verdicts
 from wasmgraph.errors import WasmgraphError
 
-_INTERRUPTED = 130
+_INTERRUPTED, _PIPE_CLOSED, _TERMINATED = 130, 141, 143
 
 
 class _Commands(click.Group):
@@ -23,8 +25,11 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
+        except (click.ClickException, click.exceptions.Exit):
             raise
+        except BrokenPipeError:  # `… | head`; click would end with 1, which says "worse"
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.exit(_PIPE_CLOSED)
         except (KeyboardInterrupt, click.Abort):
             _end("interrupted", _INTERRUPTED)
         except Exception as error:
@@ -55,6 +60,7 @@ def main(debug: bool) -> None:
     wasmgraph compile resnet50.onnx -o resnet50.wasm --target wasm32-simd128
     wasmgraph classify resnet50.wasm photo.jpg
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # so that what is temporary is removed
     warnings.showwarning = lambda message, *_, **__: click.echo(f"warning: {message}", err=True)
 
 

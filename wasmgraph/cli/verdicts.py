@@ -5,11 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from wasmgraph.cli.terminal import console, say
 from wasmgraph.errors import UsageError
+
+if TYPE_CHECKING:
+    from wasmgraph.analysis import Thresholds
 
 _WORSE = 1
 
@@ -53,15 +57,14 @@ _all = click.option("--all", "everything", is_flag=True, help="List also what di
 
 
 def _verdict(
-    base: Path, head: Path, thresholds: Path, markdown: Path | None, as_json: bool, everything: bool
+    base: Path, head: Path, thresholds: Thresholds, markdown: Path | None, as_json: bool, everything: bool
 ) -> None:
     """Compare, show, and end with 1 if anything is worse."""
     from wasmgraph.analysis import compare as compare_results
-    from wasmgraph.analysis import read_thresholds
     from wasmgraph.files import write_atomically
     from wasmgraph.report.comparison import comparison_json, comparison_markdown, comparison_table
 
-    compared = compare_results(base, head, read_thresholds(thresholds))
+    compared = compare_results(base, head, thresholds)
     if as_json:
         click.echo(comparison_json(compared))
     else:
@@ -94,7 +97,9 @@ def compare(
 
     Example: wasmgraph compare results/baseline.json results/latest.json --markdown verdict.md
     """
-    _verdict(base, head, thresholds, markdown, as_json, everything)
+    from wasmgraph.analysis import read_thresholds
+
+    _verdict(base, head, read_thresholds(thresholds), markdown, as_json, everything)
 
 
 @click.command()
@@ -146,15 +151,20 @@ def regress(
 
     Example: wasmgraph regress main --models light_squeezenet
     """
+    from wasmgraph.analysis import read_thresholds
     from wasmgraph.backends import OURS, parse_list
     from wasmgraph.regress import Options, checkout, measure_pair, repository
 
     chosen = parse_list(backends or ",".join(OURS), 1, OURS)
-    options = Options([name.strip() for name in models.split(",")], chosen, pairs, most=processes)
+    names = [name.strip() for name in models.split(",")]
+    limits = read_thresholds(thresholds)  # before ten minutes of measuring
+    options = Options(
+        names, chosen, pairs, limits.time.processes, processes, confidence=limits.time.confidence
+    )
     root = repository()
     with checkout(root, base_rev, say) as base, checkout(root, head_rev, say) as head:
         files = measure_pair(base, head, options, output, say)
-    _verdict(*files, thresholds, markdown, as_json, everything)
+    _verdict(*files, limits, markdown, as_json, everything)
 
 
 _history_file = click.option(
@@ -207,6 +217,8 @@ def history_show(path: Path, series: str, metrics: str, plot: Path | None, as_js
     from wasmgraph.report.trends import trend_json, trend_plot, trend_table
 
     found = read_history(path, [name.strip() for name in metrics.split(",")], series)
+    if not found.trends:
+        raise UsageError(f"{path} holds no {metrics} of a series {series!r}.")
     if as_json:
         click.echo(trend_json(found))
     else:

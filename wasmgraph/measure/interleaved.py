@@ -12,7 +12,6 @@ from scipy.stats import bootstrap
 _CONFIDENCE = 0.95
 _RESAMPLES = 2000
 _SEED = 0
-_TURNS = 4
 
 
 @dataclass(frozen=True)
@@ -71,30 +70,25 @@ def interleave(blocks: Mapping[str, Block], schedule: Schedule) -> dict[str, lis
 
 
 def pair(
-    base: Mapping[str, Callable[[], float]], head: Mapping[str, Callable[[], float]], pairs: int
-) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Measure the same names on two sides, call beside call.
+    base: Callable[[], float], head: Callable[[], float], pairs: int
+) -> tuple[list[float], list[float]]:
+    """Measure two sides call beside call, after an untimed call of each.
 
     The two calls of a pair meet the same moment, and do nearly the same to the caches; which comes first
     changes each time. On a shared machine that is worth several times as many calls in blocks: while
-    neighbours come and go, calls are alike for some tens of milliseconds. A name has its pairs in four
-    turns, each after an untimed call of both.
+    neighbours come and go, calls are alike for some tens of milliseconds.
 
     Parameters
     ----------
-    base, head : by name, what makes one call and tells its seconds
-    pairs : for each name that both have
+    base, head : make one call and tell its seconds
     """
-    found: tuple[dict[str, list[float]], dict[str, list[float]]] = ({}, {})
-    names = [name for name in base if name in head]
-    for turn in range(_TURNS):
-        for name in names:
-            sides = base[name], head[name]
-            for side in sides:
-                side()
-            for number in range(turn, pairs, _TURNS):
-                for which in (number // _TURNS % 2, 1 - number // _TURNS % 2):
-                    found[which].setdefault(name, []).append(sides[which]())
+    sides = base, head
+    found: tuple[list[float], list[float]] = ([], [])
+    for side in sides:
+        side()
+    for number in range(pairs):
+        for which in (number % 2, 1 - number % 2):
+            found[which].append(sides[which]())
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,16 @@ class Evaluation:
     labels: Sequence[int] | None
     description: dict[str, Any]
     photos: Sequence[Photo] = ()
+
+    @property
+    def sha256(self) -> str:
+        """Digest of all feeds, in their order."""
+        digest = hashlib.sha256()
+        for feeds in self.feeds:
+            for name in sorted(feeds):
+                digest.update(f"{name} {feeds[name].dtype} {feeds[name].shape}\n".encode())
+                digest.update(np.ascontiguousarray(feeds[name]).tobytes())
+        return digest.hexdigest()
 
     def class_name(self, index: int) -> str:
         """What the model calls a class; its number where it has no names."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,8 @@ from typing import Any
 
 from wasmgraph.errors import MissingDependencyError, UsageError
 
-Progress = Any  # Callable[[str], None]
+Progress = Callable[[str], None]
+_PREFIX = "wasmgraph-revision-"
 
 
 @dataclass(frozen=True)
@@ -52,15 +55,35 @@ def checkout(root: Path, revision: str, progress: Progress) -> Iterator[Checkout
     UsageError
         There is no such revision, or it cannot be set up.
     """
-    _git(root, "worktree", "prune")  # what a killed process left
+    _remove_stale(root)
     commit = _git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}", of=revision)
-    with tempfile.TemporaryDirectory(prefix="wasmgraph-revision-") as directory:
+    with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-") as directory:
         place = Path(directory) / "wasmgraph"
         _git(root, "worktree", "add", "--detach", "--quiet", str(place), commit)
         try:
             yield Checkout(place, _python(root, place, progress), commit)
         finally:
             _git(root, "worktree", "remove", "--force", str(place))
+
+
+def _remove_stale(root: Path) -> None:
+    """Remove worktrees of ours whose processes are no more: a process that is killed cannot do it."""
+    listed = _git(root, "worktree", "list", "--porcelain").splitlines()
+    for place in (Path(line.removeprefix("worktree ")) for line in listed if line.startswith("worktree ")):
+        pid = place.parent.name.removeprefix(_PREFIX).partition("-")[0]
+        if place.parent.name.startswith(_PREFIX) and pid.isdecimal() and not _is_alive(int(pid)):
+            shutil.rmtree(place.parent, ignore_errors=True)
+    _git(root, "worktree", "prune")
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _git(root: Path, *command: str, of: str = "") -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from wasmgraph.analysis.compare import median_interval, process_ratios
 from wasmgraph.artifact import Artifact
 from wasmgraph.backends import Backend
-from wasmgraph.errors import ExecutionError, UsageError
+from wasmgraph.errors import UsageError, WasmgraphError
 from wasmgraph.files import sha256_file, write_atomically
 from wasmgraph.host import host_id, processors_of_this_process
 from wasmgraph.measure.accuracy import judge
@@ -78,7 +78,7 @@ class _Side:
                 try:
                     worker.ask("compile", model=str(model), target=target, output=str(output))
                     self.artifacts[str(target)] = Artifact.open(output)
-                except ExecutionError as error:
+                except WasmgraphError as error:
                     self.failed |= {b.name: str(error) for b in backends if b.target == target}
 
     def load(
@@ -96,16 +96,24 @@ class _Side:
             try:
                 worker.ask("load", name=backend.name, path=path, **how)
                 worker.ask("call", name=backend.name, processors=processors)
-            except ExecutionError as error:
+            except WasmgraphError as error:
                 self.failed[backend.name] = str(error)
                 continue
-            calls[backend.name] = partial(_call, worker, backend.name, processors)
+            calls[backend.name] = partial(self._call, worker, backend.name, processors)
         return calls
+
+    def _call(self, worker: WorkerProcess, name: str, processors: list[int]) -> float:
+        try:
+            seconds: float = worker.ask("call", name=name, processors=processors)
+        except WasmgraphError as error:
+            self.failed[name] = str(error)
+            raise
+        return seconds
 
     def record(self, name: str, path: Path, backend: Backend, judged: Evaluation) -> dict[str, Any]:
         """What is said of a backend in ``extra_info``."""
         artifact = self.artifacts[str(backend.target)]
-        counted = dict(self.counted[str(backend.target)])
+        counted = dict(self.counted.get(str(backend.target), {}))
         kernel_work = counted.pop("kernel_work", {})
         runtime = get_runtime(backend.runtime)
         shape = artifact.inputs[0].shape if artifact.inputs else ()
@@ -121,15 +129,11 @@ class _Side:
             engine_config=runtime.config(),
             model_sha256=sha256_file(path),
             **counted,
-            **self.accuracy[backend.name],
+            **self.accuracy.get(backend.name, {}),
+            inputs_sha256=judged.sha256,
             **asdict(describe(self.rounds[backend.name])),
         )
         return record.to_extra_info() | {"kernel_work": kernel_work}
-
-
-def _call(worker: WorkerProcess, name: str, processors: list[int]) -> float:
-    seconds: float = worker.ask("call", name=name, processors=processors)
-    return seconds
 
 
 def measure_pair(
@@ -148,18 +152,26 @@ def measure_pair(
     FetchError
         A model cannot be had.
     """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{output} cannot be made: {error.strerror}.") from error
     strange = [backend.name for backend in options.backends if backend.target is None]
     if strange:
         raise UsageError(
             f"{', '.join(strange)}: revisions differ in what wasmgraph compiles and runs only."
         )
+    paths = _models(options.models, progress)
     run = uuid.uuid4().hex
     found: dict[Side, list[dict[str, Any]]] = {side: [] for side in SIDES}
     failed: dict[Side, dict[str, str]] = {side: {} for side in SIDES}
     notices: list[str] = []
-    for model in options.models:
-        path = fetch(model, progress) if model in MODELS else Path(model)
-        name = path.stem if model not in MODELS else model
+    if base.python != head.python:
+        notices.append(
+            "The revisions depend on other packages than each other. Work and machine code are counted with"
+            " the Wasmtime of this environment for both."
+        )
+    for name, path in paths.items():
         with tempfile.TemporaryDirectory(prefix="wasmgraph-regress-") as directory:
             sides = [_Side(c, Path(directory) / s) for s, c in zip(SIDES, (base, head), strict=True)]
             judged = _measure_model(path, name, sides, options, Path(directory), notices.append, progress)
@@ -170,14 +182,29 @@ def measure_pair(
                     for backend in options.backends
                     if backend.name in side.rounds
                 ]
-    output.mkdir(parents=True, exist_ok=True)
-    paths = []
+    written = []
     for which, checkout in zip(SIDES, (base, head), strict=True):
         pairing = Pairing(run, which, options.pairs)
         info = RunInfo(tuple(dict.fromkeys(notices)), {}, failed[which], host_id(), pairing)
-        paths.append(output / f"{which}.json")
-        write_atomically(paths[-1], results_file(found[which], info, checkout.commit))
-    return paths[0], paths[1]
+        written.append(output / f"{which}.json")
+        write_atomically(written[-1], results_file(found[which], info, checkout.commit))
+    return written[0], written[1]
+
+
+def _models(asked: Sequence[str], progress: Callable[[str], None]) -> dict[str, Path]:
+    """The files of models, by the names that they have in results."""
+    paths: dict[str, Path] = {}
+    for model in asked:
+        path = fetch(model, progress) if model in MODELS else Path(model).resolve()
+        name = model if model in MODELS else path.stem
+        if not path.is_file():
+            raise UsageError(f"{model}: there is no such file; models by name are {', '.join(MODELS)}.")
+        if name in paths:
+            raise UsageError(
+                f"two models would be called {name!r} in the results: measure them one by one."
+            )
+        paths[name] = path
+    return paths
 
 
 def _measure_model(
@@ -200,11 +227,16 @@ def _measure_model(
     np.savez(first, allow_pickle=False, **judged.feeds[0])
     everything = {key: np.stack([feeds[key] for feeds in judged.feeds]) for key in judged.feeds[0]}
     np.savez(stacked, allow_pickle=False, **everything)
-    _count(sides, judged)
+    _count(sides, judged, options.backends)
     with load(path) as reference:
         expected = [reference.run(feeds) for feeds in judged.feeds]
-    left, processors = options.backends, processors_of_this_process()
+    left, processors = list(options.backends), processors_of_this_process()
     for process in range(options.most):
+        left = [b for b in left if not any(b.name in side.failed for side in sides)]
+        if process >= options.least:
+            left = [b for b in left if _imprecise(b.name, sides, options)]
+        if not left:
+            break
         progress(f"{name}: measuring, processes {process + 1}, {len(left)} backends left")
         with ExitStack() as stack:
             workers = [stack.enter_context(WorkerProcess(side.checkout)) for side in sides]
@@ -212,16 +244,14 @@ def _measure_model(
             for which in (process % 2, 1 - process % 2):
                 processor = processors[process // 2 % len(processors)]
                 calls[which] = sides[which].load(workers[which], left, first, processor)
-            for side, rounds in zip(sides, pair(calls[0], calls[1], options.pairs), strict=True):
-                for backend, seconds in rounds.items():
-                    side.rounds.setdefault(backend, []).extend(seconds)
             if process == 0:
-                for side, worker in zip(sides, workers, strict=True):
-                    _judge(side, worker, judged, expected, stacked, directory)
-        if process + 1 >= options.least:
-            left = [b for b in left if _imprecise(b.name, sides, options)]
-        if not left:
-            break
+                for side, worker, loaded in zip(sides, workers, (calls[0], calls[1]), strict=True):
+                    _judge(side, worker, list(loaded), judged, expected, stacked)
+            for backend in left:
+                if backend.name in calls[0] and backend.name in calls[1]:
+                    _add_rounds(
+                        backend.name, sides, calls[0][backend.name], calls[1][backend.name], options
+                    )
     for unknown in left:
         if _imprecise(unknown.name, sides, options):
             notice(
@@ -241,31 +271,46 @@ def _imprecise(name: str, sides: Sequence[_Side], options: Options) -> bool:
     return bool(high - low > 2 * options.precision * np.median(ratios))
 
 
-def _count(sides: Sequence[_Side], judged: Evaluation) -> None:
+def _add_rounds(name: str, sides: Sequence[_Side], base: Call, head: Call, options: Options) -> None:
+    """The rounds of one pair of processes: all of them, or none if one side fails."""
+    try:
+        found = pair(base, head, options.pairs)
+    except WasmgraphError:  # the side that failed has said so
+        return
+    for side, rounds in zip(sides, found, strict=True):
+        side.rounds.setdefault(name, []).extend(rounds)
+
+
+def _count(sides: Sequence[_Side], judged: Evaluation, backends: Sequence[Backend]) -> None:
     """Deterministic metrics; artifacts that are equal to the bit are counted once."""
     known: dict[str, dict[str, Any]] = {}
     for side in sides:
         for target, artifact in side.artifacts.items():
-            if artifact.sha256 not in known:
-                known[artifact.sha256] = metrics(artifact, judged.feeds[0])
-            side.counted[target] = known[artifact.sha256]
+            try:
+                if artifact.sha256 not in known:
+                    known[artifact.sha256] = metrics(artifact, judged.feeds[0])
+                side.counted[target] = known[artifact.sha256]
+            except WasmgraphError as error:
+                side.failed |= {b.name: str(error) for b in backends if b.target == target}
 
 
 def _judge(
     side: _Side,
     worker: WorkerProcess,
+    backends: Sequence[str],
     judged: Evaluation,
     expected: Sequence[dict[str, Array]],
     stacked: Path,
-    directory: Path,
 ) -> None:
-    """Accuracy of every backend of a revision."""
-    for backend in side.rounds:
-        output = directory / "outputs.npz"
-        worker.ask("outputs", name=backend, feeds=str(stacked), output=str(output))
-        with np.load(output) as stored:
-            arrays = {key: stored[key] for key in stored.files}
-        outputs = [{key: array[i] for key, array in arrays.items()} for i in range(len(expected))]
-        artifact = next(iter(side.artifacts.values()))
-        names = judged.outputs(artifact.outputs)
-        side.accuracy[backend] = asdict(judge(outputs, expected, judged.labels, *names))
+    """Accuracy of the backends of a revision."""
+    names = judged.outputs(next(iter(side.artifacts.values())).outputs)
+    output = side.directory / "outputs.npz"
+    for backend in backends:
+        try:
+            worker.ask("outputs", name=backend, feeds=str(stacked), output=str(output))
+            with np.load(output) as stored:
+                arrays = {key: stored[key] for key in stored.files}
+            outputs = [{key: array[i] for key, array in arrays.items()} for i in range(len(expected))]
+            side.accuracy[backend] = asdict(judge(outputs, expected, judged.labels, *names))
+        except (WasmgraphError, KeyError, ValueError) as error:  # outputs of other names or shapes
+            side.failed[backend] = f"its outputs cannot be judged: {error}"

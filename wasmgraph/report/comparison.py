@@ -6,14 +6,15 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from math import isfinite
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from wasmgraph.analysis import Comparison, Verdict
 from wasmgraph.analysis.compare import BY_KERNEL, OUTCOMES, TIME
 from wasmgraph.report.summary import format_bytes, format_ms
+from wasmgraph.report.text import markdown, terminal
 
 _STYLES = {"worse": "bold red", "better": "green"}
 _COLUMNS = ("series", "metric", "base", "head", "change", "verdict")
@@ -22,8 +23,8 @@ _COLUMNS = ("series", "metric", "base", "head", "change", "verdict")
 def comparison_table(comparison: Comparison, console: Console, everything: bool = False) -> None:
     """Print what is worse or better, and why the rest was not compared; ``everything`` lists it all."""
     for notice in comparison.notices:
-        console.print(f"[bold yellow]{escape(notice)}[/]")
-    console.print(escape(_headline(comparison)))
+        console.print(f"[bold yellow]{terminal(notice)}[/]")
+    console.print(terminal(_headline(comparison)))
     changed, kernels = _changed(comparison)
     shown = comparison.verdicts if everything else changed
     if shown:
@@ -32,7 +33,7 @@ def comparison_table(comparison: Comparison, console: Console, everything: bool 
             right = column in ("base", "head", "change")
             table.add_column(column, justify="right" if right else "left", overflow="fold")
         for verdict in shown:
-            cells = [escape(cell) for cell in _cells(verdict)]
+            cells = [terminal(cell) for cell in _cells(verdict)]
             table.add_row(*cells, style=_STYLES.get(verdict.outcome))
         console.print(table)
     if not everything:
@@ -40,20 +41,20 @@ def comparison_table(comparison: Comparison, console: Console, everything: bool 
             console.print(f"better: {len(kernels)} × work_fuel of a kernel")
         reasons = Counter(verdict.why for verdict in comparison.of("not comparable"))
         for why, count in reasons.most_common():
-            console.print(escape(f"not comparable: {count} × {why}"))
-    console.print(escape(_conclusion(comparison)))
+            console.print(terminal(f"not comparable: {count} × {why}"))
+    console.print(terminal(_conclusion(comparison)))
 
 
 def comparison_markdown(comparison: Comparison) -> str:
     """The same for a pull request; what comes from files is escaped."""
     lines = [
-        "### wasmgraph: " + _markdown(_conclusion(comparison)),
+        "### wasmgraph: " + markdown(_conclusion(comparison)),
         "",
-        _markdown(_headline(comparison)),
+        markdown(_headline(comparison)),
         "",
     ]
     for notice in comparison.notices:
-        lines += [_markdown(notice), ""]
+        lines += [markdown(notice), ""]
     changed, kernels = _changed(comparison)
     if changed:
         lines += _markdown_table(changed)
@@ -68,8 +69,15 @@ def comparison_markdown(comparison: Comparison) -> str:
 def comparison_json(comparison: Comparison) -> str:
     """Every verdict, and the counts."""
     counts = {outcome: len(comparison.of(outcome)) for outcome in OUTCOMES}
-    verdicts = [asdict(verdict) for verdict in comparison.verdicts]
-    return json.dumps({"worse": comparison.worse, "counts": counts, "verdicts": verdicts}, indent=1)
+    verdicts = [
+        {
+            key: None if isinstance(value, float) and not isfinite(value) else value
+            for key, value in row.items()
+        }
+        for row in map(asdict, comparison.verdicts)
+    ]
+    content = {"worse": comparison.worse, "counts": counts, "verdicts": verdicts}
+    return json.dumps(content, indent=1, allow_nan=False)
 
 
 def _changed(comparison: Comparison) -> tuple[list[Verdict], list[Verdict]]:
@@ -112,12 +120,5 @@ def _value(metric: str, value: float | None) -> str:
 
 
 def _markdown_table(verdicts: Sequence[Verdict]) -> list[str]:
-    rows = ["| " + " | ".join(_markdown(cell) for cell in _cells(verdict)) + " |" for verdict in verdicts]
+    rows = ["| " + " | ".join(markdown(cell) for cell in _cells(verdict)) + " |" for verdict in verdicts]
     return ["| " + " | ".join(_COLUMNS) + " |", "|---|---|--:|--:|--:|---|", *rows]
-
-
-def _markdown(text: str) -> str:
-    """Text that Markdown and HTML leave as it is, on one line, notifying nobody."""
-    named = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", "@": "&#64;", "`": "&#96;"}
-    named |= {character: f"&#{ord(character)};" for character in "*_[]\\~#!"}
-    return "".join(named.get(character, character) for character in " ".join(text.split()))

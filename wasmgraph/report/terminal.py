@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from wasmgraph.report.decomposition import Change, decomposition
@@ -20,24 +19,25 @@ from wasmgraph.report.summary import (
     format_ms,
     format_ratio,
 )
+from wasmgraph.report.text import terminal
 
 
 def result_table(summary: Summary, console: Console) -> None:
     """Print one table a model, after the run's notices; names from files are escaped."""
     for notice in summary.info.notices:
-        console.print(f"[bold yellow]{escape(notice)}[/]")
+        console.print(f"[bold yellow]{terminal(notice)}[/]")
     for model in summary.models:
         rows = [row for row in summary.rows if row.model == model]
         first = rows[0]
         title = f"{model} ({first.get('weights')} weights, batch {first.get('batch')}; :N is N threads)"
-        table = Table(title=escape(title), title_justify="left")
+        table = Table(title=terminal(title), title_justify="left")
         table.add_column("backend")
         columns = ("median ms", "over reference [95 %]", "top-1", "top-5", "agreement")
         for column in (*columns, "max Δ prob", "max Δ logit", "ready ms", "without params"):
             table.add_column(column, justify="right")
         for row in rows:
             table.add_row(
-                escape(row.backend),
+                terminal(row.backend),
                 format_ms(row.median_s),
                 format_ratio(row),
                 format_count(row, "top1"),
@@ -54,10 +54,10 @@ def result_table(summary: Summary, console: Console) -> None:
         _deployment(rows, console)
         _goals(goals(summary, model), console)
     for name, seconds in summary.overhead_s.items():
-        console.print(f"harness overhead, {escape(name)}: {seconds * 1e6:.0f} µs a call")
+        console.print(f"harness overhead, {terminal(name)}: {seconds * 1e6:.0f} µs a call")
     for title, cases in (("skipped", summary.info.skipped), ("failed", summary.info.failed)):
         for case, reason in cases.items():
-            console.print(f"[bold]{title}[/]: {escape(case)}: {escape(reason)}")
+            console.print(f"[bold]{title}[/]: {terminal(case)}: {terminal(reason)}")
 
 
 def _rounds(rows: Sequence[Row], console: Console) -> None:
@@ -71,7 +71,7 @@ def _rounds(rows: Sequence[Row], console: Console) -> None:
         table.add_column(column, justify="right")
     for row in measured:
         table.add_row(
-            escape(row.backend),
+            terminal(row.backend),
             str(len(row.rounds_s)),
             *(format_ms(s) for s in (row.median_s, row.get("p90_s"), row.get("p99_s"), row.get("mad_s"))),
             f"{row.get('warmup_rounds'):.0f}",
@@ -84,7 +84,9 @@ def _rounds(rows: Sequence[Row], console: Console) -> None:
             what, _, remedy = row.get("unstable").partition(": ")
             reasons.setdefault(remedy, []).append(f"{row.backend} ({what})")
     for remedy, backends in reasons.items():
-        console.print(f"[bold yellow]unstable[/]: {escape('; '.join(backends))}. Remedy: {escape(remedy)}.")
+        console.print(
+            f"[bold yellow]unstable[/]: {terminal('; '.join(backends))}. Remedy: {terminal(remedy)}."
+        )
 
 
 def _deployment(rows: Sequence[Row], console: Console) -> None:
@@ -107,7 +109,7 @@ def _deployment(rows: Sequence[Row], console: Console) -> None:
         table.add_column(column, justify="right")
     for row in measured:
         table.add_row(
-            escape(row.backend),
+            terminal(row.backend),
             f"{row.get('runs_per_s'):.3g}",
             format_ms(row.get("sessions_p50_s")),
             format_ms(row.get("sessions_p99_s")),
@@ -130,7 +132,7 @@ def _decomposition(changes: Sequence[Change], console: Console) -> None:
         table.add_column(column, justify="right")
     for change in changes:
         factor = "–" if change.factor is None else f"{change.factor:.2f} ×"
-        table.add_row(escape(change.backend), change.what, format_ms(change.median_s), factor)
+        table.add_row(terminal(change.backend), change.what, format_ms(change.median_s), factor)
     console.print(table)
 
 
@@ -145,7 +147,7 @@ def _goals(found: Sequence[Goal], console: Console) -> None:
     for goal in found:
         verdict = {None: "not measured", True: "reached", False: "[bold]NOT REACHED[/]"}[goal.reached]
         bound, aim = f"{goal.sign} {goal.show(goal.bound)}", goal.show(goal.aim)
-        table.add_row(escape(goal.figure), goal.show(goal.measured), bound, aim, verdict)
+        table.add_row(terminal(goal.figure), goal.show(goal.measured), bound, aim, verdict)
     console.print(table)
 
 
@@ -161,8 +163,8 @@ def profile_table(
     for row in kernels:
         rate, share = row["gflops_per_s"], row["roofline_share"]
         table.add_row(
-            escape(row["kernel"]),
-            escape(row["rule"]),
+            terminal(row["kernel"]),
+            terminal(row["rule"]),
             str(row["calls"]),
             f"{row['seconds'] * 1e3:.3f}",
             f"{row['share']:.1%}",

@@ -8,12 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from wasmgraph.analysis.history import History, Step, Trend
 from wasmgraph.errors import MissingDependencyError, UsageError
 from wasmgraph.files import write_atomically
+from wasmgraph.report.text import terminal
 
 MOST_PLOTTED = 24
 
@@ -28,10 +28,10 @@ def trend_table(history: History, console: Console) -> None:
     table.add_column("steps, with the commit of the first run after each")
     for trend in history.trends:
         table.add_row(
-            *(escape(text) for text in (trend.series, trend.metric, trend.host)),
+            *(terminal(text) for text in (trend.series, trend.metric, trend.host)),
             str(len(trend.points)),
             *(f"{trend.points[i].value:.6g}" for i in (0, -1)),
-            escape("; ".join(_words(step) for step in trend.steps) or "none"),
+            terminal("; ".join(_words(step) for step in trend.steps) or "none"),
         )
     console.print(table)
     if history.torn:
