@@ -165,3 +165,81 @@ def test_the_installed_command_ends_without_a_traceback(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
+
+
+HEAVY = ("tvm", "wasmtime", "onnx", "onnxruntime", "torch")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["report", "results/baseline.json", "-o", "{out}"],
+        ["compare", "results/baseline.json", "results/baseline.json", "--markdown", "{out}/v.md"],
+        ["history", "add", "results/baseline.json", "--file", "{out}/h.jsonl"],
+        ["--help"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_reading_results_needs_no_engine(command: list[str], tmp_path: Path) -> None:
+    program = (
+        "import sys; from wasmgraph.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+    )
+    program += f"print([name for name in {HEAVY} if name in sys.modules])"
+    arguments = [part.format(out=tmp_path) for part in command]
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "rror" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "fetch",
+        "compile",
+        "run",
+        "classify",
+        "inspect",
+        "profile",
+        "report",
+        "compare",
+        "regress",
+        "completion",
+    ],
+)
+def test_every_command_shows_an_example_and_speaks_json(command: str) -> None:
+    text = invoke(command, "--help").output
+    assert f"wasmgraph {command}" in text.split("Example:")[1]
+    assert "--json" in text or command == "completion"
+
+
+def test_quiet_leaves_the_result_alone(small_onnx: Path, tmp_path: Path) -> None:
+    done = invoke("--quiet", "compile", small_onnx, "-o", tmp_path / "m.wasm", "--target", "native")
+    assert (done.exit_code, done.stderr, done.stdout.strip()) == (0, "", str(tmp_path / "m.wasm"))
+    facts = json.loads(invoke("-q", "compile", small_onnx, "-o", tmp_path / "m.wasm", "--json").stdout)
+    assert facts["target"] == "wasm32-simd128"
+    assert facts["seconds"]["link"] > 0
+    np.save(tmp_path / "x.npy", np.zeros((1, 3, 19, 17), np.float32))
+    arguments = ["--input", f"x={tmp_path / 'x.npy'}", "--output", tmp_path / "y.npz", "--json"]
+    shapes = json.loads(invoke("run", tmp_path / "m.wasm", *arguments).stdout)["outputs"]
+    assert shapes["probabilities"] == {"dtype": "float32", "shape": [1, 21]}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands(shell: str) -> None:
+    assert "_WASMGRAPH_COMPLETE" in invoke("completion", shell).output
+
+
+def test_a_pipe_that_closes_is_not_a_verdict(tmp_path: Path) -> None:
+    """`wasmgraph … | head`: exit code 1 would say "worse"."""
+    files = "results/baseline.json results/baseline.json"
+    command = f"{sys.executable} -m wasmgraph.cli compare {files} --all --json"
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        ["bash", "-c", f"{command} | head -c 1 > /dev/null; echo ${{PIPESTATUS[0]}}"],
+        cwd=root, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() in ("0", "141"), done.stderr
+    assert "Traceback" not in done.stderr

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import warnings
 from typing import Any, NoReturn
 
@@ -51,8 +52,9 @@ def _end(message: str, code: int) -> NoReturn:
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.option("-q", "--quiet", is_flag=True, help="Print results and errors, nothing of how it goes.")
 @click.version_option(package_name="wasmgraph")
-def main(debug: bool) -> None:
+def main(debug: bool, quiet: bool) -> None:
     """Compile neural networks, weights included, into single WebAssembly modules.
 
     \b
@@ -60,11 +62,27 @@ def main(debug: bool) -> None:
     wasmgraph compile resnet50.onnx -o resnet50.wasm --target wasm32-simd128
     wasmgraph classify resnet50.wasm photo.jpg
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # so that what is temporary is removed
+    if threading.current_thread() is threading.main_thread():  # what is temporary is removed then too
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
     warnings.showwarning = lambda message, *_, **__: click.echo(f"warning: {message}", err=True)
 
 
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script that completes commands and options in a SHELL.
+
+    Example: eval "$(wasmgraph completion bash)"
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(main, {}, "wasmgraph", "_WASMGRAPH_COMPLETE").source())
+
+
 for _command in (
+    completion,
     *(graphs.fetch, graphs.compile, graphs.run, graphs.classify, graphs.inspect, graphs.profile),
     *(verdicts.report, verdicts.compare, verdicts.regress, verdicts.history),
 ):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wasmgraph.cli.terminal import console, say
+from wasmgraph.cli.terminal import console, json_option, note, progress, say
 from wasmgraph.errors import InputError, UsageError
 from wasmgraph.targets import target_names
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from wasmgraph.artifact import Artifact
     from wasmgraph.compiler import CompileLog
 
+# Seconds that stages of a compile take on ResNet-50, so that a bar can tell how much is left.
+_STAGES = {"import": 1.5, "transform": 6.0, "schedule": 0.6, "codegen": 2.8, "plan": 0.4, "link": 2.5}
 threads_option = click.option(
     "--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads of one inference."
 )
@@ -24,11 +26,18 @@ threads_option = click.option(
 
 @click.command()
 @click.argument("name")
-def fetch(name: str) -> None:
-    """Fetch a model by NAME and print the path of its .onnx file."""
+@json_option
+def fetch(name: str, as_json: bool) -> None:
+    """Fetch a model by NAME and print the path of its .onnx file.
+
+    Example: wasmgraph fetch resnet50
+    """
+    from wasmgraph.models import MODELS
     from wasmgraph.models import fetch as fetch_model
 
-    click.echo(fetch_model(name, say))
+    path = fetch_model(name, say)
+    facts = {"name": name, "path": str(path), "summary": MODELS[name].summary}
+    click.echo(json.dumps(facts, indent=1) if as_json else path)
 
 
 def _pair(text: str, option: str, example: str) -> tuple[str, str]:
@@ -67,6 +76,7 @@ def _shapes(options: Sequence[str]) -> dict[str, tuple[int, ...]]:
     help="Keep graph.json, graph.o, graph.params, the archive and the kernels as text here.",
 )
 @click.option("--no-winograd", is_flag=True, help="Direct convolutions only, for the last bit.")
+@json_option
 def compile(
     model: Path,
     output: Path,
@@ -75,11 +85,13 @@ def compile(
     params: Any,
     keep: Path | None,
     no_winograd: bool,
+    as_json: bool,
 ) -> None:
     """Compile an ONNX MODEL into one file.
 
     Example: wasmgraph compile resnet50.onnx -o resnet50.wasm --target wasm32-simd128
     """
+    from wasmgraph.artifact import Artifact
     from wasmgraph.compiler import CompileLog, Stage
     from wasmgraph.compiler import compile as compile_model
 
@@ -87,25 +99,34 @@ def compile(
     if not output.parent.is_dir():
         raise UsageError(f"{output}: there is no directory {output.parent}.")
 
-    def show(stage: Stage) -> None:
-        if stage.seconds:
-            click.echo(f"{stage.name:<10}{stage.seconds:7.2f} s  {stage.outcome}", err=True)
+    with progress(sum(_STAGES.values()), "compiling") as advance:
 
-    log = CompileLog(observer=show)
-    artifact = compile_model(model, target, shapes, params, keep, not no_winograd, log)
-    artifact.save(output)
-    _show_coverage(log)
-    click.echo(output)
+        def show(stage: Stage) -> None:
+            if stage.seconds:
+                note(f"{stage.name:<10}{stage.seconds:7.2f} s  {stage.outcome}")
+                advance(sum(_STAGES.get(done.name, 0) for done in log.stages))
+
+        log = CompileLog(observer=show)
+        artifact = compile_model(model, target, shapes, params, keep, not no_winograd, log)
+        artifact.save(output)
+    note(_coverage(log))
+    if not as_json:
+        click.echo(output)
+        return
+    stages = {stage.name: stage.seconds for stage in log.stages}
+    rules = dict(log.rules.most_common())
+    facts = _facts(Artifact.open(output))
+    click.echo(json.dumps(facts | {"seconds": stages, "rules": rules}, indent=1))
 
 
-def _show_coverage(log: CompileLog) -> None:
+def _coverage(log: CompileLog) -> str:
     total = log.rules.total()
     fallen = len(log.fallbacks)
     counts = ", ".join(f"{rule} {n}" for rule, n in log.rules.most_common())
     text = f"{total - fallen} of {total} calls scheduled ({counts})"
     if fallen:
         text += f"; {fallen} fell back to unscheduled code: {', '.join(sorted(set(log.fallbacks)))}"
-    click.echo(text, err=True)
+    return text
 
 
 @click.command()
@@ -116,7 +137,10 @@ def _show_coverage(log: CompileLog) -> None:
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="The .npz file to write.")
 @click.option("--runtime", help="wasmtime, node, tvm or onnxruntime (default: by the file's kind).")
 @threads_option
-def run(artifact: Path, inputs: Sequence[str], output: Path, runtime: str | None, threads: int) -> None:
+@json_option
+def run(
+    artifact: Path, inputs: Sequence[str], output: Path, runtime: str | None, threads: int, as_json: bool
+) -> None:
     """Run an ARTIFACT (or .onnx file) on arrays from .npy files.
 
     Example: wasmgraph run resnet50.wasm --input input=x.npy --output out.npz
@@ -149,6 +173,10 @@ def run(artifact: Path, inputs: Sequence[str], output: Path, runtime: str | None
                     np.lib.format.write_array(member, array, allow_pickle=False)
     except OSError as error:
         raise UsageError(f"{output} cannot be written: {error.strerror}.") from error
+    if as_json:
+        shapes = {name: {"dtype": str(a.dtype), "shape": list(a.shape)} for name, a in outputs.items()}
+        click.echo(json.dumps({"output": str(output), "outputs": shapes}, indent=1))
+        return
     for name, array in outputs.items():
         click.echo(f"{name}: {array.dtype}{list(array.shape)}")
 
@@ -159,8 +187,12 @@ def run(artifact: Path, inputs: Sequence[str], output: Path, runtime: str | None
 @click.option(
     "--top", default=5, show_default=True, type=click.IntRange(1), help="How many classes to show."
 )
-def classify(artifact: Path, photos: Sequence[Path], top: int) -> None:
-    """Classify PHOTOS with an ARTIFACT that carries preprocessing and labels."""
+@json_option
+def classify(artifact: Path, photos: Sequence[Path], top: int, as_json: bool) -> None:
+    """Classify PHOTOS with an ARTIFACT that carries preprocessing and labels.
+
+    Example: wasmgraph classify resnet50.wasm photo.jpg
+    """
     from wasmgraph.artifact import Artifact
     from wasmgraph.models.photos import decode, preprocess
     from wasmgraph.runtimes import load
@@ -173,13 +205,21 @@ def classify(artifact: Path, photos: Sequence[Path], top: int) -> None:
             " of its preprocessing and labels. Use `wasmgraph run` with prepared arrays."
         )
     inputs = [preprocess(decode(photo), description["preprocessing"]) for photo in photos]
+    found: dict[str, list[tuple[str, float]]] = {}
     with load(opened) as session:
         for photo, array in zip(photos, inputs, strict=True):
             outputs = session.run({description["input"]: array})
             probabilities = outputs[description["probabilities"]].ravel()
-            click.echo(photo)
-            for index in probabilities.argsort()[::-1][:top]:
-                click.echo(f"  {probabilities[index]:7.2%}  {description['labels'][index]}")
+            best = probabilities.argsort()[::-1][:top]
+            found[str(photo)] = [(description["labels"][i], float(probabilities[i])) for i in best]
+    if as_json:
+        named = {p: [{"label": n, "probability": q} for n, q in best] for p, best in found.items()}
+        click.echo(json.dumps(named, indent=1))
+        return
+    for name, classes in found.items():
+        click.echo(name)
+        for label, probability in classes:
+            click.echo(f"  {probability:7.2%}  {label}")
 
 
 def _instructions(artifact: Artifact) -> dict[str, int]:
@@ -232,9 +272,12 @@ def _facts(artifact: Artifact) -> dict[str, Any]:
 
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def inspect(artifact: Path, as_json: bool) -> None:
-    """Show what an ARTIFACT is: inputs, outputs, target, sizes, imports, versions, digest."""
+    """Show what an ARTIFACT is: inputs, outputs, target, sizes, imports, versions, digest.
+
+    Example: wasmgraph inspect resnet50.wasm
+    """
     from wasmgraph.artifact import Artifact
 
     facts = _facts(Artifact.open(artifact))
@@ -256,12 +299,14 @@ def inspect(artifact: Path, as_json: bool) -> None:
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--rounds", default=10, show_default=True, type=click.IntRange(1), help="Runs of the plan.")
 @threads_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def profile(artifact: Path, rounds: int, threads: int, as_json: bool) -> None:
     """Show where an ARTIFACT spends its time: per kernel, against the roofline of its target.
 
     Inputs are seeded noise. A Winograd convolution's GFLOP/s count its operations as if direct, so
     that they compare; they may exceed the roofline.
+
+    Example: wasmgraph profile resnet50.wasm
     """
     from dataclasses import asdict
 

@@ -1,7 +1,10 @@
-"""What the commands share: the terminal they speak to."""
+"""What the commands share: the terminal they speak to. Results go to standard output; what is being done,
+and how long it may take, to standard error, and nowhere with ``--quiet``."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
@@ -9,10 +12,24 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def _is_quiet() -> bool:
+    context = click.get_current_context(silent=True)
+    return bool(context and context.find_root().params.get("quiet"))
+
 
 def say(text: str) -> None:
-    """Tell what is being done, apart from the output."""
-    click.echo(f"{text} …", err=True)
+    """Tell what is being done."""
+    if not _is_quiet():
+        click.echo(f"{text} …", err=True)
+
+
+def note(text: str) -> None:
+    """Tell what was done."""
+    if not _is_quiet():
+        click.echo(text, err=True)
 
 
 def console() -> Console:
@@ -23,3 +40,17 @@ def console() -> Console:
     if not made.is_terminal:
         made.width = 160
     return made
+
+
+@contextmanager
+def progress(total: float, what: str) -> Iterator[Callable[[float], None]]:
+    """A bar with the time that is left, on a terminal; what this gives is told how much is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    screen = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    shown = screen.is_terminal and not _is_quiet()
+    with Progress(*columns, console=screen, transient=True, disable=not shown) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=done)

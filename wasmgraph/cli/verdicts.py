@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from wasmgraph.cli.terminal import console, say
+from wasmgraph.cli.terminal import console, json_option, say
 from wasmgraph.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,14 +29,19 @@ _WORSE = 1
     help="Directory to write into.",
 )
 @click.option("--history", type=click.Path(path_type=Path), help="Also draw the trends of this history.")
-def report(results: Sequence[Path], output: Path, history: Path | None) -> None:
+@json_option
+def report(results: Sequence[Path], output: Path, history: Path | None, as_json: bool) -> None:
     """Print the result table of RESULTS files and write an HTML report.
 
     Example: wasmgraph report results/latest.json -o reports/
     """
     from wasmgraph.report import build_report, result_table, summarize
+    from wasmgraph.report.summary import summary_json
 
     path = build_report(results, output, history)
+    if as_json:
+        click.echo(summary_json([summarize(result) for result in results], path))
+        return
     for result in results:
         result_table(summarize(result), console())
     click.echo(f"report: {path}")
@@ -52,7 +57,6 @@ _thresholds = click.option(
 _markdown = click.option(
     "--markdown", type=click.Path(path_type=Path), help="Also write the verdicts as Markdown here."
 )
-_verdict_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _all = click.option("--all", "everything", is_flag=True, help="List also what did not change.")
 
 
@@ -85,7 +89,7 @@ def _verdict(
 @click.argument("head", type=click.Path(path_type=Path))
 @_thresholds
 @_markdown
-@_verdict_json
+@json_option
 @_all
 def compare(
     base: Path, head: Path, thresholds: Path, markdown: Path | None, as_json: bool, everything: bool
@@ -129,7 +133,7 @@ def compare(
 )
 @_thresholds
 @_markdown
-@_verdict_json
+@json_option
 @_all
 def regress(
     base_rev: str,
@@ -207,7 +211,7 @@ def history_add(results: Sequence[Path], path: Path) -> None:
     help="Comma-separated.",
 )
 @click.option("--plot", type=click.Path(path_type=Path), help="Also draw the trends, as SVG, here.")
-@_verdict_json
+@json_option
 def history_show(path: Path, series: str, metrics: str, plot: Path | None, as_json: bool) -> None:
     """Show trends per host, and where their level changed.
 

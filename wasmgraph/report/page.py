@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -122,6 +123,7 @@ def build_report(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.filters["breakable"] = _breakable
     parts = resources.files("wasmgraph.report").joinpath("templates")
     html = environment.get_template("page.html").render(
         pages=pages,
@@ -145,6 +147,13 @@ def build_report(
     except OSError as error:
         raise UsageError(f"{out} cannot be written: {error.strerror}.") from error
     return path
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may go on in the next line after a mark in it."""
+    from markupsafe import Markup, escape
+
+    return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[-_@:])", name))
 
 
 def _page(summary: s.Summary, model: str, id: str, several: bool) -> Page:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +115,17 @@ def _tables(data: Mapping[str, Any], name: str) -> dict[tuple[str, str], Any]:
     """A table in ``extra_info``, by model and backend."""
     extras = [benchmark["extra_info"] for benchmark in data["benchmarks"]]
     return {(extra["model"], extra["backend"]): extra[name] for extra in extras if name in extra}
+
+
+def summary_json(summaries: Sequence[Summary], report: Path) -> str:
+    """Every row of the results, without its rounds."""
+    rows = [
+        {key: value for key, value in row.values.items() if key not in ("test", "rounds")}
+        | {"median_s": row.median_s, "compile_s": row.compile_s, "results": str(summary.path)}
+        for summary in summaries
+        for row in summary.rows
+    ]
+    return json.dumps({"report": str(report), "rows": rows}, indent=1, default=str)
 
 
 def engines(summary: Summary) -> list[tuple[str, str]]:
