@@ -92,9 +92,9 @@ class _Side:
                 continue
             path = str(self.artifacts[str(backend.target)].path)
             processors = [processor] if backend.threads == 1 else processors_of_this_process()
-            how = {"runtime": backend.runtime, "threads": backend.threads, "feeds": str(feeds)}
+            how = {"runtime": backend.runtime, "threads": backend.threads, "processors": processors}
             try:
-                worker.ask("load", name=backend.name, path=path, **how)
+                worker.ask("load", name=backend.name, path=path, feeds=str(feeds), **how)
                 worker.ask("call", name=backend.name, processors=processors)
             except WasmgraphError as error:
                 self.failed[backend.name] = str(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,12 +19,14 @@ class WorkerProcess:
 
     def __init__(self, checkout: Checkout) -> None:
         self._where = f"revision {checkout.commit[:12]}"
+        # Not a pipe: nobody would drain it. Closed with the process.
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
             [checkout.python, str(_SCRIPT), str(checkout.root)],
             cwd=checkout.root,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._said,
             text=True,
         )
 
@@ -41,18 +44,24 @@ class WorkerProcess:
             self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
             self._process.stdin.flush()
             line = self._process.stdout.readline()
-        except OSError as error:
-            raise ExecutionError(f"{self._where}: its process ended ({error.strerror}).") from error
-        if not line:
-            raise ExecutionError(f"{self._where}: its process ended with {self._process.wait()}.")
-        answer = json.loads(line)
+            answer = json.loads(line) if line else None
+        except (OSError, ValueError) as error:
+            raise ExecutionError(self._last_words(f"its process cannot be understood ({error})")) from error
+        if answer is None:
+            raise ExecutionError(self._last_words(f"its process ended with {self._process.wait()}"))
         if "error" in answer:
             raise ExecutionError(f"{self._where}: {answer['error']}")
         return answer["result"]
 
+    def _last_words(self, what: str) -> str:
+        self._said.seek(0)
+        said = self._said.read().decode(errors="replace").strip().splitlines()
+        return f"{self._where}: {what}" + (f": {said[-1]}" if said else ".")
+
     def close(self) -> None:
         """End the process and wait for it."""
         self._process.communicate()
+        self._said.close()
 
     def __enter__(self) -> Self:
         return self

@@ -14,6 +14,12 @@ from pathlib import Path
 from typing import Any
 
 
+def bind(processors: list[int]) -> None:
+    """Let this thread run on these processors only, where the system can do that."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, processors)
+
+
 class Worker:
     """Sessions by the names that the driver gives them."""
 
@@ -34,10 +40,16 @@ class Worker:
         self.wasmgraph.compile(model, target=target).save(output)
         return time.perf_counter() - began
 
-    def load(self, name: str, path: str, runtime: str, threads: int, feeds: str) -> float:
-        """Load a graph under a name, and its first feeds from an .npz file; say how long loading took."""
+    def load(
+        self, name: str, path: str, runtime: str, threads: int, feeds: str, processors: list[int]
+    ) -> float:
+        """Load a graph under a name, and its first feeds from an .npz file; say how long loading took.
+
+        Threads that loading starts may use ``processors``: they keep what this thread may use now.
+        """
         import numpy as np
 
+        bind(processors)
         options = {} if threads == 1 else {"threads": threads}
         began = time.perf_counter()
         self.sessions[name] = self.wasmgraph.load(path, runtime=runtime, **options)
@@ -49,8 +61,7 @@ class Worker:
     def call(self, name: str, processors: list[int]) -> float:
         """One call on these processors; its seconds."""
         session, feeds = self.sessions[name], self.feeds[name]
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, processors)
+        bind(processors)
         began = time.perf_counter()
         session.run(feeds)
         return time.perf_counter() - began
@@ -70,6 +81,7 @@ class Worker:
 def main() -> None:
     """Serve until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a compiler or a library prints must not be taken for an answer
     with redirect_stdout(sys.stderr):
         worker = Worker(sys.argv[1])
         for line in sys.stdin:
