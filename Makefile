@@ -57,9 +57,9 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The committed sample: report and plot of results/baseline.json.
+# What is committed of results/baseline.json: sample report, README's tables, screenshots.
 sample: $(READY)
-	$(BIN)/wasmgraph report results/baseline.json -o reports/sample
+	$(BIN)/python -m bench.sample
 
 $(READY): pyproject.toml constraints.txt bench/js/package-lock.json tests/js/package-lock.json
 	$(PYTHON) -m venv $(VENV)

@@ -158,7 +158,7 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
     info = RunInfo(tuple(run.notices), run.skipped, run.failed, host_id())
     output_json["wasmgraph"] = asdict(info)
     if config.getoption("benchmark_json"):
-        _keep_photographs(run, Path(config.getoption("benchmark_json").name))
+        _keep_photographs(run, Path(config.getoption("benchmark_json")))
 
 
 def _keep_photographs(run: Run, results: Path) -> None:

@@ -104,6 +104,7 @@ def test_a_users_own_model(small_onnx: Path, tmp_path: Path) -> None:
     accuracy = frame[frame["test"] == "test_accuracy"]
     assert (accuracy["max_prob_diff"] < 1e-4).all()
     assert accuracy["top1"].isna().all()
+    assert not list(tmp_path.glob("*.photos"))  # nothing was classified
     names = [b["name"] for b in json.loads(out.read_text())["benchmarks"]]
     assert "test_latency[small-wasm32-simd128@wasmtime]" in names
 

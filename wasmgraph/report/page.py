@@ -21,6 +21,10 @@ from wasmgraph.report.goals import Goal, goals
 if TYPE_CHECKING:
     from markupsafe import Markup
 
+_ROOFED = (
+    "wasmtime",
+    "tvm",
+)  # runtimes whose rooflines are drawn; V8's differ little and are in the tables
 # Sections of a page, in their order; those without content are left out.
 _SECTIONS = {
     "goals": "Goals",
@@ -166,7 +170,13 @@ def _page(summary: s.Summary, model: str, id: str, several: bool) -> Page:
 
     rows = [row for row in summary.rows if row.model == model]
     changes = decomposition(rows)
-    roofed = [row for row in rows if row.get("peak_gflops") and any(k.get("flops") for k in row.profile)]
+    roofed = [
+        row
+        for row in rows
+        if row.get("runtime") in _ROOFED
+        and row.get("peak_gflops")
+        and any(k.get("flops") for k in row.profile)
+    ]
     timed = any(row.median_s is not None for row in rows)
     return Page(
         id,
@@ -198,7 +208,12 @@ def _opinions(rows: Sequence[s.Row], pictures: Path) -> Iterator[Opinions]:
         if silent:
             names = tuple(str(name) for name, _ in doubts[0][1]["reference_top"])
             shared.setdefault(names, (doubts[0][1]["reference_top"], []))[1].extend(silent)
-        yield Opinions(photo, doubts[0][1]["label"], _picture(pictures, photo), list(shared.values()))
+        judged = [row for row in rows if row.get("inputs")]
+        opinions = [
+            (top, ["every backend"] if len(backends) == len(judged) > 1 else backends)
+            for top, backends in shared.values()
+        ]
+        yield Opinions(photo, doubts[0][1]["label"], _picture(pictures, photo), opinions)
 
 
 def _picture(directory: Path, photo: str) -> str | None:

@@ -40,12 +40,13 @@ _STYLE: dict[str, Any] = {
 }
 _UNITS = {"latency_s": "latency, s", "ratio": "over reference", "work_fuel": "work, instructions",
           "module_bytes": "module, bytes", "ready_s": "ready, s", "compile_s": "compile, s"}  # fmt: skip
-# Rules by colour and mark, so that colour is never all that tells them apart; the rest is of the last.
-_RULES = {
-    "pointwise-conv2d": (_COLOURS[0], "o"),
-    "direct-conv2d": (_COLOURS[1], "s"),
-    "winograd-conv2d": (_COLOURS[2], "^"),
-    "other": (_COLOURS[3], "x"),
+# Rules by colour and mark, so that colour is never all that tells them apart, and where their names stand,
+# in points from their longest kernel; the rest is of the last.
+_RULES: dict[str, tuple[str, str, tuple[int, int]]] = {
+    "pointwise-conv2d": (_COLOURS[0], "o", (14, -26)),
+    "direct-conv2d": (_COLOURS[1], "s", (-24, -40)),
+    "winograd-conv2d": (_COLOURS[2], "^", (-62, 12)),
+    "other": (_COLOURS[3], "D", (8, -3)),
 }
 
 
@@ -92,8 +93,11 @@ def decomposition_plot(changes: Sequence[Change]) -> str:
         for index, change in enumerate(changes):
             milliseconds = change.median_s * 1e3
             axes.barh(index, milliseconds, height=0.5, color=_COLOURS[0], alpha=0.55)
-            factor = f"{change.factor:.2f} × " if change.factor else ""
-            axes.annotate(f" {format_ms(change.median_s)} ms  {factor}", (milliseconds, index), va="center")
+            factor = f"{change.factor:.2f} ×" if change.factor else ""
+            words = f"{format_ms(change.median_s)} ms" + (f", {factor}" if factor else "")
+            axes.annotate(
+                words, (milliseconds, index), va="center", xytext=(6, 0), textcoords="offset points"
+            )
         labels = [f"{change.backend}\n{change.what}" for change in changes]
         axes.set_yticks(range(len(changes)), labels, fontsize=9)
         axes.invert_yaxis()
@@ -108,7 +112,7 @@ def roofline_plot(rows: Sequence[Row]) -> str:
     columns = 1 if len(rows) == 1 else 2
     with mpl.rc_context(_STYLE):
         height = -(-len(rows) // columns)
-        figure = Figure(figsize=(9, 3.4 * height))
+        figure = Figure(figsize=(10, 4 * height))
         panels = figure.subplots(height, columns, squeeze=False).ravel()
         for axes in panels[len(rows) :]:
             axes.set_visible(False)
@@ -121,9 +125,12 @@ def _roofline(axes: Axes, row: Row) -> None:
     peak, bandwidth = float(row.get("peak_gflops")), float(row.get("read_gb_s"))
     kernels = [k for k in row.profile if k.get("flops") and k["gflops_per_s"] and k.get("traffic_bytes")]
     intensity = np.array([k["flops"] / k["traffic_bytes"] for k in kernels])
-    span = np.geomspace(min([0.1, *intensity]) / 1.5, max([100.0, *intensity]) * 1.5, 200)
+    span = np.geomspace(min([0.1, *intensity]) / 1.5, max([100.0, *intensity]) * 3, 200)
     axes.plot(span, np.minimum(peak, bandwidth * span), color=_INK, linewidth=1.2)
-    axes.annotate(f"{peak:.3g} GFLOP/s", (span[-1], peak), ha="right", va="bottom", fontsize=8)
+    axes.annotate(
+        f"{peak:.3g} GFLOP/s", (span[-1], peak), ha="right", va="bottom", fontsize=8,
+        xytext=(0, 2), textcoords="offset points",
+    )  # fmt: skip
     edge = span[len(span) // 12]
     axes.annotate(
         f"{bandwidth:.3g} GB/s", (edge, bandwidth * edge), ha="left", va="top", fontsize=8,
@@ -132,16 +139,21 @@ def _roofline(axes: Axes, row: Row) -> None:
     named: set[str] = set()
     for kernel, at in zip(kernels, intensity, strict=True):
         rule = kernel["rule"] if kernel["rule"] in _RULES else "other"
-        colour, mark = _RULES[rule]
+        colour, mark, place = _RULES[rule]
         size = 12 + 300 * kernel["share"]
         axes.scatter(at, kernel["gflops_per_s"], s=size, color=colour, marker=mark, linewidths=1, alpha=0.8)
         if rule not in named:  # kernels are sorted: this is the one that takes longest
             named.add(rule)
+            line = {"arrowstyle": "-", "color": _INK, "linewidth": 0.5} if rule != "other" else None
             axes.annotate(
-                rule, (at, kernel["gflops_per_s"]), fontsize=8, xytext=(5, -10), textcoords="offset points"
-            )
+                rule, (at, kernel["gflops_per_s"]), fontsize=8, xytext=place, textcoords="offset points",
+                arrowprops=line,
+            )  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.set_ylim(bottom=peak / 500)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_title(row.backend, fontsize=10, loc="left")
     axes.set_xlabel("flop per byte of operands", fontsize=9)
     axes.set_ylabel("GFLOP/s", fontsize=9)

@@ -1,0 +1,154 @@
+"""Regenerates what is committed of a real run: the sample report, README's tables, the screenshots (``make
+sample``). Screenshots need Chromium; without it they stay as they are, and that is said."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from wasmgraph.report import Row, build_report, summarize
+from wasmgraph.report.decomposition import decomposition
+from wasmgraph.report.goals import goals
+from wasmgraph.report.summary import (
+    format_bytes,
+    format_count,
+    format_difference,
+    format_ms,
+    format_ratio,
+)
+
+ROOT = Path(__file__).parent.parent
+BASELINE, SAMPLE = ROOT / "results" / "baseline.json", ROOT / "reports" / "sample"
+MODEL = "resnet50"
+_BEGIN, _END = "<!-- from results/baseline.json, by `make sample` -->", "<!-- end -->"
+
+
+def _table(head: Sequence[str], text_columns: int, rows: Iterator[Sequence[str]]) -> str:
+    align = ["---"] * text_columns + ["--:"] * (len(head) - text_columns)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, align, *rows))
+
+
+def readme_tables(path: Path) -> str:
+    """README's tables of a results file."""
+    summary = summarize(path)
+    rows = [row for row in summary.rows if row.model == MODEL]
+
+    def latency(row: Row) -> list[str]:
+        return [
+            f"`{row.backend}`",
+            format_ms(row.median_s),
+            format_ratio(row),
+            format_count(row, "top1"),
+            format_count(row, "top5"),
+            format_difference(row.get("max_prob_diff")),
+            format_ms(row.get("ready_s")),
+            format_bytes(row.get("module_bytes")),
+        ]
+
+    def deployment(row: Row) -> list[str]:
+        return [
+            f"`{row.backend}`",
+            f"{row.get('runs_per_s'):.3g}",
+            format_ms(row.get("sessions_p50_s")),
+            format_ms(row.get("sessions_p99_s")),
+            format_bytes(row.get("session_bytes")),
+            format_bytes(row.get("artifact_bytes")),
+            format_bytes(row.get("engine_bytes")),
+            format_ms(row.get("first_output_s")),
+        ]
+
+    columns = (
+        "backend",
+        "median, ms",
+        "over onnxruntime [95 %]",
+        "top-1",
+        "top-5",
+        "largest Δ probability",
+    )
+    parts = [
+        _table((*columns, "ready, ms", "without parameters"), 1, map(latency, rows)),
+        f"![Every timed call of every backend](reports/sample/latency-{MODEL}.svg)",
+        "What each change from native to scalar WebAssembly costs in that run:",
+        _table(
+            ("from native to scalar", "what changes", "factor"),
+            2,
+            (
+                [f"`{c.backend}`", c.what, "–" if c.factor is None else f"{c.factor:.2f} ×"]
+                for c in decomposition(rows)
+            ),
+        ),
+        "Deployed: two sessions at once, each in a thread; memory is what one more session takes for\n"
+        "itself; the engine is what a graph needs beside Python and numpy:",
+        _table(
+            (
+                *("backend", "runs/s", "p50, ms", "p99, ms", "one more session", "graph on disk"),
+                *("engine on disk", "first output, ms"),
+            ),
+            1,
+            (deployment(row) for row in rows if row.get("sessions") is not None),
+        ),
+        "What the project sets out to reach, and what that run measured:",
+        _table(
+            ("figure", "measured", "at least", "aim"),
+            1,
+            (
+                [
+                    goal.figure,
+                    goal.show(goal.measured) + ("" if goal.reached else " (not reached)"),
+                    f"{goal.sign} {goal.show(goal.bound)}",
+                    goal.show(goal.aim),
+                ]
+                for goal in goals(summary, MODEL)
+            ),
+        ),
+    ]
+    return "\n\n".join(parts)
+
+
+def write_readme(path: Path, tables: str) -> None:
+    """Put the tables between README's marks."""
+    text = path.read_text()
+    pattern = re.escape(_BEGIN) + r".*?" + re.escape(_END)
+    if not re.search(pattern, text, re.DOTALL):
+        raise SystemExit(f"{path}: the marks {_BEGIN} and {_END} are missing.")
+    whole = f"{_BEGIN}\n\n{tables}\n\n{_END}"
+    path.write_text(re.sub(pattern, lambda _: whole, text, flags=re.DOTALL))
+
+
+def screenshots(report: Path, directory: Path) -> None:
+    """The top of a report in light and dark, and on a phone."""
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        sys.stderr.write("no Chromium on the PATH: the screenshots stay as they are\n")
+        return
+    directory.mkdir(exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        for name, width, height, scheme in (
+            ("report-light", 1100, 1000, "light"),
+            ("report-dark", 1100, 1000, "dark"),
+            ("report-phone", 400, 1000, "light"),
+        ):
+            page = browser.new_page(viewport={"width": width, "height": height})
+            page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+            page.goto(report.resolve().as_uri())
+            page.locator("h3", has_text="Latency").first.scroll_into_view_if_needed()
+            page.evaluate("window.scrollBy(0, 700)")
+            page.screenshot(path=directory / f"{name}.png")
+        browser.close()
+
+
+def main() -> None:
+    """Regenerate everything from results/baseline.json."""
+    report = build_report([BASELINE], SAMPLE)
+    write_readme(ROOT / "README.md", readme_tables(BASELINE))
+    screenshots(report, ROOT / "docs" / "images")
+
+
+if __name__ == "__main__":
+    main()
