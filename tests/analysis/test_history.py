@@ -155,7 +155,8 @@ def test_series_too_short_or_too_still_for_steps(values: list[float]) -> None:
 def test_the_command_line_shows_and_draws(tmp_path: Path) -> None:
     path, plot = tmp_path / "history.jsonl", tmp_path / "trend.svg"
     level = [1.0] * 10 + [2.0] * 10
-    path.write_text("".join(line(n, "net-<b>[red]@$x$", work_fuel=v) + "\n" for n, v in enumerate(level)))
+    lines = [line(n, "net-<b>[red]@$x$", work_fuel=v, ops_fallback=v - 1) for n, v in enumerate(level)]
+    path.write_text("\n".join(lines) + "\n")
     arguments = ["history", "show", "--file", str(path), "--metric", "work_fuel"]
     shown = CliRunner().invoke(main, [*arguments, "--plot", str(plot)])
     assert shown.exit_code == 0, shown.output
@@ -164,5 +165,7 @@ def test_the_command_line_shows_and_draws(tmp_path: Path) -> None:
     assert "<b>" not in plot.read_text()
     data = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).stdout)
     assert data["trends"][0]["steps"][0]["at"]["commit"] == "c10"
+    from_zero = [*arguments[:-1], "ops_fallback", "--plot", str(plot)]
+    assert "0 to 1 at c10" in CliRunner().invoke(main, from_zero).output
     nothing = CliRunner().invoke(main, [*arguments, "--series", "other", "--plot", str(plot)])
     assert nothing.exit_code == 2

@@ -49,6 +49,13 @@ class Step:
     before: float
     after: float
 
+    @property
+    def words(self) -> str:
+        """By how much: ``+4.2%``, or ``0 to 5``, of which no share can be told."""
+        if not self.before:
+            return f"{self.before:g} to {self.after:g}"
+        return f"{self.after / self.before - 1:+.1%}"
+
 
 @dataclass(frozen=True)
 class Trend:

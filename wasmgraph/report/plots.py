@@ -169,7 +169,7 @@ def trends_plot(trends: Sequence[Trend]) -> str:
             for step in trend.steps:
                 at = trend.points.index(step.at) - 0.5
                 axes.axvline(at, color=_COLOURS[1], linewidth=1)
-                words = f" {step.after / step.before - 1:+.1%}\n {step.at.commit}"
+                words = f" {step.words}\n {step.at.commit}"
                 axes.annotate(words, (at, 0.05), xycoords=("data", "axes fraction"), fontsize=8)
             axes.set_ylim(0, max(values) * 1.15 or 1)
             axes.set_title(f"{trend.series}, host {trend.host}", fontsize=9, loc="left")

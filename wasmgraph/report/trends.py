@@ -54,7 +54,7 @@ def trend_json(history: History) -> str:
 
 
 def _words(step: Step) -> str:
-    return f"{step.after / step.before - 1:+.1%} at {step.at.commit} ({step.at.datetime[:10]})"
+    return f"{step.words} at {step.at.commit} ({step.at.datetime[:10]})"
 
 
 def trend_plot(trends: Sequence[Trend], path: Path) -> None:
