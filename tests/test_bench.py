@@ -82,7 +82,7 @@ def test_a_users_own_model(small_onnx: Path, tmp_path: Path) -> None:
     done = run_bench("--models", small_onnx, "--rounds", "2", f"--benchmark-json={out}")
     assert done.returncode == 0, done.stdout + done.stderr
     frame = wg.results(out)
-    tests = {"latency", "cold_start", "compile", "accuracy", "sessions", "profile", "noop"}
+    tests = {"latency", "cold_start", "compile", "accuracy", "sessions", "profile", "noop", "work"}
     assert {f"test_{name}" for name in tests} == set(frame["test"])
     latency = frame[frame["test"] == "test_latency"].set_index("backend")
     peers = {name for name in DEFAULT if name.partition(":")[0] in PEERS}

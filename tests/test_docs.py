@@ -60,7 +60,7 @@ def test_every_command_runs(guide: Path, place: Path) -> None:
 
 
 def test_readme_leads_to_every_guide() -> None:
-    linked = set(re.findall(r"\]\((docs/[^)#]+)\)", (ROOT / "README.md").read_text()))
+    linked = set(re.findall(r"\]\((docs/[^)#]+\.md)", (ROOT / "README.md").read_text()))
     assert linked == {f"docs/{guide.name}" for guide in GUIDES}
 
 

@@ -321,10 +321,13 @@ def profile(artifact: Path, rounds: int, threads: int, as_json: bool) -> None:
     rng = np.random.default_rng(0)
     feeds = {s.name: rng.normal(0, 1, s.shape).astype(s.dtype) for s in opened.inputs}
     roof = build_roofline(opened.manifest.target)
-    with load(opened, threads=threads) as session, load(roof, threads=threads) as limit:
-        measured = profile_steps(
-            session, feeds, opened.manifest.steps, limit, roof.manifest.steps, rounds, threads
-        )
+    with (
+        load(opened, threads=threads) as session,
+        load(roof, threads=threads) as limit,
+        progress(rounds, "profiling") as advance,
+    ):
+        steps, roof_steps = opened.manifest.steps, roof.manifest.steps
+        measured = profile_steps(session, feeds, steps, limit, roof_steps, rounds, threads, advance)
     found, roofline = by_kernel(measured), measured.roofline
     if as_json:
         rows = [asdict(row) for row in found]

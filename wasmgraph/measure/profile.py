@@ -8,7 +8,7 @@ core only ever adds time, to a step or to the peak, never to both alike. (Latenc
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -88,6 +88,7 @@ def profile_steps(
     limit_steps: Sequence[Work],
     rounds: int,
     threads: int = 1,
+    done: Callable[[int], None] = lambda _: None,
 ) -> Profile:
     """Time every step, ``rounds`` times through the whole plan, after one untimed run.
 
@@ -98,6 +99,7 @@ def profile_steps(
         peak meet the same disturbances
     limit_steps : the calls of its plan
     threads : of both sessions; every one of them does the whole of the roofline's arithmetic
+    done : told after each round how many there have been
     """
     session.run(feeds)
     limit.run_step(FILL)  # memory that nobody wrote is one shared page of zeros
@@ -110,11 +112,12 @@ def profile_steps(
         run.run_step(index)
         times.append(time.perf_counter() - began)
 
-    for _ in range(rounds):
+    for number in range(rounds):
         for index, times in enumerate(seconds):
             timed(session, index, times)
         timed(limit, PEAK, peaks)
         timed(limit, STREAM, streams)
+        done(number + 1)
     roofline = Roofline(
         threads * limit_steps[PEAK].flops / min(peaks),
         limit_steps[STREAM].traffic_bytes / min(streams),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -231,13 +232,17 @@ def _measure_model(
     with load(path) as reference:
         expected = [reference.run(feeds) for feeds in judged.feeds]
     left, processors = list(options.backends), processors_of_this_process()
+    began = time.monotonic()
     for process in range(options.most):
         left = [b for b in left if not any(b.name in side.failed for side in sides)]
         if process >= options.least:
             left = [b for b in left if _imprecise(b.name, sides, options)]
         if not left:
             break
-        progress(f"{name}: measuring, processes {process + 1}, {len(left)} backends left")
+        spent = (time.monotonic() - began) / max(process, 1)
+        ahead = f", at least {spent * max(options.least - process, 1):.0f} s left" if process else ""
+        backends = "1 backend" if len(left) == 1 else f"{len(left)} backends"
+        progress(f"{name}: measuring {backends}, pair of processes {process + 1}{ahead}")
         with ExitStack() as stack:
             workers = [stack.enter_context(WorkerProcess(side.checkout)) for side in sides]
             calls: dict[int, dict[str, Call]] = {}
