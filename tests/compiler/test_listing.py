@@ -13,6 +13,7 @@ from onnx import helper
 import wasmgraph as wg
 from tests.conftest import model_of
 from wasmgraph.compiler.listing import machine_code, wat
+from wasmgraph.compiler.plan import symbol_of
 
 ASSEMBLY = """
 \t.functype\texpf (f32) -> (f32)
@@ -75,7 +76,7 @@ def test_kernels_as_text_are_the_kernels(tmp_path: Path) -> None:
     store = wasmtime.Store()
     module = wasmtime.Module(store.engine, (tmp_path / "graph.wat").read_text())
     exports = wasmtime.Instance(store, module, []).exports(store)
-    memory, kernel = exports["memory"], exports[step.kernel]
+    memory, kernel = exports["memory"], exports[symbol_of(step.kernel)]
     assert isinstance(memory, wasmtime.Memory)
     assert isinstance(kernel, wasmtime.Func)
     x = np.arange(5, dtype=np.float32)

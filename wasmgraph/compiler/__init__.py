@@ -42,11 +42,13 @@ class Stage:
 
 @dataclass
 class CompileLog:
-    """The stages of one compile, and which rule scheduled how many of the plan's calls."""
+    """The stages of one compile, which rule scheduled how many of the plan's calls, and which outputs were
+    known without running anything."""
 
     stages: list[Stage] = field(default_factory=list)
     rules: Counter[str] = field(default_factory=Counter)
     fallbacks: list[str] = field(default_factory=list)
+    constant_outputs: tuple[str, ...] = ()
     observer: Callable[[Stage], None] | None = None
 
     @contextmanager
@@ -110,6 +112,7 @@ def compile(
     log = log or CompileLog()
     with log.stage("import") as stage:
         imported = import_model(model, shapes or {})
+        log.constant_outputs = imported.constant_outputs
         stage.outcome = ", ".join(map(str, imported.inputs))
     owner: tempfile.TemporaryDirectory[str] = tempfile.TemporaryDirectory(prefix="wasmgraph-")
     try:

@@ -14,6 +14,7 @@ import tvm_ffi
 from tvm import s_tir, tirx
 
 from wasmgraph.compiler.phases import LOCAL_BYTES, Phase, buffer_bytes, divide
+from wasmgraph.compiler.plan import symbol_of
 from wasmgraph.targets import Target
 
 
@@ -103,7 +104,8 @@ def generate(mod: tvm.IRModule, target: Target) -> Kernels:
         lowered = tvm.ir.transform.Sequential(finishing)(lowered)
         for gvar, function in lowered.functions.items():
             name = gvar.name_hint
-            raw[name], lifted = _raw_pointers(function, lift_large=not target.threaded)
+            function = function.with_attr("global_symbol", symbol_of(name))
+            raw[symbol_of(name)], lifted = _raw_pointers(function, lift_large=not target.threaded)
             if not target.threaded:
                 workspaces[name] = lifted
         finished = tirx.transform.LowerIntrin()(tvm.IRModule(raw))

@@ -6,41 +6,24 @@ Pad into Conv, compute constants and fix shapes, without leaving standard ONNX.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
 import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
-import onnx.shape_inference
 import onnxruntime
 import tvm
 from google.protobuf.message import DecodeError
-from tvm import relax
-from tvm.relax.frontend.onnx import from_onnx
-from tvm.relax.frontend.onnx.onnx_frontend import _get_convert_map
 
 from wasmgraph.artifact import DESCRIPTION_KEY
+from wasmgraph.compiler import frontend
 from wasmgraph.errors import ModelError, UnboundDimensionError, UnsupportedOperatorError
 from wasmgraph.files import sha256_file
 from wasmgraph.tensors import TensorSpec
-
-# The metadata_props key under which a model carries its description: weights, preprocessing, labels.
-# TVM imports these, but lowers them to library calls or to shapes that depend on data.
-_WITHOUT_KERNEL = {
-    "CumSum",
-    "If",
-    "NonMaxSuppression",
-    "NonZero",
-    "TopK",
-    "Unique",
-}
 
 
 @dataclass(frozen=True)
@@ -48,6 +31,7 @@ class ImportedModel:
     """A Relax module with what it came from.
 
     ``inputs`` and ``outputs`` are in the order of ``module["main"]``, under their ONNX names.
+    ``constant_outputs`` depend on no input: they were computed while importing.
     """
 
     name: str
@@ -56,6 +40,7 @@ class ImportedModel:
     module: tvm.IRModule
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    constant_outputs: tuple[str, ...]
 
 
 def import_model(model: str | Path | onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> ImportedModel:
@@ -73,14 +58,8 @@ def import_model(model: str | Path | onnx.ModelProto, shapes: Mapping[str, Seque
     proto, name, sha256 = _read(model)
     proto = simplify(proto, shapes, name)
     _check_operators(proto)
-    module = _convert(proto, name)
-    main = module["main"]
-    inputs = [_spec(v.name, p.ty, name) for v, p in zip(_fed_inputs(proto), main.params, strict=True)]
-    results = main.body.body.ty
-    types = list(results.fields) if isinstance(results, relax.TupleType) else [results]
-    outputs = [_spec(v.name, t, name) for v, t in zip(proto.graph.output, types, strict=True)]
-    description = _description(proto, name)
-    return ImportedModel(name, sha256, description, module, tuple(inputs), tuple(outputs))
+    module, inputs, outputs, constant = frontend.convert(proto, name)
+    return ImportedModel(name, sha256, _description(proto, name), module, inputs, outputs, constant)
 
 
 def simplify(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]], name: str) -> onnx.ModelProto:
@@ -90,7 +69,7 @@ def simplify(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]], name: 
     """
     bind_shapes(proto, shapes)
     fed = {value.name for value in _fed_inputs(proto)}
-    proto = _optimize(_pairwise_sums(_explicit_padding(proto)), name)
+    proto = _optimize(proto, name)
     # onnxruntime folds initializers away but leaves their entries among the inputs.
     kept = [value for value in proto.graph.input if value.name in fed]
     del proto.graph.input[:]
@@ -159,70 +138,18 @@ def bind_shapes(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> 
 
 
 def _check_operators(proto: onnx.ModelProto) -> None:
-    known = set(_get_convert_map()) - _WITHOUT_KERNEL | {"Constant"}
-    missing: dict[str, list[str]] = {}
-    for node in proto.graph.node:
-        if node.domain not in ("", "ai.onnx") or node.op_type not in known:
-            operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-            missing.setdefault(operator, []).append(node.name or f"(makes {node.output[0]})")
-    if missing:
-        lines = "; ".join(f"{op} at {', '.join(nodes)}" for op, nodes in sorted(missing.items()))
+    lines = "; ".join(
+        f"{op} at {', '.join(nodes)}" for op, nodes in sorted(frontend.missing(proto).items())
+    )
+    if lines:
         opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
         raise UnsupportedOperatorError(
             f"no implementation (opset {opset}) for: {lines}. Export the model without them."
         )
 
 
-def _explicit_padding(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Write Conv's ``auto_pad`` as ``pads``: TVM would make a separate padding kernel of it."""
-    if not any(a.name == "auto_pad" for n in proto.graph.node if n.op_type == "Conv" for a in n.attribute):
-        return proto
-    inferred = onnx.shape_inference.infer_shapes(proto)
-    values = [*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output]
-    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
-    weights = {tensor.name: list(tensor.dims) for tensor in proto.graph.initializer}
-    for node in proto.graph.node:
-        attrs = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        mode = attrs.get("auto_pad", b"NOTSET").decode() if node.op_type == "Conv" else "NOTSET"
-        data, kernel = shapes.get(node.input[0]) if node.input else None, attrs.get("kernel_shape")
-        if node.op_type == "Conv":
-            kernel = kernel or weights.get(node.input[1], [])[2:]
-        if mode == "NOTSET" or not kernel or (mode != "VALID" and not (data and all(data[2:]))):
-            continue
-        rank = len(kernel)
-        before, after = [0] * rank, [0] * rank
-        if mode != "VALID" and data:
-            strides, dilations = attrs.get("strides", [1] * rank), attrs.get("dilations", [1] * rank)
-            for i in range(rank):
-                steps = -(-data[2 + i] // strides[i])
-                extent = (steps - 1) * strides[i] + (kernel[i] - 1) * dilations[i] + 1
-                total = max(0, extent - data[2 + i])
-                before[i] = total // 2 if mode == "SAME_UPPER" else total - total // 2
-                after[i] = total - before[i]
-        kept = [a for a in node.attribute if a.name not in ("auto_pad", "pads")]
-        del node.attribute[:]
-        node.attribute.extend([*kept, onnx.helper.make_attribute("pads", before + after)])
-    return proto
-
-
-def _pairwise_sums(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Write Sum as additions: TVM would stack the terms and reduce the stack."""
-    nodes: list[onnx.NodeProto] = []
-    for node in proto.graph.node:
-        if node.op_type != "Sum" or node.domain or len(node.input) < 2:
-            nodes.append(node)
-            continue
-        total = node.input[0]
-        for i, term in enumerate(node.input[1:], 2):
-            result = node.output[0] if i == len(node.input) else f"{node.output[0]}_of_{i}"
-            nodes.append(onnx.helper.make_node("Add", [total, term], [result], name=node.name))
-            total = result
-    del proto.graph.node[:]
-    proto.graph.node.extend(nodes)
-    return proto
-
-
 def _optimize(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """Let onnxruntime simplify a model; a model that only lacks kernels there stays as it is."""
     with tempfile.TemporaryDirectory(prefix="wasmgraph-") as directory:
         path = Path(directory, "simplified.onnx")
         options = onnxruntime.SessionOptions()
@@ -234,23 +161,13 @@ def _optimize(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
                 proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
             return onnx.load(path)
-        except Exception as error:  # onnxruntime's exceptions share no base class
-            first = str(error).strip().splitlines()[0]
-            raise ModelError(f"{name}: onnxruntime refuses the model: {first}") from error
-
-
-def _spec(tensor: str, ty: tvm.ir.Type, name: str) -> TensorSpec:
-    static = (
-        isinstance(ty, relax.TensorType)
-        and isinstance(ty.shape, relax.ShapeExpr)
-        and all(isinstance(d, tvm.tirx.IntImm) for d in ty.shape.values)
-    )
-    if not static:
-        raise ModelError(
-            f"{name}: {tensor!r} is not a tensor of a static shape ({ty}); bind the inputs' shapes"
-            " with --shape, or export the model with static ones."
-        )
-    return TensorSpec(tensor, tuple(int(d) for d in ty.shape.values), str(ty.dtype))
+        except Exception as refusal:  # onnxruntime's exceptions share no base class
+            try:
+                onnx.checker.check_model(proto, full_check=True)
+            except Exception as error:
+                first = str(refusal).strip().splitlines()[0]
+                raise ModelError(f"{name}: onnxruntime refuses the model: {first}") from error
+            return proto
 
 
 def _description(proto: onnx.ModelProto, name: str) -> Mapping[str, Any]:
@@ -262,16 +179,3 @@ def _description(proto: onnx.ModelProto, name: str) -> Mapping[str, Any]:
     if not isinstance(description, dict):
         raise ModelError(f"{name}: its {DESCRIPTION_KEY!r} metadata is not a JSON object.")
     return description
-
-
-def _convert(proto: onnx.ModelProto, name: str) -> tvm.IRModule:
-    # The frontend prints the failing operator to stdout before it raises; the error says it better.
-    printed = io.StringIO()
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
-            warnings.simplefilter("ignore")
-            return from_onnx(proto, keep_params_in_input=False)
-    except Exception as error:  # the frontend raises whatever its converters meet
-        said = printed.getvalue().strip().splitlines()
-        what = said[0].split(", with inputs")[0] if said else "the importer failed"
-        raise ModelError(f"{name}: {what}: {str(error).strip().splitlines()[-1]}") from error

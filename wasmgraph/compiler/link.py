@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 
 from wasmgraph.compiler.phases import Phase
-from wasmgraph.compiler.plan import ALIGNMENT, COPY, Address, Call, Plan
+from wasmgraph.compiler.plan import ALIGNMENT, COPY, Address, Call, Plan, symbol_of
 from wasmgraph.errors import CompileError
 from wasmgraph.targets import Target
 from wasmgraph.tensors import Array
@@ -53,16 +53,18 @@ def _call(call: Call, phases: Sequence[Phase]) -> str:
     passed = ", ".join(arguments)
     if phases:
         return (
-            " ".join(f"PHASE({p.turns}, {p.symbol}({passed}, begin, end))" for p in phases) + " return 0;"
+            " ".join(f"PHASE({p.turns}, {symbol_of(p.symbol)}({passed}, begin, end))" for p in phases)
+            + " return 0;"
         )
-    return f"return {call.kernel}({passed});"
+    return f"return {symbol_of(call.kernel)}({passed});"
 
 
 def entry_source(plan: Plan, phases: Mapping[str, Sequence[Phase]]) -> str:
     """The C text of the entry for a plan; ``phases`` by kernel, empty for a target without threads."""
     arity = {call.kernel: len(call.arguments) for call in plan.calls if call.kernel != COPY}
+    turns = ["int32_t", "int32_t"] if phases else []
     declared = [
-        f"extern int32_t {symbol}({', '.join(['void *'] * n + ['int32_t', 'int32_t'] * bool(phases))});"
+        f"extern int32_t {symbol_of(symbol)}({', '.join(['void *'] * n + turns)});"
         for kernel, n in arity.items()
         for symbol in ([p.symbol for p in phases[kernel]] if phases else [kernel])
     ]

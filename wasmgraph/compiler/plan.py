@@ -25,6 +25,13 @@ COPY = "copy"  # a graph's output that is also its input, a constant, or another
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector of any target
 
 
+def symbol_of(function: str) -> str:
+    """What a kernel, or a phase of one, is called in the object file: not ``exp`` or ``erf``, which are
+    functions of the C library that other kernels call.
+    """
+    return f"kernel_{function}"
+
+
 @dataclass(frozen=True)
 class Address:
     """A byte offset in the arena or in the parameters."""
@@ -35,9 +42,9 @@ class Address:
 
 @dataclass(frozen=True)
 class Call:
-    """One step: a kernel's symbol and the addresses of its inputs, outputs and workspaces.
+    """One step: a kernel's name and the addresses of its inputs, outputs and workspaces.
 
-    ``traffic_bytes`` is the size of inputs and outputs. The kernel :data:`COPY` is no symbol: it
+    ``traffic_bytes`` is the size of inputs and outputs. The kernel :data:`COPY` has no symbol: it
     copies ``copied_bytes`` from its first address to its second.
     """
 

@@ -41,7 +41,7 @@ def schedule_kernel(kernel: tirx.PrimFunc, target: Target) -> tuple[tirx.PrimFun
     for name, rule in RULES.items():
         try:
             schedule = rule(Schedule(tvm.IRModule({"main": kernel})), target)
-        except ScheduleError:
+        except (ScheduleError, tvm.error.InternalError):
             continue  # a primitive's own precondition failed: the rule does not fit this kernel
         if schedule is not None:
             return schedule.mod["main"], name

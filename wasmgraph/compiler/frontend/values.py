@@ -1,0 +1,83 @@
+"""What flows along the edges of an ONNX graph while it is being imported."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from wasmgraph.errors import ModelError
+from wasmgraph.tensors import Array
+
+# A tensor that is known now (numpy), one that is known when the graph runs (Relax), a sequence, or an
+# input that is not given.
+Value: TypeAlias = "Array | relax.Expr | list[Value] | None"
+# Dtypes of tensors at the border of a graph. Inside, float16 is float32 (see Walk.enter).
+DTYPES = (
+    *("float32", "float64", "float16", "bool"),
+    *("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"),
+)
+
+
+def is_known(value: Value) -> bool:
+    """Whether a value, or every item of a sequence, is known at compile time; what is absent is."""
+    if isinstance(value, list):
+        return all(map(is_known, value))
+    return value is None or isinstance(value, np.ndarray)
+
+
+def shape_of(value: Value) -> tuple[int, ...]:
+    """The static shape of a tensor."""
+    if isinstance(value, np.ndarray):
+        return tuple(value.shape)
+    return static_shape(value.ty)  # type: ignore[union-attr]
+
+
+def dtype_of(value: Value) -> str:
+    """The dtype of a tensor, by its numpy name."""
+    return str(value.dtype if isinstance(value, np.ndarray) else value.ty.dtype)  # type: ignore[union-attr]
+
+
+def static_shape(ty: tvm.ir.Type) -> tuple[int, ...]:
+    """The shape of a tensor's Relax type.
+
+    Raises
+    ------
+    ModelError
+        It is not a tensor, or its shape is not static: then it depends on data.
+    """
+    if (
+        isinstance(ty, relax.TensorType)
+        and isinstance(ty.shape, relax.ShapeExpr)
+        and all(isinstance(d, tvm.tirx.IntImm) for d in ty.shape.values)
+    ):
+        return tuple(int(d) for d in ty.shape.values)
+    raise ModelError(f"a tensor's shape depends on data ({ty}), which a compiled graph cannot have")
+
+
+def expression(value: Value) -> relax.Expr:
+    """A tensor as Relax sees it; known ones become constants of their own dtype."""
+    if isinstance(value, np.ndarray):
+        return relax.const(np.ascontiguousarray(value).reshape(value.shape), str(value.dtype))
+    return value
+
+
+def scalar(value: Value, default: Any = None) -> Any:
+    """A known tensor of one element as a Python number; ``default`` where there is none."""
+    if value is None:
+        return default
+    return required(value).reshape(-1)[0].item()
+
+
+def integers(value: Value) -> list[int]:
+    """A known tensor as a flat list of integers."""
+    return [int(v) for v in required(value).reshape(-1)]
+
+
+def required(value: Value) -> Array:
+    """A tensor that must be known at compile time, because shapes depend on it."""
+    if isinstance(value, np.ndarray):
+        return value
+    raise ModelError("an input that decides shapes is computed from data; it must be a constant")

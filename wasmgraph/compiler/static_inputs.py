@@ -1,0 +1,86 @@
+"""Which inputs of ONNX operators are shapes, axes, sizes or counts: they decide what a graph looks like, so
+a compiled graph has them as constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import onnx
+
+_REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
+# Positions by operator; nothing that is data belongs here.
+STATIC_INPUTS: Mapping[str, tuple[int, ...]] = {
+    **{f"Reduce{name}": (1,) for name in _REDUCTIONS},  # axes
+    "AffineGrid": (1,),  # size
+    "BlackmanWindow": (0,),  # size
+    "CenterCropPad": (1,),  # shape
+    "Col2Im": (1, 2),  # image_shape, block_shape
+    "ConstantOfShape": (0,),  # shape
+    "CumProd": (1,),  # axis
+    "CumSum": (1,),  # axis
+    "DFT": (1, 2),  # dft_length, axis
+    "Dropout": (2,),  # training_mode
+    "Expand": (1,),  # shape
+    "HammingWindow": (0,),  # size
+    "HannWindow": (0,),  # size
+    "Loop": (0,),  # trip count
+    "MaxUnpool": (2,),  # output_shape
+    "MelWeightMatrix": (0, 1),  # num_mel_bins, dft_length
+    "OneHot": (1,),  # depth
+    "Pad": (1, 3),  # pads, axes
+    "Range": (0, 1, 2),  # which decide its length
+    "Reshape": (1,),  # shape
+    "Resize": (2, 3),  # scales, sizes
+    "STFT": (1, 3),  # frame_step, frame_length
+    "SequenceAt": (1,),  # position
+    "SequenceErase": (1,),  # position
+    "SequenceInsert": (2,),  # position
+    "Slice": (1, 2, 3, 4),  # starts, ends, axes, steps
+    "Split": (1,),  # sizes
+    "SplitToSequence": (1,),  # sizes
+    "Squeeze": (1,),  # axes
+    "Tile": (1,),  # repeats
+    "TopK": (1,),  # k
+    "Trilu": (1,),  # diagonal
+    "Unsqueeze": (1,),  # axes
+    "Upsample": (1,),  # scales
+}
+
+
+def static_inputs(model: onnx.ModelProto) -> set[str]:
+    """The inputs of a model that its operators use as shapes, axes, sizes or counts, be it after arithmetic
+    on integers and single numbers.
+    """
+    needed: set[str] = set()
+    made: dict[str, onnx.NodeProto] = {}
+    for node in _nodes(model.graph):
+        positions = STATIC_INPUTS.get(node.op_type, ()) if node.domain in ("", "ai.onnx") else ()
+        needed.update(node.input[i] for i in positions if i < len(node.input) and node.input[i])
+        made.update(dict.fromkeys(node.output, node))
+    reached, waiting = set(needed), list(needed)
+    while waiting:
+        maker = made.get(waiting.pop())
+        if maker is None or maker.op_type in ("Shape", "Size"):  # what a shape is known by, not the data
+            continue
+        graphs = [a.g for a in maker.attribute if a.type == a.GRAPH]
+        names = [*maker.input, *(output.name for graph in graphs for output in graph.output)]
+        fresh = {name for name in names if name} - reached
+        reached |= fresh
+        waiting += fresh
+    return {v.name for v in model.graph.input if v.name in needed or (v.name in reached and _is_count(v))}
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterable[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == attribute.GRAPH:
+                yield from _nodes(attribute.g)
+
+
+def _is_count(value: onnx.ValueInfoProto) -> bool:
+    """Whether a value that shapes are computed from can be one itself: integers, or a single number."""
+    tensor = value.type.tensor_type
+    integer = tensor.elem_type in (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
+    return integer or (tensor.HasField("shape") and not tensor.shape.dim)
