@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: bench bench-light bench-all bench-accuracy gate regress prove test test-slow check sample clean
+.PHONY: bench bench-light bench-all bench-accuracy conformance gate regress prove test test-slow check sample clean
 
 bench: $(READY)
 	$(BIN)/pytest bench -q --benchmark-json=results/latest.json
@@ -39,6 +39,11 @@ regress: $(READY)
 REV ?= HEAD
 prove: $(READY)
 	$(BIN)/python -m bench.prove $(REV)
+
+# ONNX's own backend tests, all of them, on three targets, into results/conformance.json: half an hour. An
+# interrupted run goes on.
+conformance: $(READY)
+	$(BIN)/python -m bench.conformance
 
 # Sizes, work and accuracy of this tree against results/baseline.json, no time: about three minutes.
 GATED := wasm32@wasmtime,wasm32-simd128@wasmtime,wasm32-relaxed-simd@wasmtime,wasm32-simd128-threads@wasmtime:2

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 import tvm
-import tvm_ffi
-from tvm import relax, s_tir, tirx
+from tvm import relax
 from tvm.ir import Op
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
@@ -46,7 +45,6 @@ def relax_passes(target: Target, winograd: bool) -> list[tvm.ir.transform.Pass]:
         r.LegalizeOps(
             customize_legalize_map=operators.legalizations(target, winograd), skip_ops=["relax.reshape"]
         ),
-        InfiniteLimits(),
         r.FoldConstant(),
         r.DeadCodeElimination(["main"]),
         r.AnnotateTIROpPattern(),
@@ -104,40 +102,3 @@ class PlainReshapes:
     def transform_module(self, mod: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
         """Rewrite ``main``."""
         return _rewrite_main(_Reshaper, mod)
-
-
-def _infinite(block: s_tir.SBlock) -> s_tir.SBlock:
-    store = block.init
-    if not isinstance(store, tirx.BufferStore) or not isinstance(store.value, tirx.FloatImm):
-        return block
-    value, dtype = store.value.value, str(store.value.ty.dtype)
-    if abs(value) != np.finfo(dtype).max:
-        return block
-    init = tirx.BufferStore(store.buffer, tirx.const(np.copysign(np.inf, value), dtype), store.indices)
-    return s_tir.SBlock(
-        block.iter_vars,
-        block.reads,
-        block.writes,
-        block.name_hint,
-        block.body,
-        init,
-        block.alloc_buffers,
-        block.match_buffers,
-        block.annotations,
-    )
-
-
-@tvm.transform.module_pass(opt_level=0, name="InfiniteLimits")
-class InfiniteLimits:
-    """Begin maxima with -inf: TVM begins them with the least finite number, which is wrong of
-    infinities.
-    """
-
-    def transform_module(self, mod: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
-        """Rewrite every kernel."""
-        changed = tvm.IRModule(dict(mod.functions.items()), attrs=mod.attrs)
-        for gvar, kernel in mod.functions.items():
-            if isinstance(kernel, tirx.PrimFunc):
-                body = tvm_ffi.structural_map(kernel.body, [(s_tir.SBlock, _infinite)])
-                changed.update_func(changed.get_global_var(gvar.name_hint), kernel.with_body(body))
-        return changed

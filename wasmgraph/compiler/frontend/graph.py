@@ -221,7 +221,9 @@ class Walk:
         if isinstance(found, tvm.ir.GenericConst):
             return [known(found.value.numpy())]
         if not isinstance(found, relax.Var):
-            found = self.builder.emit(found)
+            # Not bound yet: the builder does that at the first use, which lets a residual's bias be added
+            # where its sum is, and kernels of equal blocks be equal.
+            found = self.builder.normalize(found)
         if isinstance(found.ty, relax.TupleType):
             fields = range(len(found.ty.fields))
             return [v for i in fields for v in self.settle(relax.TupleGetItem(found, i))]

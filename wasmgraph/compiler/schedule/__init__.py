@@ -14,6 +14,7 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import ScheduleError
 
+from wasmgraph.compiler.schedule.blocks import begin_with_infinity
 from wasmgraph.compiler.schedule.elementwise import schedule_elementwise
 from wasmgraph.compiler.schedule.reduction import schedule_reduction
 from wasmgraph.compiler.schedule.rows import schedule_rows
@@ -55,5 +56,6 @@ def schedule_module(mod: tvm.IRModule, target: Target) -> tuple[tvm.IRModule, di
     for gvar, function in mod.functions.items():
         if isinstance(function, tirx.PrimFunc):
             kernel, rules[gvar.name_hint] = schedule_kernel(function, target)
+            kernel = kernel.with_body(begin_with_infinity(kernel.body))
             scheduled.update_func(scheduled.get_global_var(gvar.name_hint), kernel)
     return scheduled, rules

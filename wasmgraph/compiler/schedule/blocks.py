@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tvm
 import tvm_ffi
-from tvm.s_tir import Schedule
+from tvm.s_tir import SBlock, Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.sym import Analyzer
-from tvm.tirx import Add, FloorDiv, FloorMod, IterVar
+from tvm.tirx import Add, BufferStore, FloatImm, FloorDiv, FloorMod, IterVar, const
 
 # LoopPartition then peels the iterations that the guard of a non-dividing split would burden.
 PEEL = "pragma_loop_partition_hint"
@@ -82,3 +83,39 @@ def vectorize_copy(schedule: Schedule, block: SBlockRV, lanes: int) -> None:
     if extent % lanes == 0 and extent > 1:
         _, inner = schedule.split(loops[-1], [None, lanes])
         schedule.vectorize(inner)
+
+
+def begin_with_infinity(body: Any) -> Any:
+    """Begin maxima with -inf and minima with inf.
+
+    TVM begins them with the largest finite numbers, which is wrong of infinities, and some primitives
+    only know a maximum that begins so: therefore this comes after all of them.
+    """
+
+    def infinite(store: Any) -> Any:
+        value = store.value
+        if not isinstance(value, FloatImm) or abs(value.value) != np.finfo(str(value.ty.dtype)).max:
+            return store
+        limit = const(np.copysign(np.inf, value.value), value.ty.dtype)
+        return BufferStore(store.buffer, limit, store.indices)
+
+    def rewrite(block: SBlock) -> SBlock:
+        beginning = block.init
+        inner = block.body
+        if beginning is not None:
+            beginning = tvm_ffi.structural_map(beginning, [(BufferStore, infinite)])
+        if block.name_hint.endswith("_init"):
+            inner = tvm_ffi.structural_map(inner, [(BufferStore, infinite)])
+        return SBlock(
+            block.iter_vars,
+            block.reads,
+            block.writes,
+            block.name_hint,
+            inner,
+            beginning,
+            block.alloc_buffers,
+            block.match_buffers,
+            block.annotations,
+        )
+
+    return tvm_ffi.structural_map(body, [(SBlock, rewrite)])
