@@ -78,6 +78,8 @@ def inline_between(schedule: Schedule, producer: SBlockRV, last: SBlockRV) -> No
 def vectorize_copy(schedule: Schedule, block: SBlockRV, lanes: int) -> None:
     """Schedule an element-wise block of its own loops: innermost dimension in vectors."""
     loops: list[LoopRV] = schedule.get_loops(block)
+    if not loops:
+        return  # a scalar
     share(schedule, *loops[:-1])
     extent = int(schedule.get(loops[-1]).extent)
     if extent % lanes == 0 and extent > 1:

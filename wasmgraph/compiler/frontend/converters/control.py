@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from onnx import helper
 
 from wasmgraph.compiler.frontend.graph import Operator, converts
 from wasmgraph.compiler.frontend.values import Value, is_known, scalar, shape_of
@@ -78,8 +79,6 @@ class _Scans:
 
     def _stack(self, items: list[Value], axis: int, declared: Any) -> Value:
         if not items:
-            from onnx import helper
-
             tensor = declared.type.tensor_type
             dims = [d.dim_value for d in tensor.shape.dim]
             return np.zeros([0, *dims], helper.tensor_dtype_to_np_dtype(tensor.elem_type))

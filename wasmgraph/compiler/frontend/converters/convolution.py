@@ -52,7 +52,7 @@ def conv_transpose(op: Operator, data: Value, weight: Value, bias: Value = None)
     # What is missing is added at the end; it must not reach further than a stride.
     extra = [extra[i] + max(0, -total[i]) for i in range(rank)]
     total = [max(0, t) for t in total]
-    before = [t - t // 2 if mode == "SAME_UPPER" else t // 2 for t in total]
+    before = [t // 2 if mode == "SAME_UPPER" else t - t // 2 for t in total]
     pads = before + [t - b for t, b in zip(total, before, strict=True)]
     left = ["auto_pad", "output_shape"]
     return op.tvm(data, weight, bias, without=left, pads=pads, output_padding=extra)

@@ -274,19 +274,16 @@ def tree_ensemble_regressor(op: Operator, data: Value) -> Any:
 def tree_ensemble_classifier(op: Operator, data: Value) -> Any:
     """Each class's leaves, summed; the label is of the highest."""
     labels = _labels(op, "classlabels_int64s", "classlabels_strings")
-    binary = len(labels) == 2 and len(set(op.attr("class_ids"))) == 1
-    trees = _classic_trees(op, "class", int(max(op.attr("class_ids"))) + 1 if binary else len(labels))
-    if binary:
-        trees.weights = np.ascontiguousarray(trees.weights[:, op.attr("class_ids")[0]][:, None])
-    base = op.attr("base_values", [])
-    scores = _aggregated(op, data, trees, "SUM", base)
-    if not binary:
-        return _classified(op, scores, labels)
-    # One score a row: the other class's is what is left of one.
-    positive = _post_transform(op, scores)
-    above = op("Greater", op("Reshape", positive, _axis(-1)), np.array(0.5, np.float32))
-    both = op("Concat", op("Sub", np.array(1, np.float32), positive), positive, axis=1)
-    return op("Where", above, labels[1], labels[0]), both
+    alone = set(op.attr("class_ids")) if len(labels) == 2 else set()
+    if len(alone) == 1 and alone != {0}:
+        raise op.unsupported(f"with scores for the class {alone.pop()} of two alone")
+    trees = _classic_trees(op, "class", 1 if len(alone) == 1 else len(labels))
+    scores = _aggregated(op, data, trees, "SUM", op.attr("base_values", []))
+    if len(alone) == 1:  # the score is the second class's
+        transformed = op.attr("post_transform", "NONE") not in ("NONE", "PROBIT")
+        rest = op("Neg", scores) if transformed else op("Sub", np.array(1, np.float32), scores)
+        scores = op("Concat", rest, scores, axis=1)
+    return _classified(op, scores, labels)
 
 
 @converts("TreeEnsemble", domain=_DOMAIN)
