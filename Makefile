@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 
 bench: $(READY)
 	$(BIN)/pytest bench -q --benchmark-json=results/latest.json
-	$(BIN)/wasmgraph report results/latest.json -o reports
+	$(BIN)/wasmgraph report results/latest.json -o reports --conformance results/conformance.json
 
 # Other architectures, against onnxruntime and onnxruntime-web: about three minutes.
 LIGHT := light_squeezenet,light_densenet121,light_shufflenet,light_inception_v2

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from wasmgraph.analysis.conformance import OperatorCases, read_conformance
 from wasmgraph.report import Row, build_report, summarize
 from wasmgraph.report.decomposition import decomposition
 from wasmgraph.report.goals import goals
@@ -19,10 +20,13 @@ from wasmgraph.report.summary import (
     format_ms,
     format_ratio,
 )
+from wasmgraph.report.text import markdown as markdown_text
 
 ROOT = Path(__file__).parent.parent
+CONFORMANCE = ROOT / "results" / "conformance.json"
 BASELINE, SAMPLE = ROOT / "results" / "baseline.json", ROOT / "reports" / "sample"
 MODEL = "resnet50"
+_OPERATORS = "<!-- from results/conformance.json, by `make sample` -->"
 _BEGIN, _END = "<!-- from results/baseline.json, by `make sample` -->", "<!-- end -->"
 
 
@@ -108,13 +112,43 @@ def readme_tables(path: Path) -> str:
     return "\n\n".join(parts)
 
 
-def write_readme(path: Path, tables: str) -> None:
-    """Put the tables between README's marks."""
+def operator_tables(path: Path) -> str:
+    """What came of ONNX's tests, by target and by operator."""
+    found = read_conformance(path)
+    marks = ("passed", "folded", "refused", "wrong", "crashed")
+
+    def by_target(target: str) -> list[str]:
+        counts = found.counted[target]
+        numbers = [str(counts[mark]) for mark in marks]
+        return [f"`{target}`", f"{counts.total()}", f"{found.share(target):.1%}", *numbers]
+
+    def by_operator(row: OperatorCases) -> list[str]:
+        counts = row.outcomes[found.targets[0]]
+        why = markdown_text("; ".join(row.reasons))
+        numbers = [str(counts[mark]) for mark in ("passed", "folded", "refused")]
+        return [markdown_text(row.operator), why, str(row.cases), *numbers]
+
+    return "\n\n".join(
+        (
+            f"ONNX {found.onnx}, node tests on tensors of {', '.join(found.dtypes)}:",
+            _table(("target", "cases", "passed", *marks), 1, map(by_target, found.targets)),
+            f"By operator, on `{found.targets[0]}`:",
+            _table(
+                ("operator", "why refused", "cases", "passed", "folded", "refused"),
+                2,
+                map(by_operator, found.operators),
+            ),
+        )
+    )
+
+
+def write_between(path: Path, begin: str, tables: str) -> None:
+    """Put tables between the marks of a document."""
     text = path.read_text()
-    pattern = re.escape(_BEGIN) + r".*?" + re.escape(_END)
+    pattern = re.escape(begin) + r".*?" + re.escape(_END)
     if not re.search(pattern, text, re.DOTALL):
-        raise SystemExit(f"{path}: the marks {_BEGIN} and {_END} are missing.")
-    whole = f"{_BEGIN}\n\n{tables}\n\n{_END}"
+        raise SystemExit(f"{path}: the marks {begin} and {_END} are missing.")
+    whole = f"{begin}\n\n{tables}\n\n{_END}"
     path.write_text(re.sub(pattern, lambda _: whole, text, flags=re.DOTALL))
 
 
@@ -145,8 +179,9 @@ def screenshots(report: Path, directory: Path) -> None:
 
 def main() -> None:
     """Regenerate everything from results/baseline.json."""
-    report = build_report([BASELINE], SAMPLE)
-    write_readme(ROOT / "README.md", readme_tables(BASELINE))
+    report = build_report([BASELINE], SAMPLE, conformance=CONFORMANCE)
+    write_between(ROOT / "README.md", _BEGIN, readme_tables(BASELINE))
+    write_between(ROOT / "docs" / "operators.md", _OPERATORS, operator_tables(CONFORMANCE))
     screenshots(report, ROOT / "docs" / "images")
 
 

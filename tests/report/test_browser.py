@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.report.test_report import HOSTILE, benchmark, record
+from tests.report.test_report import HOSTILE, benchmark, conformance_record, record
 from wasmgraph.report import build_report
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -70,7 +70,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "machine_info": {"cpu": {"brand_raw": HOSTILE}}, "commit_info": {}}  # fmt: skip
     directory = tmp_path_factory.mktemp("report")
     (directory / "r.json").write_text(json.dumps(data))
-    return build_report([directory / "r.json"], directory / "out")
+    operators = conformance_record(directory / "c.json")
+    return build_report([directory / "r.json"], directory / "out", conformance=operators)
 
 
 @pytest.fixture

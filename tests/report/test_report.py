@@ -101,6 +101,22 @@ def test_the_page_says_everything_and_escapes_names(results_file: Path, tmp_path
     assert not re.search(r"<img(?! src=.data:)", page)
 
 
+def conformance_record(path: Path) -> Path:
+    """A record of ONNX's tests whose operator and reason are hostile."""
+    case = {"operator": HOSTILE, "counts": True, "wasm32": ["refused", f"(If): {HOSTILE} is refused."]}
+    content = {"onnx": "1.2", "dtypes": ["float"], "summary": {"wasm32": {}}, "cases": {"Node/a": case}}
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_operators_have_a_section_of_their_own(results_file: Path, tmp_path: Path) -> None:
+    record = conformance_record(tmp_path / "c.json")
+    page = build_report([results_file], tmp_path, conformance=record).read_text()
+    assert '<a href="#conformance">Operators</a>' in page
+    assert "is refused" in page
+    assert page.count("<script") == 1
+
+
 def test_the_terminal_table_escapes_markup(results_file: Path) -> None:
     console = Console(record=True, width=200)
     result_table(summarize(results_file), console)

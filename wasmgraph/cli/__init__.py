@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import click
 
-from wasmgraph.cli import graphs, verdicts
+from wasmgraph.cli import differences, graphs, verdicts
 from wasmgraph.errors import WasmgraphError
 
 _INTERRUPTED, _PIPE_CLOSED, _TERMINATED = 130, 141, 143
@@ -84,6 +84,7 @@ def completion(shell: str) -> None:
 for _command in (
     completion,
     *(graphs.fetch, graphs.compile, graphs.run, graphs.classify, graphs.inspect, graphs.profile),
+    differences.diff,
     *(verdicts.report, verdicts.compare, verdicts.regress, verdicts.history),
 ):
     main.add_command(_command)

@@ -16,9 +16,16 @@ from wasmgraph.targets import target_names
 if TYPE_CHECKING:
     from wasmgraph.artifact import Artifact
     from wasmgraph.compiler import CompileLog
+    from wasmgraph.tensors import Array
 
 # Seconds that stages of a compile take on ResNet-50, so that a bar can tell how much is left.
 _STAGES = {"import": 1.5, "transform": 6.0, "schedule": 0.6, "codegen": 2.8, "plan": 0.4, "link": 2.5}
+target_option = click.option(
+    "--target", default="wasm32-simd128", show_default=True, help=", ".join(target_names())
+)
+shape_option = click.option(
+    "--shape", multiple=True, metavar="NAME=1,3,224,224", help="Bind an input's shape; repeatable."
+)
 threads_option = click.option(
     "--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads of one inference."
 )
@@ -47,7 +54,8 @@ def _pair(text: str, option: str, example: str) -> tuple[str, str]:
     return name, value
 
 
-def _shapes(options: Sequence[str]) -> dict[str, tuple[int, ...]]:
+def shapes_of(options: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """The shapes of ``--shape NAME=1,3,224,224``."""
     shapes = {}
     for option in options:
         name, value = _pair(option, "--shape", "input=1,3,224,224")
@@ -65,10 +73,8 @@ def _shapes(options: Sequence[str]) -> dict[str, tuple[int, ...]]:
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="The artifact to write."
 )
-@click.option("--target", default="wasm32-simd128", show_default=True, help=", ".join(target_names()))
-@click.option(
-    "--shape", multiple=True, metavar="NAME=1,3,224,224", help="Bind an input's shape; repeatable."
-)
+@target_option
+@shape_option
 @click.option("--params", type=click.Choice(["embedded"]), default="embedded", show_default=True)
 @click.option(
     "--keep",
@@ -95,7 +101,7 @@ def compile(
     from wasmgraph.compiler import CompileLog, Stage
     from wasmgraph.compiler import compile as compile_model
 
-    shapes = _shapes(shape)
+    shapes = shapes_of(shape)
     if not output.parent.is_dir():
         raise UsageError(f"{output}: there is no directory {output.parent}.")
 
@@ -129,6 +135,24 @@ def _coverage(log: CompileLog) -> str:
     return text
 
 
+def arrays_of(options: Sequence[str]) -> dict[str, Array]:
+    """The arrays of ``--input NAME=x.npy``."""
+    import numpy as np
+
+    feeds = {}
+    for option in options:
+        name, path = _pair(option, "--input", "input=x.npy")
+        try:
+            feeds[name] = np.load(path, allow_pickle=False)
+        except OSError as error:
+            raise InputError(f"--input {name}: {path}: {error.strerror or error}.") from error
+        except Exception as error:  # numpy lets through whatever its parsers meet
+            raise InputError(f"--input {name}: {path} is not a .npy file: {error}") from error
+        if not isinstance(feeds[name], np.ndarray):
+            raise InputError(f"--input {name}: {path} is not a .npy file, but an archive of them.")
+    return feeds
+
+
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option(
@@ -152,17 +176,7 @@ def run(
     from wasmgraph.files import replacing
     from wasmgraph.runtimes import load
 
-    feeds = {}
-    for option in inputs:
-        name, path = _pair(option, "--input", "input=x.npy")
-        try:
-            feeds[name] = np.load(path, allow_pickle=False)
-        except OSError as error:
-            raise InputError(f"--input {name}: {path}: {error.strerror or error}.") from error
-        except Exception as error:  # numpy lets through whatever its parsers meet
-            raise InputError(f"--input {name}: {path} is not a .npy file: {error}") from error
-        if not isinstance(feeds[name], np.ndarray):
-            raise InputError(f"--input {name}: {path} is not a .npy file, but an archive of them.")
+    feeds = arrays_of(inputs)
     with load(artifact, runtime=runtime, threads=threads) as session:
         outputs = session.run(feeds)
     try:

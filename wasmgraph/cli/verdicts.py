@@ -29,8 +29,19 @@ _WORSE = 1
     help="Directory to write into.",
 )
 @click.option("--history", type=click.Path(path_type=Path), help="Also draw the trends of this history.")
+@click.option(
+    "--conformance",
+    type=click.Path(path_type=Path),
+    help="Also show the operators of this record, which `make conformance` writes.",
+)
 @json_option
-def report(results: Sequence[Path], output: Path, history: Path | None, as_json: bool) -> None:
+def report(
+    results: Sequence[Path],
+    output: Path,
+    history: Path | None,
+    conformance: Path | None,
+    as_json: bool,
+) -> None:
     """Print the result table of RESULTS files and write an HTML report.
 
     Example: wasmgraph report results/latest.json -o reports/
@@ -38,7 +49,7 @@ def report(results: Sequence[Path], output: Path, history: Path | None, as_json:
     from wasmgraph.report import build_report, result_table, summarize
     from wasmgraph.report.summary import summary_json
 
-    path = build_report(results, output, history)
+    path = build_report(results, output, history, conformance)
     if as_json:
         click.echo(summary_json([summarize(result) for result in results], path))
         return

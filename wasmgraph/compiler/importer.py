@@ -55,7 +55,7 @@ def import_model(model: str | Path | onnx.ModelProto, shapes: Mapping[str, Seque
     UnsupportedOperatorError
         It uses operators without an implementation.
     """
-    proto, name, sha256 = _read(model)
+    proto, name, sha256 = read_model(model)
     proto = simplify(proto, shapes, name)
     _check_operators(proto)
     module, inputs, outputs, constant = frontend.convert(proto, name)
@@ -77,7 +77,14 @@ def simplify(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]], name: 
     return proto
 
 
-def _read(model: str | Path | onnx.ModelProto) -> tuple[onnx.ModelProto, str, str]:
+def read_model(model: str | Path | onnx.ModelProto) -> tuple[onnx.ModelProto, str, str]:
+    """A model that is ours to alter, its name, and the digest of what it was read from.
+
+    Raises
+    ------
+    ModelError
+        It cannot be read, is invalid, or uses operators that have no implementation.
+    """
     if isinstance(model, onnx.ModelProto):
         copy = onnx.ModelProto()
         copy.CopyFrom(model)

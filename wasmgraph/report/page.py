@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wasmgraph.analysis.conformance import read_conformance
 from wasmgraph.errors import MissingDependencyError, UsageError
 from wasmgraph.files import write_atomically
 from wasmgraph.records import photographs_of
@@ -85,7 +86,10 @@ class Page:
 
 
 def build_report(
-    paths: Sequence[str | Path], directory: str | Path, history: str | Path | None = None
+    paths: Sequence[str | Path],
+    directory: str | Path,
+    history: str | Path | None = None,
+    conformance: str | Path | None = None,
 ) -> Path:
     """Write ``report.html`` (and a ``latency-MODEL.svg`` a model) into ``directory``.
 
@@ -93,6 +97,7 @@ def build_report(
     ----------
     paths : results files
     history : a history file, whose trends of these models are drawn as well
+    conformance : what ``make conformance`` wrote, which gets a section of its own
 
     Returns
     -------
@@ -101,7 +106,7 @@ def build_report(
     Raises
     ------
     RecordError
-        A file is not a results file, or not a history.
+        A file is not a results file, not a history, or no record of conformance.
     UsageError
         The directory cannot be written.
     """
@@ -135,6 +140,7 @@ def build_report(
         notices=list(dict.fromkeys(n for summary in summaries for n in summary.info.notices)),
         troubled=list(_troubled(summaries)),
         trends=_trends(history, pages),
+        conformance=read_conformance(conformance) if conformance is not None else None,
         f=s,
         style=Markup(parts.joinpath("style.css").read_text()),  # noqa: S704
         script=Markup(parts.joinpath("table.js").read_text()),  # noqa: S704
