@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -111,9 +112,10 @@ def test_accuracy(benchmark: Any, bench: Bench, backend: Backend) -> None:
         seconds.append(time.perf_counter() - began)
     evaluation = bench.evaluation
     probabilities, logits = evaluation.outputs(session.outputs)
-    doubtful = doubts(outputs, bench.reference_outputs, evaluation.labels, probabilities)
-    found = judge(outputs, bench.reference_outputs, evaluation.labels, probabilities, logits)
+    found = evaluation.accuracy(outputs, bench.reference_outputs, session.outputs)
     if evaluation.photos:
+        labels = cast("Sequence[int] | None", evaluation.labels)
+        doubtful = doubts(outputs, bench.reference_outputs, labels, probabilities)
         benchmark.extra_info["doubts"] = [bench.named(doubt) for doubt in doubtful]
     if bench.augment and "input" in evaluation.description:
         name = evaluation.description["input"]

@@ -16,6 +16,7 @@ from bench.backends import DEFAULT, parse_list
 from bench.lab import FALLBACK_MODEL, NOOP, Bench, model_name
 from bench.peers import PEERS
 from wasmgraph.backends import Backend
+from wasmgraph.cli.graphs import shapes_of
 from wasmgraph.errors import (
     FetchError,
     MissingDependencyError,
@@ -33,7 +34,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("wasmgraph")
     group.addoption(
         "--models",
-        help=f"comma-separated: {', '.join(MODELS)}, or paths of .onnx files (default: resnet50)",
+        help=f"comma-separated: {', '.join(MODELS)}, or paths of .onnx files; 'all' is every"
+        " network (default: resnet50)",
+    )
+    group.addoption(
+        "--shape",
+        action="append",
+        default=[],
+        metavar="NAME=1,3,224,224",
+        help="bind an input's shape, in every model that has one of that name; repeatable",
     )
     group.addoption(
         "--backends", default="default", help=f"comma-separated; 'default' is {','.join(DEFAULT)}"
@@ -58,6 +67,7 @@ class Run:
         self.failed: dict[str, str] = {}
         try:
             self.backends = parse_list(config.getoption("--backends"), config.getoption("--threads"))
+            self.shapes = shapes_of(config.getoption("--shape"))
             self.models = self._models(config.getoption("--models"))
         except WasmgraphError as error:
             raise pytest.UsageError(str(error)) from error
@@ -73,6 +83,7 @@ class Run:
                 config.getoption("--images"),
                 config.getoption("--augment"),
                 self.notice,
+                self.shapes,
             )
             for name in [*self.models, NOOP]
         }
@@ -83,7 +94,8 @@ class Run:
 
     def _models(self, asked: str | None) -> list[str]:
         if asked:
-            names = [name.strip() for name in asked.split(",")]
+            every = [name for name in MODELS if not name.endswith("-random")]
+            names = every if asked == "all" else [name.strip() for name in asked.split(",")]
             for name in names:
                 if name in MODELS:
                     wg.fetch(name, _say)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import multiprocessing
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
@@ -22,6 +22,7 @@ from bench.peers import engine
 from wasmgraph.artifact import Artifact
 from wasmgraph.backends import REFERENCE, Backend
 from wasmgraph.compiler import CompileLog
+from wasmgraph.compiler.importer import bind_shapes
 from wasmgraph.errors import WasmgraphError
 from wasmgraph.files import sha256_file
 from wasmgraph.measure.accuracy import Doubt
@@ -82,6 +83,7 @@ class Bench:
     images: Path | None
     augment: int
     notice: Callable[[str], None]
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     directory: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="wasmgraph-bench-")))
     logs: dict[str, CompileLog] = field(default_factory=dict)
     shown: dict[str, Photo] = field(default_factory=dict)
@@ -96,7 +98,8 @@ class Bench:
         """The model's file."""
         if self.name == NOOP:
             return _noop_model(self.directory / "noop.onnx")
-        return wg.fetch(self.name) if self.name in MODELS else Path(self.name)
+        path = wg.fetch(self.name) if self.name in MODELS else Path(self.name)
+        return _bound(path, self.shapes, self.directory)
 
     @cached_property
     def evaluation(self) -> Evaluation:
@@ -239,6 +242,25 @@ class Bench:
 def model_name(model: str) -> str:
     """What a model is called in results: its name, or its file's without the ending."""
     return Path(model).stem if model.endswith(".onnx") else model
+
+
+def _bound(path: Path, shapes: Mapping[str, Sequence[int]], directory: Path) -> Path:
+    """The model with static shapes, as every backend gets it: the file itself where it has them already."""
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except Exception:  # whoever compiles it says what is wrong
+        return path
+    names = {value.name for value in proto.graph.input}
+    before = [value.SerializeToString() for value in proto.graph.input]
+    bind_shapes(proto, {name: shape for name, shape in shapes.items() if name in names})
+    if [value.SerializeToString() for value in proto.graph.input] == before:
+        return path
+    bound = directory / path.name
+    whole = onnx.load(path)
+    for old, new in zip(whole.graph.input, proto.graph.input, strict=True):
+        old.CopyFrom(new)
+    onnx.save(whole, bound)
+    return bound
 
 
 def _noop_model(path: Path) -> Path:

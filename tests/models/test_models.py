@@ -11,6 +11,7 @@ import pytest
 import wasmgraph as wg
 from wasmgraph.errors import FetchError, MissingDependencyError, UsageError
 from wasmgraph.models import MODELS, resnet50
+from wasmgraph.models.building import GraphBuilder
 
 
 def test_unknown_models_are_refused() -> None:
@@ -59,7 +60,7 @@ def test_the_trained_model_is_what_it_says(resnet50_onnx: Path) -> None:
 def test_foreign_layers_are_refused() -> None:
     layer = {"name": "odd", "class_name": "LSTM", "config": {}, "inbound_nodes": []}
     with pytest.raises(FetchError, match="'odd' is a LSTM"):
-        resnet50._convert(resnet50._Graph(), [layer], {})
+        resnet50._convert(GraphBuilder(), [layer], {})
 
 
 def test_without_the_compilers_packages_fetching_says_which_extra(

@@ -115,8 +115,11 @@ def _fed_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
 
 
 def bind_shapes(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Write ``shapes`` into the inputs of ``proto``; every dimension must then have a value."""
+    """Write ``shapes`` into the inputs of ``proto``, or where they are silent the shapes that the model's
+    description proposes; every dimension must then have a value.
+    """
     inputs = {value.name: value for value in _fed_inputs(proto)}
+    proposed = _description(proto, proto.graph.name or "the model").get("shapes", {})
     for name in shapes:
         if name not in inputs:
             raise ModelError(
@@ -125,8 +128,9 @@ def bind_shapes(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> 
     for name, value in inputs.items():
         dims = value.type.tensor_type.shape.dim
         declared = [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in dims]
-        if name in shapes:
-            wanted = list(shapes[name])
+        unbound = [d for d in declared if not isinstance(d, int) or d <= 0]
+        if name in shapes or (unbound and name in proposed):
+            wanted = list(shapes.get(name) or proposed[name])
             contradicted = len(wanted) != len(declared) or any(
                 isinstance(d, int) and d > 0 and d != w for d, w in zip(declared, wanted, strict=True)
             )
@@ -135,11 +139,10 @@ def bind_shapes(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> 
             del dims[:]
             for size in wanted:
                 dims.add().dim_value = size
-        elif any(not isinstance(d, int) or d <= 0 for d in declared):
-            unbound = ", ".join(str(d) for d in declared if not isinstance(d, int) or d <= 0)
+        elif unbound:
             example = ",".join(str(d) if isinstance(d, int) and d > 0 else "1" for d in declared)
             raise UnboundDimensionError(
-                f"input {name!r} has the shape {declared}: {unbound} has no value."
+                f"input {name!r} has the shape {declared}: {', '.join(map(str, unbound))} has no value."
                 f" Bind it, for example with --shape {name}={example} (shapes={{...}} in Python)."
             )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +63,36 @@ def judge(
         agreement=int((ranked[:, 0] == theirs.argmax(axis=1)).sum()),
         max_prob_diff=_largest(ours - theirs),
         max_logit_diff=logit_diff,
+    )
+
+
+def judge_answers(
+    outputs: Sequence[Mapping[str, Array]],
+    reference: Sequence[Mapping[str, Array]],
+    labels: Sequence[str],
+    answer: Callable[[Mapping[str, Array]], str],
+    is_right: Callable[[str, str], bool],
+    probabilities: str,
+) -> Accuracy:
+    """Compare what outputs say with what is right, and with what the reference's say.
+
+    ``top1`` counts right answers, ``agreement`` those that are the reference's.
+
+    Parameters
+    ----------
+    answer : of an input's outputs, what they say
+    is_right : of an answer and a label, whether the answer will do
+    """
+    said, expected = [answer(row) for row in outputs], [answer(row) for row in reference]
+    pairs = zip(outputs, reference, strict=True)
+    gaps = [_largest(a[probabilities].astype(np.float64) - b[probabilities]) for a, b in pairs]
+    return Accuracy(
+        inputs=len(outputs),
+        top1=sum(is_right(s, label) for s, label in zip(said, labels, strict=True)),
+        top5=None,
+        agreement=sum(s == e for s, e in zip(said, expected, strict=True)),
+        max_prob_diff=max(gaps),
+        max_logit_diff=None,
     )
 
 

@@ -48,6 +48,18 @@ def _light(progress: Progress, name: str) -> bytes:
         raise FetchError(f"the installed onnx package holds no {name}.onnx: {error}.") from error
 
 
+def _efficientnet(progress: Progress) -> bytes:
+    from wasmgraph.models import efficientnet
+
+    return bytes(efficientnet.build(progress).SerializeToString())
+
+
+def _ocr(progress: Progress, name: str) -> bytes:
+    from wasmgraph.models import ocr
+
+    return ocr.build(name, progress)
+
+
 _LIGHT = "bvlc_alexnet densenet121 inception_v1 inception_v2 resnet50 shufflenet squeezenet vgg19 zfnet512"
 MODELS = {
     model.name: model
@@ -63,6 +75,20 @@ MODELS = {
             1,
             partial(_resnet50, trained=False),
             "the same architecture, seeded random weights",
+        ),
+        Model(
+            "efficientnet_lite0",
+            1,
+            _efficientnet,
+            "EfficientNet-Lite0, trained on ImageNet (17 MB download)",
+        ),
+        *(
+            Model(name, 1, partial(_ocr, name=name), f"PP-OCRv4: text {does} (15 MB download)")
+            for name, does in (
+                ("ppocr_detection", "detection"),
+                ("ppocr_recognition", "recognition"),
+                ("ppocr_direction", "direction"),
+            )
         ),
         *(
             Model(

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from wasmgraph.artifact import DESCRIPTION_KEY
 from wasmgraph.errors import FetchError
+from wasmgraph.measure.accuracy import Accuracy, judge, judge_answers
+from wasmgraph.models.ocr import TASKS, answer, examples, is_right
 from wasmgraph.models.photos import Photo, accuracy_set, inputs_of, labelled_folder
 from wasmgraph.tensors import Array, TensorSpec
 
@@ -24,11 +26,11 @@ class Evaluation:
     """Feeds, and their labels where somebody knows them and the weights mean something.
 
     ``description`` is what the model says of itself: weights, preprocessing, labels; ``photos`` are what
-    the feeds were made of, if they were.
+    the feeds were made of, if they were. Labels are class indices, or, of a task with text, right answers.
     """
 
     feeds: Sequence[dict[str, Array]]
-    labels: Sequence[int] | None
+    labels: Sequence[int] | Sequence[str] | None
     description: dict[str, Any]
     photos: Sequence[Photo] = ()
 
@@ -46,6 +48,29 @@ class Evaluation:
         """What the model calls a class; its number where it has no names."""
         names = self.description.get("labels") or []
         return str(names[index]) if 0 <= index < len(names) else str(index)
+
+    def accuracy(
+        self,
+        outputs: Sequence[Mapping[str, Array]],
+        reference: Sequence[Mapping[str, Array]],
+        specs: Sequence[TensorSpec],
+    ) -> Accuracy:
+        """How well a backend does the model's task, and how far it is from the reference.
+
+        ``outputs`` and ``reference`` are those of the feeds, ``specs`` the outputs' specs.
+        """
+        probabilities, logits = self.outputs(specs)
+        task = self.description.get("task")
+        if task not in TASKS or self.labels is None:
+            return judge(outputs, reference, cast(Any, self.labels), probabilities, logits)
+        return judge_answers(
+            outputs,
+            reference,
+            [str(label) for label in self.labels],
+            lambda row: answer(task, self.description, row),
+            lambda said, label: is_right(task, said, label),
+            probabilities,
+        )
 
     def outputs(self, specs: Sequence[TensorSpec]) -> tuple[str, str | None]:
         """Names of the outputs that accuracy looks at: probabilities, and logits if there are any."""
@@ -80,6 +105,10 @@ def evaluation(
             photos = labelled_folder(images) if images is not None else accuracy_set()
         except FetchError as error:
             notice(f"No photographs: {error} Accuracy is measured on seeded noise.")
+    if description.get("task") in TASKS and inputs[0].shape[0] == 1:
+        pairs = examples(description["task"], inputs[0].shape)
+        lines = [{description["input"]: image} for image, _ in pairs]
+        return Evaluation(lines, [label for _, label in pairs], description)
     if photos:
         name = description["input"]
         feeds = [{name: image} for image in inputs_of(photos, description["preprocessing"])]

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
 
 from wasmgraph.errors import FetchError
+from wasmgraph.models.building import NORM_PARTS, GraphBuilder
 from wasmgraph.models.packages import Package, package_file
 from wasmgraph.tensors import Array
 
@@ -53,62 +53,6 @@ def _describe(weights: str, labels: list[str]) -> dict[str, Any]:
     }
 
 
-class _Graph:
-    """ONNX nodes and initializers under construction."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: list[onnx.TensorProto] = []
-
-    def constant(self, name: str, value: Array) -> str:
-        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
-        return name
-
-    def node(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        self.nodes.append(helper.make_node(operator, inputs, [output], output, **attributes))
-        return output
-
-    def conv(self, source: str, name: str, kernel: Array, bias: Array, stride: int, pad: int) -> str:
-        """``kernel`` is HWIO."""
-        weight = self.constant(f"{name}/kernel", kernel.transpose(3, 2, 0, 1))
-        inputs = [source, weight, self.constant(f"{name}/bias", bias)]
-        return self.node(
-            "Conv",
-            inputs,
-            name,
-            kernel_shape=list(kernel.shape[:2]),
-            strides=[stride] * 2,
-            pads=[pad] * 4,
-        )
-
-    def batch_norm(self, source: str, name: str, values: Mapping[str, Array], epsilon: float) -> str:
-        parts = [self.constant(f"{name}/{key}", values[key]) for key in _NORM_PARTS]
-        return self.node("BatchNormalization", [source, *parts], name, epsilon=epsilon)
-
-    def classify(self, source: str, name: str, kernel: Array, bias: Array) -> None:
-        """Dense layer (``kernel`` is IO) and softmax, as outputs ``logits`` and ``probabilities``."""
-        inputs = [source, self.constant(f"{name}/kernel", kernel), self.constant(f"{name}/bias", bias)]
-        self.node("Gemm", inputs, "logits")
-        self.node("Softmax", ["logits"], "probabilities", axis=-1)
-
-    def model(self, description: Mapping[str, Any]) -> onnx.ModelProto:
-        def value(name: str, shape: list[int]) -> onnx.ValueInfoProto:
-            return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-
-        outputs = [value("probabilities", [1, 1000]), value("logits", [1, 1000])]
-        graph = helper.make_graph(
-            self.nodes, "resnet50", [value("input", [1, 3, 224, 224])], outputs, self.initializers
-        )
-        opset = [helper.make_opsetid("", 17)]
-        model = helper.make_model(graph, opset_imports=opset, ir_version=8, producer_name="wasmgraph")
-        helper.set_model_props(model, {"wasmgraph": json.dumps(description)})
-        onnx.checker.check_model(model)
-        return model
-
-
-_NORM_PARTS = ("gamma", "beta", "moving_mean", "moving_variance")
-
-
 def build_trained(progress: Callable[[str], None]) -> onnx.ModelProto:
     """Fetch and convert the trained model.
 
@@ -139,13 +83,13 @@ def build_trained(progress: Callable[[str], None]) -> onnx.ModelProto:
         offset += raw.nbytes
     if offset != len(blob):
         raise FetchError(f"{PACKAGE}: its weights are {len(blob)} bytes, its index says {offset}.")
-    graph = _Graph()
+    graph = GraphBuilder()
     _convert(graph, model["modelTopology"]["model_config"]["config"]["layers"], weights)
     names = [str(labels[str(i)]).replace("_", " ") for i in range(1000)]
-    return graph.model(_describe("trained", names))
+    return graph.model("resnet50", _describe("trained", names))
 
 
-def _convert(graph: _Graph, layers: list[dict[str, Any]], weights: Mapping[str, Array]) -> None:
+def _convert(graph: GraphBuilder, layers: list[dict[str, Any]], weights: Mapping[str, Array]) -> None:
     pads: dict[str, tuple[str, int]] = {}  # ZeroPadding2D layers: their source and width
     for layer in layers:
         config, name = layer["config"], layer["name"]
@@ -165,7 +109,7 @@ def _convert(graph: _Graph, layers: list[dict[str, Any]], weights: Mapping[str, 
                     pad = (kernel.shape[0] - 1) // 2
                 graph.conv(sources[0], name, kernel, bias, config["strides"][0], pad)
             case "BatchNormalization":
-                values = {key: weights[f"{name}/{key}"] for key in _NORM_PARTS}
+                values = {key: weights[f"{name}/{key}"] for key in NORM_PARTS}
                 graph.batch_norm(sources[0], name, values, config["epsilon"])
             case "Activation" if config["activation"] == "relu":
                 graph.node("Relu", sources, name)
@@ -187,7 +131,7 @@ def build_random(progress: Callable[[str], None]) -> onnx.ModelProto:
     """The same architecture with seeded random weights (He initialisation)."""
     progress("drawing random weights")
     rng = np.random.default_rng(_SEED)
-    graph = _Graph()
+    graph = GraphBuilder()
 
     def conv(source: str, name: str, kernel: int, inner: int, outer: int, stride: int, pad: int) -> str:
         scale = np.sqrt(2.0 / (kernel * kernel * inner))
@@ -220,4 +164,4 @@ def build_random(progress: Callable[[str], None]) -> onnx.ModelProto:
     x = graph.node("Flatten", [graph.node("GlobalAveragePool", [x], "mean")], "features")
     kernel = rng.normal(0, 0.02, (channels, 1000)).astype(np.float32)
     graph.classify(x, "fc1000", kernel, np.zeros(1000, np.float32))
-    return graph.model(_describe("random", [f"class {i}" for i in range(1000)]))
+    return graph.model("resnet50", _describe("random", [f"class {i}" for i in range(1000)]))

@@ -21,7 +21,6 @@ from wasmgraph.backends import Backend
 from wasmgraph.errors import UsageError, WasmgraphError
 from wasmgraph.files import sha256_file, write_atomically
 from wasmgraph.host import host_id, processors_of_this_process
-from wasmgraph.measure.accuracy import judge
 from wasmgraph.measure.interleaved import pair
 from wasmgraph.measure.statistics import describe
 from wasmgraph.models import MODELS, fetch
@@ -308,7 +307,7 @@ def _judge(
     stacked: Path,
 ) -> None:
     """Accuracy of the backends of a revision."""
-    names = judged.outputs(next(iter(side.artifacts.values())).outputs)
+    specs = next(iter(side.artifacts.values())).outputs
     output = side.directory / "outputs.npz"
     for backend in backends:
         try:
@@ -316,6 +315,6 @@ def _judge(
             with np.load(output) as stored:
                 arrays = {key: stored[key] for key in stored.files}
             outputs = [{key: array[i] for key, array in arrays.items()} for i in range(len(expected))]
-            side.accuracy[backend] = asdict(judge(outputs, expected, judged.labels, *names))
+            side.accuracy[backend] = asdict(judged.accuracy(outputs, expected, specs))
         except (WasmgraphError, KeyError, ValueError) as error:  # outputs of other names or shapes
             side.failed[backend] = f"its outputs cannot be judged: {error}"

@@ -118,16 +118,16 @@ def bit_shift(op: Operator, data: Value, by: Value) -> Any:
     width = 8 * np.dtype(dtype).itemsize
     left = op.attr("direction") == "LEFT"
 
+    signed = dtype.startswith("int")
+
     def one(x: Any, y: Any) -> Any:
         zero, most = tirx.const(0, dtype), tirx.const(width - 1, dtype)
-        inside = tirx.all(y >= zero, y <= most)
+        # TVM's simplifier does not take a comparison of unsigned numbers with 0.
+        inside = tirx.all(y >= zero, y <= most) if signed else y <= most
+        amount = tirx.Select(inside, y, most)
         if left:
-            return tirx.Select(inside, x << te.max(te.min(y, most), zero), zero)
-        return (
-            x >> tirx.Select(inside, y, most)
-            if dtype.startswith("int")
-            else tirx.Select(inside, x >> te.min(y, most), zero)
-        )
+            return tirx.Select(inside, x << amount, zero)
+        return x >> amount if signed else tirx.Select(inside, x >> amount, zero)
 
     return elementwise(op, one, data, by)
 
