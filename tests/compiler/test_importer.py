@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
+from onnx.external_data_helper import set_external_data
 
 from tests.conftest import model_of
 from wasmgraph.compiler.importer import import_model
@@ -85,6 +86,11 @@ def test_binding_shapes() -> None:
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"  # ours is a copy
 
 
+def test_a_scalar_can_be_bound() -> None:
+    model = model_of([helper.make_node("Add", ["x", "n"], ["y"])], {"x": [2], "n": []}, ["y"])
+    assert import_model(model, {"n": ()}).inputs[1].shape == ()
+
+
 @pytest.mark.parametrize("shape", [(4, 5), (4, 3, 1)])
 def test_contradictory_shapes(shape: tuple[int, ...]) -> None:
     with pytest.raises(ModelError, match="the model says"):
@@ -123,3 +129,56 @@ def test_the_description_is_read() -> None:
 def test_the_digest_is_the_files(small_onnx: Path) -> None:
     expected = hashlib.sha256(small_onnx.read_bytes()).hexdigest()
     assert import_model(small_onnx, {}).sha256 == expected
+
+
+WEIGHTS = np.arange(12, dtype=np.float32)
+
+
+def with_weights_at(folder: Path, location: str, **where: int) -> Path:
+    model = model_of(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])], {"x": [2, 4]}, ["y"], {"w": WEIGHTS.reshape(4, 3)}
+    )
+    tensor = model.graph.initializer[0]
+    set_external_data(tensor, location, **where)
+    tensor.ClearField("raw_data")
+    path = folder / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_weights_beside_the_model(tmp_path: Path) -> None:
+    (tmp_path / "w.bin").write_bytes(WEIGHTS.tobytes())
+    path = with_weights_at(tmp_path, "w.bin")
+    assert import_model(path, {}).outputs[0].shape == (2, 3)
+    with pytest.raises(ModelError, match=r"tensor 'w' is kept in another file.*onnx\.load"):
+        import_model(onnx.load(path, load_external_data=False), {})
+
+
+@pytest.mark.parametrize(
+    ("location", "where", "complaint"),
+    [
+        ("missing.bin", {}, "not regular file"),
+        ("../outside.bin", {}, "outside the directory"),
+        ("link.bin", {}, "symbolic link"),
+        ("short.bin", {}, r"'w' is not the \[4, 3\] it should be"),
+        ("w.bin", {"offset": 40, "length": 48}, "exceeds available data"),
+        ("w.bin", {"offset": -4, "length": 48}, "non-negative"),
+    ],
+)
+def test_weights_that_are_not_where_they_should_be(
+    tmp_path: Path, location: str, where: dict[str, int], complaint: str
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (tmp_path / "outside.bin").write_bytes(WEIGHTS.tobytes())
+    (folder / "w.bin").write_bytes(WEIGHTS.tobytes())
+    (folder / "short.bin").write_bytes(WEIGHTS.tobytes()[:20])
+    (folder / "link.bin").symlink_to(tmp_path / "outside.bin")
+    with pytest.raises(ModelError, match=complaint):
+        import_model(with_weights_at(folder, location, **where), {})
+
+
+def test_weights_at_an_absolute_path(tmp_path: Path) -> None:
+    (tmp_path / "w.bin").write_bytes(WEIGHTS.tobytes())
+    with pytest.raises(ModelError, match="should be a relative path"):
+        import_model(with_weights_at(tmp_path, str(tmp_path / "w.bin")), {})

@@ -18,6 +18,8 @@ import onnx
 import onnxruntime
 import tvm
 from google.protobuf.message import DecodeError
+from onnx import numpy_helper
+from onnx.external_data_helper import uses_external_data
 
 from wasmgraph.artifact import DESCRIPTION_KEY
 from wasmgraph.compiler import frontend
@@ -88,12 +90,14 @@ def read_model(model: str | Path | onnx.ModelProto) -> tuple[onnx.ModelProto, st
     if isinstance(model, onnx.ModelProto):
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
+        _check_weights(copy, model.graph.name or "the model")
         _check_operators(copy)
         digest = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
         return copy, model.graph.name or "model", digest
     path = Path(model)
     try:
         proto = onnx.load(path)
+        _check_weights(proto, str(path))
         _check_operators(proto)
         onnx.checker.check_model(path)
     except OSError as error:
@@ -106,6 +110,22 @@ def read_model(model: str | Path | onnx.ModelProto) -> tuple[onnx.ModelProto, st
     if not proto.graph.output:
         raise ModelError(f"{path} is not an ONNX model: it has no graph with outputs.")
     return proto, path.stem, sha256_file(path)
+
+
+def _check_weights(proto: onnx.ModelProto, where: str) -> None:
+    """Every initializer is here and whole. onnxruntime would refuse too, without its name."""
+    for tensor in proto.graph.initializer:
+        if uses_external_data(tensor):
+            raise ModelError(
+                f"{where}: tensor {tensor.name!r} is kept in another file. Give the model's path, or load"
+                " it with onnx.load(path)."
+            )
+        try:
+            numpy_helper.to_array(tensor)
+        except (TypeError, ValueError) as error:
+            raise ModelError(
+                f"{where}: tensor {tensor.name!r} is not the {list(tensor.dims)} it should be: {error}."
+            ) from error
 
 
 def _fed_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
@@ -130,7 +150,7 @@ def bind_shapes(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> 
         declared = [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in dims]
         unbound = [d for d in declared if not isinstance(d, int) or d <= 0]
         if name in shapes or (unbound and name in proposed):
-            wanted = list(shapes.get(name) or proposed[name])
+            wanted = list(shapes[name] if name in shapes else proposed[name])
             contradicted = len(wanted) != len(declared) or any(
                 isinstance(d, int) and d > 0 and d != w for d, w in zip(declared, wanted, strict=True)
             )
