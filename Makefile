@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: bench bench-light bench-all bench-accuracy conformance gate regress prove test test-slow check sample clean
+.PHONY: bench bench-light bench-all bench-accuracy conformance gate regress prove test test-slow test-mindspore test-torch check sample clean
 
 bench: $(READY)
 	$(BIN)/pytest bench -q --benchmark-json=results/latest.json
@@ -52,10 +52,21 @@ gate: $(READY)
 	$(BIN)/wasmgraph compare results/baseline.json results/gate.json --markdown results/gate.md
 
 test: $(READY)
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow and not mindspore and not torch"
 
 test-slow: $(READY)
 	$(BIN)/pytest -m slow
+
+# A ResNet-50 written in MindSpore, against MindSpore itself: 800 MB of download, in an environment of its own,
+# for MindSpore holds numpy back.
+MINDSPORE := .venv-mindspore
+test-mindspore: $(MINDSPORE)/.ready
+	$(MINDSPORE)/bin/pytest -m mindspore tests/models/test_mindspore.py
+
+# Networks that torch.onnx.export wrote, against PyTorch: 200 MB of download for a CPU.
+test-torch: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,torch]'
+	$(BIN)/pytest -m torch tests/test_pytorch.py
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -74,5 +85,12 @@ $(READY): pyproject.toml constraints.txt bench/js/package-lock.json tests/js/pac
 	else echo "npm is missing: the JavaScript peers and the accessibility check will be skipped"; fi
 	touch $@
 
+$(MINDSPORE)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(MINDSPORE)
+	grep -vE '^(numpy|ml_dtypes)==' constraints.txt > $(MINDSPORE)/constraints.txt
+	$(MINDSPORE)/bin/pip install --quiet --disable-pip-version-check -c $(MINDSPORE)/constraints.txt \
+		-e '.[mindspore]' pytest pytest-benchmark hypothesis
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(MINDSPORE) build dist *.egg-info

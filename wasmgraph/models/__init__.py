@@ -1,4 +1,4 @@
-"""Stage 1: models by name. ``fetch`` gives a verified ``.onnx`` file in the user's cache."""
+"""Stage 1: models by name or from MindSpore. ``fetch`` gives a verified ``.onnx`` file in the cache."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from wasmgraph.errors import FetchError, MissingDependencyError, UsageError
 from wasmgraph.files import cache_dir, cache_lock, write_atomically
+from wasmgraph.models.mindspore import from_mindspore
 
 Progress = Callable[[str], None]
 
@@ -131,4 +132,4 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
     return path
 
 
-__all__ = ["MODELS", "Model", "fetch"]
+__all__ = ["MODELS", "Model", "fetch", "from_mindspore"]
