@@ -5,11 +5,12 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import wasmtime
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wasmgraph.wasmfile import MAGIC, MalformedError, custom_section, leb128, read_module
+from wasmgraph.wasmfile import MAGIC, MalformedError, custom_section, export_start, leb128, read_module
 
 WAT = """(module
   (import "env" "f" (func (param i32)))
@@ -26,6 +27,36 @@ def test_reads_what_a_module_shows() -> None:
     assert module.exports == {"memory": "memory", "address": "global", "other": "global", "run": "func"}
     assert module.global_values == {"address": -70000}
     assert (module.memory_min, module.memory_max, module.has_start) == (3, 7, False)
+
+
+def test_reads_signatures_and_every_memory() -> None:
+    module = read_module(io.BytesIO(wasmtime.wat2wasm(WAT)))
+    assert module.signatures == {"env.f": "(i32) -> ()", "run": "() -> i32"}
+    assert (module.memories, module.memory_64) == (1, False)
+    text = """(module (memory i64 1) (memory 2)
+      (func (export "f") (param f32 v128) (result i64 externref) unreachable))"""
+    module = read_module(io.BytesIO(wasmtime.wat2wasm(text)))
+    assert module.signatures == {"f": "(f32, v128) -> i64, 0x6f"}
+    assert (module.memories, module.memory_64) == (2, True)
+
+
+def test_a_start_function_becomes_an_export(tmp_path: Path) -> None:
+    path = tmp_path / "start.wasm"
+    path.write_bytes(
+        wasmtime.wat2wasm("""(module (global $g (export "g") (mut i32) (i32.const 0))
+      (func $f (global.set $g (i32.const 7))) (func (export "h")) (start $f))""")
+    )
+    export_start(path, "begin")
+    store = wasmtime.Store()
+    exports = wasmtime.Instance(store, wasmtime.Module.from_file(store.engine, str(path)), []).exports(
+        store
+    )
+    assert exports["g"].value(store) == 0
+    exports["begin"](store)
+    exports["h"](store)
+    assert exports["g"].value(store) == 7
+    with pytest.raises(MalformedError, match="no start function"):
+        export_start(path, "again")
 
 
 def test_sees_a_start_function() -> None:

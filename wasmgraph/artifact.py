@@ -242,7 +242,9 @@ class Artifact:
                 manifest, digest, covered = _read_native(stream, str(path))
                 module = None
         if sha256_file(path, covered) != digest:
-            raise ArtifactError(f"{path} was altered: its content does not match its digest. {_REBUILD}")
+            raise ArtifactError(
+                f"{path} was altered: its content does not match its digest. {_REBUILD}", check="digest"
+            )
         if manifest.kind != kind:
             raise ArtifactError(f"{path}: a {kind} file whose manifest says {manifest.kind}. {_REBUILD}")
         return Artifact(path, manifest, digest, module, owner)

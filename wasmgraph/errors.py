@@ -59,7 +59,15 @@ class FeedError(InputError):
 
 
 class ArtifactError(InputError):
-    """The file is not a whole, unaltered wasmgraph artifact."""
+    """The file is not a whole, unaltered wasmgraph artifact.
+
+    ``check`` names what it failed: ``form`` (of file and manifest), ``digest``, ``engine``,
+    ``instance``, or a check of ``runtimes/checks.py``.
+    """
+
+    def __init__(self, message: str, check: str = "form") -> None:
+        super().__init__(message)
+        self.check = check
 
 
 class SchemaError(ArtifactError):

@@ -75,6 +75,8 @@ _TARGETS = {
         features=("simd128", "atomics", "bulk-memory", "mutable-globals"),
     ),
 }
+# What a wasm artifact may need of its engine.
+WASM_FEATURES = frozenset(feature for target in _TARGETS.values() for feature in target.features)
 
 
 def _native() -> Target:

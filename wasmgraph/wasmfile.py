@@ -5,13 +5,16 @@ Section ids and encodings: WebAssembly Core Specification, chapter 5 (Binary For
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 MAGIC = b"\0asm\x01\0\0\0"
 PAGE_BYTES = 65536
-_CUSTOM, _IMPORT, _MEMORY, _GLOBAL, _EXPORT, _START, _CODE = 0, 2, 5, 6, 7, 8, 10
+_CUSTOM, _TYPE, _IMPORT, _FUNCTION, _MEMORY, _GLOBAL, _EXPORT, _START, _CODE = 0, 1, 2, 3, 5, 6, 7, 8, 10
+_VALUE_TYPES = {0x7F: "i32", 0x7E: "i64", 0x7D: "f32", 0x7C: "f64", 0x7B: "v128"}
 _KINDS = {0: "func", 1: "table", 2: "memory", 3: "global", 4: "tag"}
 
 
@@ -34,16 +37,20 @@ class Section:
 class Module:
     """What a module shows outside.
 
-    ``exports`` maps a name to its kind; ``global_values`` holds the exported globals that are
-    constant ``i32`` (addresses that the linker exported); memory sizes are in pages of 64 KiB.
+    ``exports`` maps a name to its kind, ``signatures`` an imported (``module.name``) or exported
+    function to its type, as in ``(i32, i32) -> i32``; ``global_values`` holds the exported globals that
+    are constant ``i32`` (addresses that the linker exported); memory sizes are in pages of 64 KiB.
     """
 
     imports: tuple[tuple[str, str, str], ...]
     exports: dict[str, str]
+    signatures: dict[str, str]
     global_values: dict[str, int]
+    memories: int
     memory_min: int
     memory_max: int | None
     memory_shared: bool
+    memory_64: bool
     has_start: bool
     sections: tuple[Section, ...]
 
@@ -78,6 +85,38 @@ def custom_section(name: str, data: bytes) -> bytes:
     """Encode a custom section, ready to be appended to a module."""
     body = leb128(len(name.encode())) + name.encode() + data
     return bytes([_CUSTOM]) + leb128(len(body)) + body
+
+
+def export_start(path: Path, name: str) -> None:
+    """Make a module's start function, which every instance would run unasked, an export of that name.
+
+    Raises
+    ------
+    MalformedError
+        It has no start function, or no exports.
+    """
+    raw = path.read_bytes()
+    sections = {s.id: s for s in _sections(io.BytesIO(raw), len(raw)) if s.id in (_START, _EXPORT)}
+    if sections.keys() != {_START, _EXPORT}:
+        raise MalformedError("there is no start function, or nothing is exported")
+    start, export = sections[_START], sections[_EXPORT]
+    index = raw[start.offset : start.offset + start.size]
+    reader = Reader(raw[export.offset : export.offset + export.size])
+    count = reader.unsigned()
+    entry = leb128(len(name)) + name.encode() + b"\0" + index
+    body = leb128(count + 1) + reader.data[reader.at :] + entry
+    exports = bytes([_EXPORT]) + leb128(len(body)) + body
+    before, between = raw[: export.start], raw[export.offset + export.size : start.start]
+    path.write_bytes(before + exports + between + raw[start.offset + start.size :])
+
+
+class Limits(NamedTuple):
+    """Of a memory, in pages, or of a table."""
+
+    least: int = 0
+    most: int | None = None
+    shared: bool = False
+    wide: bool = False
 
 
 class Reader:
@@ -133,11 +172,26 @@ class Reader:
         except UnicodeDecodeError as error:
             raise MalformedError("a name is not UTF-8") from error
 
-    def limits(self) -> tuple[int, int | None, bool]:
-        """Least, most, and whether the memory is shared."""
+    def limits(self) -> Limits:
+        """How large a memory or table is and may become."""
         flags = self.byte()
+        if flags > 7:
+            raise MalformedError(f"0x{flags:02x} is no kind of limits")
         least = self.unsigned()
-        return least, self.unsigned() if flags & 1 else None, bool(flags & 2)
+        return Limits(least, self.unsigned() if flags & 1 else None, bool(flags & 2), bool(flags & 4))
+
+    def value_type(self) -> str:
+        """A value's type; references, which no graph has, by their number."""
+        byte = self.byte()
+        return _VALUE_TYPES.get(byte, f"0x{byte:02x}")
+
+    def function_type(self) -> str:
+        """A signature, written as the text format's authors write it."""
+        form = self.byte()
+        if form != 0x60:
+            raise MalformedError(f"0x{form:02x} is no type of a function")
+        takes, gives = ([self.value_type() for _ in range(self.unsigned())] for _ in range(2))
+        return f"({', '.join(takes)}) -> {', '.join(gives) or '()'}"
 
 
 def _sections(stream: BinaryIO, length: int) -> Iterator[Section]:
@@ -163,6 +217,83 @@ def _sections(stream: BinaryIO, length: int) -> Iterator[Section]:
         at = offset + size
 
 
+class _Shape:
+    """What the sections of a module say, as they are read in their order."""
+
+    def __init__(self) -> None:
+        self.types: list[str] = []
+        self.functions: list[str] = []  # imported ones first
+        self.imports: list[tuple[str, str, str]] = []
+        self.exports: dict[str, tuple[str, int]] = {}
+        self.signatures: dict[str, str] = {}
+        self.constants: dict[int, int] = {}
+        self.memories: list[Limits] = []
+        self.imported_globals = 0
+
+    def type(self, reader: Reader) -> None:
+        self.types += [reader.function_type() for _ in range(reader.unsigned())]
+
+    def _signature(self, reader: Reader) -> str:
+        index = reader.unsigned()
+        if index >= len(self.types):
+            raise MalformedError(f"a function has type {index} of {len(self.types)}")
+        return self.types[index]
+
+    def import_(self, reader: Reader) -> None:
+        for _ in range(reader.unsigned()):
+            where, name, kind = reader.text(), reader.text(), reader.byte()
+            self.imports.append((where, name, _KINDS.get(kind, "unknown")))
+            if kind == 0:
+                self.functions.append(self._signature(reader))
+                self.signatures[f"{where}.{name}"] = self.functions[-1]
+            elif kind == 1:
+                reader.byte()
+                reader.limits()
+            elif kind == 2:
+                self.memories.append(reader.limits())
+            elif kind == 3:
+                reader.byte()
+                reader.byte()
+                self.imported_globals += 1
+            else:
+                raise MalformedError(f"import {where}.{name} is of unknown kind {kind}")
+
+    def function(self, reader: Reader) -> None:
+        self.functions += [self._signature(reader) for _ in range(reader.unsigned())]
+
+    def memory(self, reader: Reader) -> None:
+        self.memories += [reader.limits() for _ in range(reader.unsigned())]
+
+    def global_(self, reader: Reader) -> None:
+        count = reader.unsigned()
+        for index in range(self.imported_globals, self.imported_globals + count):
+            value_type, _mutable, opcode = reader.byte(), reader.byte(), reader.byte()
+            if value_type != 0x7F or opcode != 0x41:
+                return  # only leading i32.const globals are needed: the linker's addresses
+            self.constants[index] = reader.signed()
+            if reader.byte() != 0x0B:
+                return
+
+    def export(self, reader: Reader) -> None:
+        for _ in range(reader.unsigned()):
+            name, kind, index = reader.text(), reader.byte(), reader.unsigned()
+            self.exports[name] = (_KINDS.get(kind, "unknown"), index)
+            if kind == 0:
+                if index >= len(self.functions):
+                    raise MalformedError(f"export {name} is function {index} of {len(self.functions)}")
+                self.signatures[name] = self.functions[index]
+
+
+_READ = {
+    _TYPE: _Shape.type,
+    _IMPORT: _Shape.import_,
+    _FUNCTION: _Shape.function,
+    _MEMORY: _Shape.memory,
+    _GLOBAL: _Shape.global_,
+    _EXPORT: _Shape.export,
+}
+
+
 def read_module(stream: BinaryIO) -> Module:
     """Walk a module's sections; code and data are skipped, not read.
 
@@ -176,59 +307,26 @@ def read_module(stream: BinaryIO) -> Module:
     if stream.read(len(MAGIC)) != MAGIC:
         raise MalformedError("it does not begin with WebAssembly's magic number and version 1")
     sections = tuple(_sections(stream, length))
-    imports: list[tuple[str, str, str]] = []
-    exports: dict[str, tuple[str, int]] = {}
-    constants: dict[int, int] = {}
-    memory: tuple[int, int | None, bool] = (0, None, False)
-    imported_globals = 0
+    shape = _Shape()
     for section in sections:
-        if section.id not in (_IMPORT, _MEMORY, _GLOBAL, _EXPORT):
-            continue
-        stream.seek(section.offset)
-        reader = Reader(stream.read(section.size))
-        count = reader.unsigned()
-        if section.id == _IMPORT:
-            for _ in range(count):
-                where, name, kind = reader.text(), reader.text(), reader.byte()
-                imports.append((where, name, _KINDS.get(kind, "unknown")))
-                if kind == 0:
-                    reader.unsigned()
-                elif kind == 1:
-                    reader.byte()
-                    reader.limits()
-                elif kind == 2:
-                    memory = reader.limits()
-                elif kind == 3:
-                    reader.byte()
-                    reader.byte()
-                    imported_globals += 1
-                else:
-                    raise MalformedError(f"import {where}.{name} is of unknown kind {kind}")
-        elif section.id == _MEMORY and count:
-            memory = reader.limits()
-        elif section.id == _GLOBAL:
-            for index in range(imported_globals, imported_globals + count):
-                value_type, _mutable, opcode = reader.byte(), reader.byte(), reader.byte()
-                if value_type != 0x7F or opcode != 0x41:
-                    break  # only leading i32.const globals are needed: the linker's addresses
-                constants[index] = reader.signed()
-                if reader.byte() != 0x0B:
-                    break
-        elif section.id == _EXPORT:
-            for _ in range(count):
-                name, kind, index = reader.text(), reader.byte(), reader.unsigned()
-                exports[name] = (_KINDS.get(kind, "unknown"), index)
+        if section.id in _READ:
+            stream.seek(section.offset)
+            _READ[section.id](shape, Reader(stream.read(section.size)))
+    memory = shape.memories[0] if shape.memories else Limits()
     return Module(
-        imports=tuple(imports),
-        exports={name: kind for name, (kind, _) in exports.items()},
+        imports=tuple(shape.imports),
+        exports={name: kind for name, (kind, _) in shape.exports.items()},
+        signatures=shape.signatures,
         global_values={
-            name: constants[index]
-            for name, (kind, index) in exports.items()
-            if kind == "global" and index in constants
+            name: shape.constants[index]
+            for name, (kind, index) in shape.exports.items()
+            if kind == "global" and index in shape.constants
         },
-        memory_min=memory[0],
-        memory_max=memory[1],
-        memory_shared=memory[2],
+        memories=len(shape.memories),
+        memory_min=memory.least,
+        memory_max=memory.most,
+        memory_shared=memory.shared,
+        memory_64=memory.wide,
         has_start=any(section.id == _START for section in sections),
         sections=sections,
     )

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import wasmgraph as wg
-from tests.runtimes.test_wasmtime import forge
+from tests.runtimes.test_checks import forge
 from wasmgraph.errors import ArtifactError, ExecutionError, FeedError, MissingDependencyError, UsageError
 from wasmgraph.runtimes import get_runtime
 
@@ -96,16 +96,6 @@ def test_a_trap_is_named_and_survived(tmp_path: Path, small_artifact, small_inpu
                 session.run({"x": small_input})
         with pytest.raises(ExecutionError, match=r"wasmgraph_step\(3\) returned 7"):
             session.run_step(3)
-
-
-@needs_node
-def test_what_v8_refuses_is_an_artifact_error(tmp_path: Path, small_artifact) -> None:
-    """A tensor outside the memory that the module really has."""
-    wat = """(module (memory (export "memory") 1 1) (global (export "wasmgraph_arena") i32 (i32.const 0))
-      (func (export "wasmgraph_run") (result i32) i32.const 0))"""
-    path = forge(tmp_path / "small.wasm", small_artifact("wasm32"), wat)
-    with pytest.raises((ArtifactError, ExecutionError)), wg.load(path, runtime="node") as session:
-        session.run({s.name: np.zeros(s.shape, s.dtype) for s in session.inputs})
 
 
 @needs_node

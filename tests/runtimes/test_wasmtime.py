@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 import wasmtime
 
 import wasmgraph as wg
-from wasmgraph import artifact as a
+from tests.runtimes.test_checks import GOOD, forge
 from wasmgraph.errors import ArtifactError, ExecutionError, MissingDependencyError
 from wasmgraph.runtimes.wasmtime_engine import EngineConfig, _compiled_path
 
@@ -55,17 +54,8 @@ def test_the_key_follows_digest_engine_and_processor(monkeypatch: pytest.MonkeyP
     assert _compiled_path("0" * 64, default) != base
 
 
-def forge(path: Path, template: Path, wat: str, **changes: object) -> Path:
-    """A sealed artifact with another module in it."""
-    manifest = a.Artifact.open(template).manifest
-    path.write_bytes(wasmtime.wat2wasm(wat))
-    a.seal(path, dataclasses.replace(manifest, **changes))
-    return path
-
-
 def test_a_trap_is_an_error_and_the_session_lives_on(tmp_path: Path, small_artifact, small_input) -> None:
-    wat = """(module (memory (export "memory") 2000)
-      (func (export "wasmgraph_run") (result i32) unreachable))"""
+    wat = GOOD.replace("i32.const 0", "unreachable")
     with wg.load(forge(tmp_path / "trap.wasm", small_artifact("wasm32"), wat)) as session:
         for _ in range(2):
             with pytest.raises(ExecutionError, match="trapped"):
@@ -73,27 +63,10 @@ def test_a_trap_is_an_error_and_the_session_lives_on(tmp_path: Path, small_artif
 
 
 def test_an_error_code_is_an_error(tmp_path: Path, small_artifact, small_input: np.ndarray) -> None:
-    wat = """(module (memory (export "memory") 2000)
-      (func (export "wasmgraph_run") (result i32) i32.const 7))"""
+    wat = GOOD.replace("i32.const 0", "i32.const 7")
     with wg.load(forge(tmp_path / "code.wasm", small_artifact("wasm32"), wat)) as session:
         with pytest.raises(ExecutionError, match="returned 7"):
             session.run({"x": small_input})
-
-
-@pytest.mark.parametrize(
-    ("wat", "words"),
-    [
-        ('(module (memory (export "memory") 1))', "does not export"),
-        ('(module (memory (export "memory") 0) (func (export "wasmgraph_run") (result i32) i32.const 0))',
-         "lies outside the memory of 0 bytes"),
-        ('(module (import "env" "f" (func)) (memory (export "memory") 1))', "imports functions"),
-    ],
-)  # fmt: skip
-def test_the_manifest_is_checked_against_the_module(
-    tmp_path: Path, small_artifact, wat: str, words: str
-) -> None:
-    with pytest.raises(ArtifactError, match=words):
-        wg.load(forge(tmp_path / "forged.wasm", small_artifact("wasm32"), wat))
 
 
 def test_without_optimisation_the_bits_are_the_same(small_artifact, small_input: np.ndarray) -> None:

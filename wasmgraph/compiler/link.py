@@ -16,12 +16,13 @@ from wasmgraph.compiler.plan import ALIGNMENT, COPY, Address, Call, Plan, symbol
 from wasmgraph.errors import CompileError
 from wasmgraph.targets import Target
 from wasmgraph.tensors import Array
-from wasmgraph.wasmfile import PAGE_BYTES
+from wasmgraph.wasmfile import PAGE_BYTES, export_start
 
 _STACK_BYTES = 65536
 _CONSTANTS_BYTES = 1 << 20
 # Addresses of these symbols are exported as globals, so that the manifest can say where they are.
 ARENA_SYMBOL = "wasmgraph_arena"
+INIT_SYMBOL = "wasmgraph_init"
 _WASM_EXPORTS = ("wasmgraph_run", "wasmgraph_step", ARENA_SYMBOL)
 _POOL_EXPORTS = (
     *("wasmgraph_threads", "wasmgraph_worker", "wasmgraph_fail", "wasmgraph_stop"),
@@ -147,6 +148,8 @@ def link_objects(objects: Sequence[Path], directory: Path, target: Target, data_
     features = [feature.replace("-", "_") for feature in target.features]
     cpu = "+".join(["generic", "bulk_memory", *features])
     _zig("cc", "-target", "wasm32-wasi", f"-mcpu={cpu}", *options, *objects, "-o", linked)
+    if target.threaded:  # the linker's: it fills the shared memory, once among all instances
+        export_start(linked, INIT_SYMBOL)
     return linked
 
 

@@ -40,7 +40,9 @@ def get_runtime(name: str) -> Runtime:
     return _RUNTIMES[name]
 
 
-def load(source: str | Path | Artifact, runtime: str | None = None, threads: int = 1) -> Session:
+def load(
+    source: str | Path | Artifact, runtime: str | None = None, threads: int = 1, sha256: str | None = None
+) -> Session:
     """Load a graph, ready to run.
 
     Parameters
@@ -51,11 +53,13 @@ def load(source: str | Path | Artifact, runtime: str | None = None, threads: int
         this kind of file, which is read from the file itself
     threads : how many threads one inference may use; more than 1 for ``.onnx`` files and artifacts of the
         target ``wasm32-simd128-threads``
+    sha256 : what the file must be: the digest that ``wasmgraph inspect`` prints of an artifact, that of the
+        whole of an ``.onnx`` file; got from whoever made it, by a way that you trust
 
     Raises
     ------
     ArtifactError
-        The file is truncated, altered or not ours.
+        The file is truncated, altered, not ours, or not the one that was asked for.
     UsageError
         The runtime does not exist or does not run this kind of file.
     """
@@ -69,7 +73,7 @@ def load(source: str | Path | Artifact, runtime: str | None = None, threads: int
         chosen = get_runtime(runtime)
         if chosen.accepts != kind:
             raise UsageError(f"{path} is a {kind} file; {runtime} runs {chosen.accepts} files.")
-    return chosen.load(path, LoadOptions(threads))
+    return chosen.load(path, LoadOptions(threads, sha256))
 
 
 __all__ = ["LoadOptions", "Runtime", "Session", "get_runtime", "load"]

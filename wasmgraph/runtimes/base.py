@@ -12,20 +12,30 @@ from types import TracebackType
 from typing import Literal, Self
 
 from wasmgraph.artifact import Artifact
-from wasmgraph.errors import UsageError
+from wasmgraph.errors import ArtifactError, UsageError
 from wasmgraph.host import cpu_count
 from wasmgraph.tensors import Array, TensorSpec, check_feeds
 
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How a graph is loaded. ``threads`` is what one inference may use."""
+    """How a graph is loaded: ``threads`` that one inference may use, ``sha256`` that the file must have."""
 
     threads: int = 1
+    sha256: str | None = None
+
+    def authenticate(self, path: Path, digest: str) -> None:
+        """Raise ArtifactError unless it is the digest that was asked for, if one was."""
+        if self.sha256 is not None and self.sha256.lower() != digest:
+            raise ArtifactError(
+                f"{path} has the sha256 {digest}, not {self.sha256}: it is another file than was expected.",
+                check="sha256",
+            )
 
     def check(self, artifact: Artifact) -> None:
-        """Raise UsageError if more threads are asked for than the artifact can use; say so (a warning) if
-        there are more than processors."""
+        """Raise ArtifactError if it is another artifact than was asked for, UsageError if more threads are
+        than it can use; say so (a warning) if there are more than processors."""
+        self.authenticate(artifact.path, artifact.sha256)
         pages = (0, 0) if artifact.module is None else artifact.module.shared_pages
         room = 1 + pages[1] - pages[0]
         if self.threads > room:

@@ -17,6 +17,7 @@ import numpy as np
 from wasmgraph.artifact import Artifact
 from wasmgraph.errors import ArtifactError, ExecutionError, MissingDependencyError
 from wasmgraph.runtimes.base import LoadOptions, Runtime, Session
+from wasmgraph.runtimes.checks import check
 from wasmgraph.tensors import Array, TensorSpec
 
 # (module (func (param v128) (result v128)
@@ -150,12 +151,14 @@ class NodeSession(ProcessSession):
     """A wasm artifact under V8."""
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
+        check(artifact)
         relaxed = "relaxed-simd" in artifact.manifest.features
         flags = relaxed_simd_flags() if relaxed else ()
         if flags is None:
             raise ArtifactError(
                 f"{artifact.path} needs relaxed SIMD, which V8 {node_versions()['v8']} does not have."
-                " Compile the model for wasm32-simd128."
+                " Compile the model for wasm32-simd128.",
+                check="engine",
             )
         process = NodeProcess(_RUNNER, str(artifact.path), flags)
         super().__init__(process, artifact.inputs, artifact.outputs)
@@ -164,7 +167,7 @@ class NodeSession(ProcessSession):
             self.process.ask({"command": "load", "path": path, "threads": threads})
         except ExecutionError as error:
             self.close()
-            raise ArtifactError(f"V8 refuses the module: {error}") from error
+            raise ArtifactError(f"V8 refuses the module: {error}", check="engine") from error
 
     def run_step(self, index: int) -> None:
         """Run one call of the plan."""

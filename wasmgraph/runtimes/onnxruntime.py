@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from wasmgraph.errors import ExecutionError, MissingDependencyError, ModelError
+from wasmgraph.files import sha256_file
 from wasmgraph.runtimes.base import LoadOptions, Runtime, Session, distribution_bytes
 from wasmgraph.tensors import Array, TensorSpec
 
@@ -87,4 +88,6 @@ class OnnxRuntime(Runtime):
 
     def load(self, path: Path, options: LoadOptions) -> Session:
         """Create the session."""
+        if options.sha256 is not None:
+            options.authenticate(path, sha256_file(path))
         return OnnxRuntimeSession(path, options)

@@ -13,10 +13,11 @@ import wasmtime
 from wasmgraph.artifact import Artifact, Placed
 from wasmgraph.errors import ArtifactError, ExecutionError, UsageError
 from wasmgraph.runtimes.base import LoadOptions, Runtime, Session, distribution_bytes
+from wasmgraph.runtimes.checks import check
 from wasmgraph.runtimes.wasmtime_engine import EngineConfig, compiled_module, new_store
-from wasmgraph.runtimes.wasmtime_pool import Pool, Thread, cause, required_exports
+from wasmgraph.runtimes.wasmtime_pool import Pool, Thread, cause
 from wasmgraph.tensors import Array
-from wasmgraph.wasmfile import Module
+from wasmgraph.wasmfile import PAGE_BYTES
 
 
 class WasmtimeSession(Session):
@@ -25,11 +26,9 @@ class WasmtimeSession(Session):
 
     def __init__(self, artifact: Artifact, config: EngineConfig, threads: int) -> None:
         super().__init__(artifact.inputs, artifact.outputs)
-        manifest, shape = artifact.manifest, artifact.module
-        assert shape is not None
+        manifest, shape = artifact.manifest, check(artifact)
         self._where = str(artifact.path)
         self._placed_inputs, self._placed_outputs = manifest.inputs, manifest.outputs
-        self._check(shape)
         module = compiled_module(artifact, config)
         self._pool: Pool | None = None
         self._memory: wasmtime.Memory | wasmtime.SharedMemory
@@ -39,25 +38,16 @@ class WasmtimeSession(Session):
                 self._main, self._memory = self._pool.main, self._pool.memory
                 self._finalizer = weakref.finalize(self, self._pool.close)
             else:
-                store = new_store(config)
+                store = new_store(config, (shape.memory_max or 0) * PAGE_BYTES)
                 exports = wasmtime.Instance(store, module, []).exports(store)
                 self._main, self._memory = Thread(store, exports, 0), exports["memory"]
         except (wasmtime.WasmtimeError, wasmtime.Trap) as error:
-            raise ArtifactError(f"{artifact.path} cannot be instantiated: {error}") from error
+            raise ArtifactError(
+                f"{artifact.path} cannot be instantiated: {cause(error)}", check="instance"
+            ) from error
         self._extent = (0, 0)
         self._views: tuple[list[Array], list[Array]] = ([], [])
         self._look()
-
-    def _check(self, shape: Module) -> None:
-        """Raise ArtifactError unless the module imports and exports what one of its kind does."""
-        if shape.memory_shared and shape.imports == (("env", "memory", "memory"),):
-            required_exports(shape.exports, self._where)
-        elif shape.imports:
-            raise ArtifactError(f"{self._where} imports functions; only self-contained modules are run.")
-        elif shape.exports.get("memory") != "memory":
-            raise ArtifactError(f"{self._where} does not export its memory.")
-        if shape.exports.get("wasmgraph_run") != "func":
-            raise ArtifactError(f"{self._where} does not export wasmgraph_run.")
 
     def _look(self) -> None:
         """Make the views of inputs and outputs anew if the memory has moved or changed its size."""

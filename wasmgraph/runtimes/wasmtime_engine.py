@@ -19,6 +19,12 @@ from wasmgraph.files import cache_dir, cache_lock, prune, write_atomically
 from wasmgraph.host import cpu_features, cpu_name
 
 FUEL = 2**63
+# Of WebAssembly, what no graph needs: less of the engine is open to a module from elsewhere.
+_UNUSED = (
+    *("memory64", "multi_memory", "tail_call", "function_references", "gc", "exceptions"),
+    *("stack_switching", "custom_page_sizes", "wide_arithmetic"),
+)
+_TABLE_ELEMENTS = 10_000  # a graph calls its kernels directly
 _CACHE_BYTES = 4 << 30  # of compiled code; the longest unused goes first
 
 
@@ -57,13 +63,18 @@ def engine(config: EngineConfig) -> wasmtime.Engine:
         chosen.shared_memory = True
     else:
         chosen.wasm_threads = False  # Winch compiles no atomics
+    for feature in _UNUSED:
+        setattr(chosen, f"wasm_{feature}", False)
     chosen.consume_fuel = config.fuel
     return wasmtime.Engine(chosen)
 
 
-def new_store(config: EngineConfig) -> wasmtime.Store:
-    """A store of the configuration's engine, with all the fuel that there can be."""
+def new_store(config: EngineConfig, memory_bytes: int) -> wasmtime.Store:
+    """A store for one instance with one memory of at most that size, and all the fuel that there can be."""
     store = wasmtime.Store(engine(config))
+    store.set_limits(
+        memory_size=memory_bytes, instances=1, memories=1, tables=1, table_elements=_TABLE_ELEMENTS
+    )
     if config.fuel:
         store.set_fuel(FUEL)
     return store
@@ -115,5 +126,6 @@ def _compile(artifact: Artifact, config: EngineConfig) -> wasmtime.Module:
     except wasmtime.WasmtimeError as error:
         needs = ", ".join(artifact.manifest.features) or "nothing beyond WebAssembly 1.0"
         raise ArtifactError(
-            f"{artifact.path}: Wasmtime ({config}) refuses the module, which needs {needs}: {error}"
+            f"{artifact.path}: Wasmtime ({config}) refuses the module, which needs {needs}: {error}",
+            check="engine",
         ) from error

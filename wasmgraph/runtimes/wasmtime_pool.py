@@ -13,11 +13,11 @@ from typing import Any
 import wasmtime
 from wasmtime import _ffi as ffi
 
-from wasmgraph.errors import ArtifactError, ExecutionError, UsageError
+from wasmgraph.errors import ExecutionError, UsageError
+from wasmgraph.runtimes.checks import STACK_POINTER
 from wasmgraph.runtimes.wasmtime_engine import EngineConfig, engine, new_store
 from wasmgraph.wasmfile import PAGE_BYTES, Module
 
-_STACK_POINTER = "__stack_pointer"
 _RETURNING = ("wasmgraph_run", "wasmgraph_step", "wasmgraph_worker")
 
 
@@ -50,7 +50,7 @@ class Thread:
             return self._invoke(self.exports[name], arguments, int(name in _RETURNING))
         except (wasmtime.WasmtimeError, wasmtime.Trap):
             if self.stack_top:
-                self.exports[_STACK_POINTER].set_value(self.store, self.stack_top)
+                self.exports[STACK_POINTER].set_value(self.store, self.stack_top)
                 self.exports["wasmgraph_fail"](self.store)
             raise
 
@@ -99,8 +99,6 @@ class Pool:
 
     Raises
     ------
-    ArtifactError
-        The module is not one of a graph with threads.
     UsageError
         The system starts no more threads.
     """
@@ -114,13 +112,14 @@ class Pool:
         self._condition = Condition()
         self._instances: list[Thread] = []
         self._workers: list[threading.Thread] = []
-        top = shape.global_values.get(_STACK_POINTER, 0)
+        top = shape.global_values.get(STACK_POINTER, 0)
         for number in range(threads):
-            store = new_store(config)
+            store = new_store(config, most * PAGE_BYTES)
             exports = wasmtime.Instance(store, module, [self.memory]).exports(store)
             if number:  # each worker's stack is a page behind the module's own memory
                 top = (least + number) * PAGE_BYTES
-                exports[_STACK_POINTER].set_value(store, top)
+                exports[STACK_POINTER].set_value(store, top)
+            exports["wasmgraph_init"](store)
             self._instances.append(Thread(store, exports, top))
         self.main = self._instances[0]
         if threads > 1:
@@ -177,15 +176,6 @@ class Pool:
 def cause(error: Exception) -> str:
     """The last line of what Wasmtime says: after the backtrace, why."""
     return str(error).strip().splitlines()[-1].strip()
-
-
-def required_exports(exports: Any, where: str) -> None:
-    """Raise ArtifactError unless a module exports what a pool calls."""
-    functions = ("wasmgraph_threads", "wasmgraph_worker", "wasmgraph_fail", "wasmgraph_stop")
-    wanted = {**dict.fromkeys(functions, "func"), _STACK_POINTER: "global"}
-    missing = sorted(name for name, kind in wanted.items() if exports.get(name) != kind)
-    if missing:
-        raise ArtifactError(f"{where} imports a shared memory, but does not export {', '.join(missing)}.")
 
 
 def _serve(instance: Thread, number: int, condition: Condition) -> None:

@@ -136,6 +136,7 @@ export async function load(source, { threads = 1, start = startWorker } = {}) {
   const [pages, maximum] = manifest.memory_pages;
   const memory = new WebAssembly.Memory({ initial: pages + threads - 1, maximum, shared: true });
   const instance = await WebAssembly.instantiate(module, { env: { memory } });
+  instance.exports.wasmgraph_init();
   const trap = new SharedArrayBuffer(TRAP_BYTES);
   instance.exports.wasmgraph_threads(threads);
   const workers = Array.from({ length: threads - 1 }, (_, number) =>

@@ -8,6 +8,7 @@ const encoder = new TextEncoder();
  */
 export function serve({ module, memory, stackTop, trap }, ready) {
   const { exports } = new WebAssembly.Instance(module, { env: { memory } });
+  exports.wasmgraph_init();
   exports.__stack_pointer.value = stackTop;
   ready();
   for (;;) {

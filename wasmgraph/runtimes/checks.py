@@ -1,0 +1,129 @@
+"""What must be true of a wasm artifact before anything of it is instantiated.
+
+The manifest is a claim: each check holds it, or the module alone, against what the module's bytes say.
+Nothing is checked again at an inference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+from wasmgraph.artifact import Artifact, Manifest
+from wasmgraph.errors import ArtifactError
+from wasmgraph.targets import WASM_FEATURES
+from wasmgraph.wasmfile import PAGE_BYTES, Module
+
+_ALIGNMENT = 8  # of the largest element
+_MEMORY = ("env", "memory", "memory")
+_ENTRY = {"wasmgraph_run": "() -> i32", "wasmgraph_step": "(i32) -> i32"}
+_POOL = {
+    "wasmgraph_init": "() -> ()",
+    "wasmgraph_threads": "(i32) -> ()",
+    "wasmgraph_worker": "() -> i32",
+    "wasmgraph_fail": "() -> ()",
+    "wasmgraph_stop": "() -> ()",
+}
+STACK_POINTER = "__stack_pointer"
+
+
+def _imports(manifest: Manifest, module: Module) -> str | None:
+    allowed = (_MEMORY,) if module.memory_shared else ()
+    if module.imports != allowed:
+        found = ", ".join(f"{where}.{name}" for where, name, _ in module.imports) or "nothing"
+        wanted = "its shared memory alone" if allowed else "nothing: only self-contained modules are run"
+        return f"it imports {found}; a module of its kind imports {wanted}"
+    return None
+
+
+def _exports(manifest: Manifest, module: Module) -> str | None:
+    functions = {**_ENTRY, **_POOL} if module.memory_shared else _ENTRY
+    wrong = [
+        f"{name} {signature}"
+        for name, signature in functions.items()
+        if module.signatures.get(name) != signature
+    ]
+    if module.memory_shared:
+        if module.exports.get(STACK_POINTER) != "global":
+            wrong.append(STACK_POINTER)
+    elif module.exports.get("memory") != "memory":
+        wrong.append("memory")
+    return f"it does not export {', '.join(wrong)}" if wrong else None
+
+
+def _start(manifest: Manifest, module: Module) -> str | None:
+    return "it has a start function, which would run unasked" if module.has_start else None
+
+
+def _memory(manifest: Manifest, module: Module) -> str | None:
+    if module.memories != 1 or module.memory_64:
+        kind = "64-bit memory" if module.memory_64 else f"{module.memories} memories"
+        return f"it has {kind}; a graph has one of 32 bits"
+    least, most = module.memory_min, module.memory_max
+    if most is None or not least <= most <= 65536:
+        return f"its memory may grow from {least} to {'any number of' if most is None else most} pages"
+    if module.memory_shared:
+        if manifest.memory_pages != (least, most):
+            return f"its manifest says memory of {manifest.memory_pages} pages, the module {(least, most)}"
+    elif least != most:
+        return f"its memory may grow from {least} to {most} pages; a graph's never grows"
+    return None
+
+
+def _tensors(manifest: Manifest, module: Module) -> str | None:
+    size = module.memory_min * PAGE_BYTES
+    for tensor in (*manifest.inputs, *manifest.outputs):
+        end = tensor.offset + tensor.spec.nbytes
+        if tensor.offset < 0 or tensor.offset % _ALIGNMENT or end > size:
+            return f"{tensor.spec} at {tensor.offset} is not aligned, or outside the memory of {size} bytes"
+    held = manifest.arena_bytes + manifest.param_bytes
+    if held > size:
+        return f"its manifest says {held} bytes of arena and parameters, in a memory of {size}"
+    placed = sorted((*manifest.inputs, *manifest.outputs), key=lambda t: t.offset)
+    for one, other in pairwise(t for t in placed if t.spec.nbytes):
+        if one.offset + one.spec.nbytes > other.offset:
+            return f"{one.spec} and {other.spec} overlap"
+    return None
+
+
+def _names(manifest: Manifest, module: Module) -> str | None:
+    for side, tensors in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
+        names = [tensor.name for tensor in tensors]
+        if len(set(names)) != len(names):
+            return f"two of its {side} have the same name"
+    return None
+
+
+def _features(manifest: Manifest, module: Module) -> str | None:
+    unknown = sorted(set(manifest.features) - WASM_FEATURES)
+    return f"it needs {', '.join(unknown)}, which no target has" if unknown else None
+
+
+CHECKS: dict[str, Callable[[Manifest, Module], str | None]] = {
+    "imports": _imports,
+    "exports": _exports,
+    "start": _start,
+    "memory": _memory,
+    "tensors": _tensors,
+    "names": _names,
+    "features": _features,
+}
+
+
+def check(artifact: Artifact) -> Module:
+    """Hold an artifact's module against its manifest and its kind; the module.
+
+    Raises
+    ------
+    ArtifactError
+        With the ``check`` that it failed.
+    """
+    module = artifact.module
+    assert module is not None
+    for name, complaint in CHECKS.items():
+        if said := complaint(artifact.manifest, module):
+            raise ArtifactError(
+                f"{artifact.path} is no module that wasmgraph makes: {said}. Compile the model again.",
+                check=name,
+            )
+    return module
