@@ -50,7 +50,7 @@ class Worker:
         import numpy as np
 
         bind(processors)
-        options = {} if threads == 1 else {"threads": threads}
+        options: dict[str, Any] = {} if threads == 1 else {"threads": threads}
         began = time.perf_counter()
         self.sessions[name] = self.wasmgraph.load(path, runtime=runtime, **options)
         seconds = time.perf_counter() - began
