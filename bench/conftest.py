@@ -87,6 +87,12 @@ class Run:
             )
             for name in [*self.models, NOOP]
         }
+        try:
+            for name in self.models:
+                if name not in MODELS:
+                    self.benches[name].onnx_path  # noqa: B018 - read and bound, before anything is measured
+        except WasmgraphError as error:
+            raise pytest.UsageError(str(error)) from error
 
     def notice(self, text: str) -> None:
         if text not in self.notices:

@@ -23,7 +23,7 @@ from wasmgraph.artifact import Artifact
 from wasmgraph.backends import REFERENCE, Backend
 from wasmgraph.compiler import CompileLog
 from wasmgraph.compiler.importer import bind_shapes
-from wasmgraph.errors import WasmgraphError
+from wasmgraph.errors import ModelError, WasmgraphError
 from wasmgraph.files import sha256_file
 from wasmgraph.measure.accuracy import Doubt
 from wasmgraph.measure.interleaved import Block, Schedule, block_of, interleave, ratio_of_medians
@@ -248,6 +248,8 @@ def _bound(path: Path, shapes: Mapping[str, Sequence[int]], directory: Path) -> 
     """The model with static shapes, as every backend gets it: the file itself where it has them already."""
     try:
         proto = onnx.load(path, load_external_data=False)
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror or error}.") from error
     except Exception:  # whoever compiles it says what is wrong
         return path
     names = {value.name for value in proto.graph.input}

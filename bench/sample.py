@@ -17,6 +17,7 @@ from wasmgraph.report.summary import (
     format_bytes,
     format_count,
     format_difference,
+    format_figure,
     format_ms,
     format_ratio,
 )
@@ -55,7 +56,7 @@ def readme_tables(path: Path) -> str:
     def deployment(row: Row) -> list[str]:
         return [
             f"`{row.backend}`",
-            f"{row.get('runs_per_s'):.3g}",
+            format_figure(row.get("runs_per_s")),
             format_ms(row.get("sessions_p50_s")),
             format_ms(row.get("sessions_p99_s")),
             format_bytes(row.get("session_bytes")),

@@ -9,12 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 
 import wasmgraph as wg
 from bench.backends import DEFAULT, parse, parse_list
 from bench.lab import ReplayClock
 from bench.peers import PEERS
+from tests.conftest import model_of
 from wasmgraph.errors import UsageError
 from wasmgraph.report import build_report, summarize
 from wasmgraph.report.summary import sentences
@@ -143,3 +145,16 @@ def test_wrong_options_end_with_a_message() -> None:
     done = run_bench("--backends", "tensorflow")
     assert done.returncode == 4
     assert "unknown backend 'tensorflow'" in done.stderr
+
+
+def test_a_model_that_cannot_be_measured_is_said_once(tmp_path: Path) -> None:
+    open_dimensions = tmp_path / "open.onnx"
+    onnx.save(
+        model_of([onnx.helper.make_node("Relu", ["x"], ["y"])], {"x": ["n", 3]}, ["y"]), open_dimensions
+    )
+    done = run_bench("--models", open_dimensions)
+    assert done.returncode == 4
+    assert "--shape x=1,3" in done.stderr
+    done = run_bench("--models", "absent.onnx")
+    assert done.returncode == 4
+    assert "absent.onnx: No such file" in done.stderr

@@ -29,6 +29,14 @@ def test_a_missing_file() -> None:
         import_model("absent.onnx", {})
 
 
+def test_outputs_whose_shape_is_not_said(tmp_path: Path) -> None:
+    model = model_of([RELU], {"x": ["n", 3]}, ["y"])
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    path = tmp_path / "shapeless.onnx"
+    onnx.save(model, path)
+    assert import_model(path, {"x": (2, 3)}).outputs[0].shape == (2, 3)
+
+
 def test_all_unsupported_operators_are_named_at_once() -> None:
     nodes = [
         helper.make_node("Frobnicate", ["x"], ["a"], "first", domain="my.ops"),
@@ -75,7 +83,7 @@ def test_inputs_that_are_initializers_are_not_fed() -> None:
 
 def test_an_unbound_dimension_is_named_with_its_remedy() -> None:
     model = model_of([RELU], {"x": ["batch", 3, None]}, ["y"])
-    with pytest.raises(UnboundDimensionError, match=r"batch, \? has no value.*--shape x=1,3,1"):
+    with pytest.raises(UnboundDimensionError, match=r"no value for batch, \?\. .*--shape x=1,3,1"):
         import_model(model, {})
 
 

@@ -99,7 +99,11 @@ def read_model(model: str | Path | onnx.ModelProto) -> tuple[onnx.ModelProto, st
         proto = onnx.load(path)
         _check_weights(proto, str(path))
         _check_operators(proto)
-        onnx.checker.check_model(path)
+        if all(value.type.tensor_type.HasField("shape") for value in proto.graph.output):
+            onnx.checker.check_model(path)
+        else:  # the checker alone insists on them; from a path it can check more than 2 GB
+            proto = onnx.shape_inference.infer_shapes(proto)
+            onnx.checker.check_model(proto)
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror or error}.") from error
     except DecodeError as error:
@@ -162,7 +166,7 @@ def bind_shapes(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> 
         elif unbound:
             example = ",".join(str(d) if isinstance(d, int) and d > 0 else "1" for d in declared)
             raise UnboundDimensionError(
-                f"input {name!r} has the shape {declared}: {', '.join(map(str, unbound))} has no value."
+                f"input {name!r} has the shape {declared}, no value for {', '.join(map(str, unbound))}."
                 f" Bind it, for example with --shape {name}={example} (shapes={{...}} in Python)."
             )
 

@@ -43,7 +43,7 @@ def describe(rounds: Sequence[float]) -> Description:
             " what else runs on the machine, and trust ratios of one run rather than times"
         )
     if warmup:
-        remedies.append(f"the first {warmup} rounds are warm-up: measure more of them (--rounds)")
+        remedies.append(f"the first {warmup} of {len(values)} are warm-up: measure more of them (--rounds)")
     p90, p99 = (float(np.quantile(values, q)) for q in (0.9, 0.99))
     return Description(p90, p99, mad, warmup, outliers, "; ".join(remedies) or None)
 

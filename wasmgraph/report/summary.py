@@ -171,8 +171,12 @@ def format_ms(value: Any) -> str:
     """Seconds as milliseconds, three significant digits."""
     if value is None:
         return "–"
-    ms = float(value) * 1e3
-    return f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}"
+    return format_figure(float(value) * 1e3)
+
+
+def format_figure(value: float) -> str:
+    """Three significant digits, or all of a whole number, never an exponent for large ones."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def accuracy_words(row: Row) -> str:

@@ -16,6 +16,7 @@ from wasmgraph.report.summary import (
     format_bytes,
     format_count,
     format_difference,
+    format_figure,
     format_ms,
     format_ratio,
 )
@@ -110,7 +111,7 @@ def _deployment(rows: Sequence[Row], console: Console) -> None:
     for row in measured:
         table.add_row(
             terminal(row.backend),
-            f"{row.get('runs_per_s'):.3g}",
+            format_figure(row.get("runs_per_s")),
             format_ms(row.get("sessions_p50_s")),
             format_ms(row.get("sessions_p99_s")),
             format_bytes(row.get("session_bytes")),
