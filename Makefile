@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: bench bench-light bench-all bench-accuracy conformance gate regress prove test test-slow test-mindspore test-torch check sample clean
+.PHONY: bench bench-light bench-zoo bench-all bench-accuracy conformance gate regress prove test test-slow test-mindspore test-torch check sample clean
 
 bench: $(READY)
 	$(BIN)/pytest bench -q --benchmark-json=results/latest.json
@@ -16,6 +16,12 @@ bench-light: $(READY)
 	$(BIN)/pytest bench -q -k "latency or accuracy" --models $(LIGHT) \
 		--backends wasm32-simd128@wasmtime,ort-web,onnxruntime --benchmark-json=results/light.json
 	$(BIN)/wasmgraph report results/light.json -o reports/light
+
+# Every network by name, against onnxruntime and onnxruntime-web: about half an hour.
+bench-zoo: $(READY)
+	$(BIN)/pytest bench -q -k "latency or accuracy" --models all \
+		--backends wasm32-simd128@wasmtime,native@tvm,ort-web,onnxruntime --benchmark-json=results/zoo.json
+	$(BIN)/wasmgraph report results/zoo.json -o reports/zoo
 
 # All models, Wasmtime's compilers, one to four threads, four sessions at once: about an hour.
 ENGINES := wasm32-simd128@wasmtime-unoptimized,wasm32-simd128@wasmtime-winch

@@ -144,6 +144,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(("model", "backend"), cases, ids=ids)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """One model after the other: the sessions of all at once would not fit into memory."""
+    order = {name: number for number, name in enumerate(config.stash[_RUN].benches)}
+    items.sort(key=lambda item: order[_model_of(item)])
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    if nextitem is None or _model_of(nextitem) != _model_of(item):
+        item.config.stash[_RUN].benches[_model_of(item)].close()
+
+
+def _model_of(item: pytest.Item) -> str:
+    return str(item.callspec.params["model"])  # type: ignore[attr-defined]
+
+
 @pytest.fixture
 def bench(request: pytest.FixtureRequest, model: str, backend: Backend) -> Iterator[Bench]:
     """The model's bench; a backend that cannot run is a skip or a failure with its reason."""

@@ -172,10 +172,11 @@ class Bench:
         return interleave(blocks, self.schedule)
 
     def close(self) -> None:
-        """End all sessions and remove what was made for them."""
+        """End all sessions and remove what was made for them; what was measured stays."""
         for session in self._sessions.values():
             session.close()
         self._sessions.clear()
+        self._artifacts.clear()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def latency(self, backend: Backend) -> list[float]:
