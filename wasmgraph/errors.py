@@ -21,6 +21,7 @@
     └── InternalError                  3   a failure of ours
         ├── CompileError                   TVM, the assembler or the linker failed
         └── ExecutionError                 a module trapped or reported an error
+            └── LimitError                     it exceeded a limit, and was ended
 """
 
 from __future__ import annotations
@@ -118,3 +119,7 @@ class CompileError(InternalError):
 
 class ExecutionError(InternalError):
     """A compiled module trapped, or its entry returned an error code."""
+
+
+class LimitError(ExecutionError):
+    """An untrusted graph exceeded a limit of memory or time; its session is closed."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from wasmgraph.artifact import Artifact, kind_of
 from wasmgraph.errors import UsageError
 from wasmgraph.runtimes.base import LoadOptions, Runtime, Session
+from wasmgraph.runtimes.limits import Limits
 from wasmgraph.runtimes.native import NativeRuntime
 from wasmgraph.runtimes.node import NodeRuntime
 from wasmgraph.runtimes.onnxruntime import OnnxRuntime
@@ -41,7 +43,12 @@ def get_runtime(name: str) -> Runtime:
 
 
 def load(
-    source: str | Path | Artifact, runtime: str | None = None, threads: int = 1, sha256: str | None = None
+    source: str | Path | Artifact,
+    runtime: str | None = None,
+    threads: int = 1,
+    sha256: str | None = None,
+    untrusted: bool = False,
+    limits: Limits | None = None,
 ) -> Session:
     """Load a graph, ready to run.
 
@@ -55,13 +62,19 @@ def load(
         target ``wasm32-simd128-threads``
     sha256 : what the file must be: the digest that ``wasmgraph inspect`` prints of an artifact, that of the
         whole of an ``.onnx`` file; got from whoever made it, by a way that you trust
+    untrusted : run a wasm artifact in a child process, with ``limits`` that it is killed for exceeding;
+        SECURITY.md says what each level promises. On Linux, in Wasmtime
+    limits : of an untrusted graph; by default 4 GiB, 60 s of processor time and 60 s for loading and for
+        each call
 
     Raises
     ------
     ArtifactError
         The file is truncated, altered, not ours, or not the one that was asked for.
     UsageError
-        The runtime does not exist or does not run this kind of file.
+        The runtime does not exist, does not run this kind of file, or has no limits.
+    LimitError
+        An untrusted graph exceeded a limit while it was loaded.
     """
     path = source.path if isinstance(source, Artifact) else Path(source)
     kind = kind_of(path)
@@ -73,7 +86,19 @@ def load(
         chosen = get_runtime(runtime)
         if chosen.accepts != kind:
             raise UsageError(f"{path} is a {kind} file; {runtime} runs {chosen.accepts} files.")
-    return chosen.load(path, LoadOptions(threads, sha256))
+    options = LoadOptions(threads, sha256)
+    if not untrusted:
+        if limits is not None:
+            raise UsageError("limits are kept for untrusted graphs only: load with untrusted=True.")
+        return chosen.load(path, options)
+    if chosen.name != "wasmtime" or sys.platform != "linux":
+        raise UsageError(
+            f"{path}: untrusted graphs are wasm artifacts, in Wasmtime, on Linux; this is a {kind} file"
+            f" in {chosen.name} on {sys.platform}."
+        )
+    from wasmgraph.runtimes.untrusted import UntrustedSession
+
+    return UntrustedSession(path, options, limits or Limits())
 
 
-__all__ = ["LoadOptions", "Runtime", "Session", "get_runtime", "load"]
+__all__ = ["Limits", "LoadOptions", "Runtime", "Session", "get_runtime", "load"]

@@ -1,0 +1,196 @@
+"""Graphs that nobody vouches for: each session in a child process that is limited, and killed if need be.
+
+WebAssembly keeps a module away from everything but its memory; the child bounds what it may spend. Tensors
+pass through memory that both share, so that a call costs two copies and two short messages more.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import weakref
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wasmgraph import errors
+from wasmgraph.errors import ExecutionError, LimitError, WasmgraphError
+from wasmgraph.runtimes.base import LoadOptions, Session
+from wasmgraph.runtimes.limits import Limits
+from wasmgraph.tensors import Array, TensorSpec
+
+_LONGEST = 1 << 22  # bytes of an answer
+_ALIGNMENT = 64
+
+
+class UntrustedSession(Session):
+    """A graph in a child process. After a limit was exceeded, or the child died, it is closed.
+
+    Raises
+    ------
+    LimitError
+        A limit was exceeded; the child is gone.
+    """
+
+    def __init__(self, path: Path, options: LoadOptions, limits: Limits) -> None:
+        self._where, self._limits = str(path), limits
+        ours, theirs = socket.socketpair()
+        shared = os.memfd_create("wasmgraph", os.MFD_ALLOW_SEALING)
+        try:
+            self._process = _start(theirs, shared)
+        finally:
+            theirs.close()
+        self._socket = ours
+        self._finalizer = weakref.finalize(self, _end, self._process, ours)
+        try:
+            request = {"path": str(path.resolve()), "shared": shared, **asdict(options), **asdict(limits)}
+            answer = self._ask(json.dumps(request).encode())
+            inputs, outputs = (_specs(answer[side]) for side in ("inputs", "outputs"))
+            super().__init__(inputs, outputs)
+            self._share(shared, (*inputs, *outputs))
+            self._ask(b"map")
+        except BaseException:
+            self._finalizer()
+            raise
+        finally:
+            os.close(shared)
+
+    def _share(self, shared: int, specs: tuple[TensorSpec, ...]) -> None:
+        """Lay the tensors out one after the other, in memory that the child cannot shrink under us."""
+        offsets, size = layout(specs)
+        if size > self._limits.memory_bytes:
+            raise LimitError(
+                f"{self._where}: its tensors take {size} bytes, {self._limits.memory_bytes} are allowed."
+            )
+        os.ftruncate(shared, max(size, 1))
+        fcntl.fcntl(shared, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        memory = mmap.mmap(shared, max(size, 1))
+        self._views = views(memory, specs, offsets)
+
+    def _run(self, arrays: list[Array]) -> list[Array]:
+        for view, array in zip(self._views, arrays, strict=False):
+            np.copyto(view, array)
+        self._ask(b"run")
+        return [view.copy() for view in self._views[len(arrays) :]]
+
+    def run_step(self, index: int) -> None:
+        """Run one call of the plan."""
+        self._check_open()
+        self._ask(b"step %d" % index)
+
+    def _ask(self, message: bytes) -> dict[str, Any]:
+        self._socket.settimeout(self._limits.wall_s)
+        try:
+            self._socket.sendall(len(message).to_bytes(4, "little") + message)
+            size = int.from_bytes(self._receive(4), "little")
+            if size > _LONGEST:
+                raise ExecutionError(f"{self._where}: the child answered with {size} bytes.")
+            answer: dict[str, Any] = json.loads(self._receive(size))
+        except TimeoutError:
+            self._give_up()
+            raise LimitError(
+                f"{self._where} took longer than {self._limits.wall_s:g} s, and was ended."
+            ) from None
+        except (OSError, EOFError, ValueError) as error:
+            status = self._give_up()
+            raise self._epitaph(status) from error
+        if "error" in answer:
+            raise _error(answer)
+        return answer
+
+    def _receive(self, size: int) -> bytes:
+        content = bytearray()
+        while len(content) < size:
+            part = self._socket.recv(size - len(content))
+            if not part:
+                raise EOFError
+            content += part
+        return bytes(content)
+
+    def _give_up(self) -> int:
+        self._closed = True
+        self._views = []
+        return int(self._finalizer() or 0)
+
+    def _epitaph(self, status: int) -> WasmgraphError:
+        if status == -signal.SIGPROF:
+            return LimitError(
+                f"{self._where} used more than {self._limits.cpu_s:g} s of processor time, and was ended."
+            )
+        if status in (-signal.SIGABRT, -signal.SIGKILL):
+            allowed = f"{self._limits.memory_bytes:,} bytes"
+            return LimitError(f"{self._where} was ended by the system; it may use {allowed} of memory.")
+        how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+        return ExecutionError(f"{self._where}: its process died ({how}).")
+
+    def close(self) -> None:
+        """End the child."""
+        super().close()
+        self._views = []
+        self._finalizer()
+
+
+def layout(specs: tuple[TensorSpec, ...]) -> tuple[list[int], int]:
+    """Where each tensor lies in shared memory, and how much of it there is."""
+    offsets, end = [], 0
+    for spec in specs:
+        offsets.append(end)
+        end += -(-spec.nbytes // _ALIGNMENT) * _ALIGNMENT
+    return offsets, end
+
+
+def views(memory: mmap.mmap, specs: tuple[TensorSpec, ...], offsets: list[int]) -> list[Array]:
+    """The tensors in shared memory."""
+    return [
+        np.frombuffer(memory, spec.dtype, int(np.prod(spec.shape)), offset).reshape(spec.shape)
+        for spec, offset in zip(specs, offsets, strict=True)
+    ]
+
+
+def _start(channel: socket.socket, shared: int) -> subprocess.Popen[bytes]:
+    environment = {
+        key: os.environ[key]
+        for key in ("HOME", "PATH", "WASMGRAPH_CACHE", "XDG_CACHE_HOME")
+        if key in os.environ
+    }
+    environment["PYTHONPATH"] = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+    return subprocess.Popen(
+        [sys.executable, "-B", "-m", "wasmgraph.runtimes.untrusted_child", str(channel.fileno())],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        pass_fds=(channel.fileno(), shared),
+        env=environment,
+        cwd="/",
+    )
+
+
+def _end(process: subprocess.Popen[bytes], channel: socket.socket) -> int:
+    """Kill the child unless it has ended; how it ended."""
+    channel.close()
+    process.poll()
+    if process.returncode is None:
+        process.kill()
+    return process.wait()
+
+
+def _specs(said: Any) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(str(n), tuple(int(d) for d in shape), str(dtype)) for n, shape, dtype in said)
+
+
+def _error(answer: dict[str, Any]) -> WasmgraphError:
+    """The error that the child met, as if it had been met here."""
+    kind = getattr(errors, str(answer["error"]), ExecutionError)
+    if not (isinstance(kind, type) and issubclass(kind, WasmgraphError)):
+        kind = ExecutionError
+    if issubclass(kind, errors.ArtifactError):
+        return kind(str(answer["message"]), check=str(answer.get("check", "form")))
+    return kind(str(answer["message"]))
