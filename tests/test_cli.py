@@ -243,3 +243,20 @@ def test_a_pipe_that_closes_is_not_a_verdict(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.stdout.strip() in ("0", "141"), done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_artifact_that_is_not_trusted(tmp_path: Path, small_artifact) -> None:
+    wasm = small_artifact("wasm32-simd128")
+    np.save(tmp_path / "x.npy", np.zeros((1, 3, 19, 17), np.float32))
+    run = ["run", wasm, "--input", f"x={tmp_path / 'x.npy'}", "--output", tmp_path / "y.npz"]
+    done = invoke(*run, "--untrusted", "--limit-memory", "700", "--limit-seconds", "20")
+    assert done.exit_code == 0, done.output
+    done = invoke(*run, "--limit-seconds", "20")
+    assert done.exit_code == 2
+    assert "untrusted graphs only" in done.stderr
+    done = invoke(*run, "--sha256", "0" * 64)
+    assert done.exit_code == 2
+    assert "another file than was expected" in done.stderr
+    done = invoke(*run, "--untrusted", "--limit-memory", "1")
+    assert done.exit_code == 3
+    assert "memory" in done.stderr

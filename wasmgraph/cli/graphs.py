@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,40 @@ shape_option = click.option(
 threads_option = click.option(
     "--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads of one inference."
 )
+
+
+def trust_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Whether a command's artifact is trusted, as the keyword arguments ``trust`` of ``load``."""
+
+    @click.option("--untrusted", is_flag=True, help="Run it in a child process with limits.")
+    @click.option(
+        "--limit-memory", metavar="MB", type=click.IntRange(1), help="Of an untrusted artifact [4096]."
+    )
+    @click.option(
+        "--limit-seconds",
+        metavar="S",
+        type=click.FloatRange(0.01),
+        help="Of an untrusted artifact, a call [60].",
+    )
+    @click.option("--sha256", help="Refuse any other file; `wasmgraph inspect` prints it.")
+    @wraps(command)
+    def trusting(
+        *args: Any,
+        untrusted: bool,
+        limit_memory: int | None,
+        limit_seconds: float | None,
+        sha256: str | None,
+        **others: Any,
+    ) -> None:
+        from wasmgraph.runtimes import Limits
+
+        limits = None
+        if limit_memory is not None or limit_seconds is not None:
+            seconds = limit_seconds or Limits.wall_s
+            limits = Limits((limit_memory or Limits.memory_bytes >> 20) << 20, seconds, seconds)
+        command(*args, trust={"untrusted": untrusted, "limits": limits, "sha256": sha256}, **others)
+
+    return trusting
 
 
 @click.command()
@@ -161,9 +196,16 @@ def arrays_of(options: Sequence[str]) -> dict[str, Array]:
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="The .npz file to write.")
 @click.option("--runtime", help="wasmtime, node, tvm or onnxruntime (default: by the file's kind).")
 @threads_option
+@trust_options
 @json_option
 def run(
-    artifact: Path, inputs: Sequence[str], output: Path, runtime: str | None, threads: int, as_json: bool
+    artifact: Path,
+    inputs: Sequence[str],
+    output: Path,
+    runtime: str | None,
+    threads: int,
+    trust: Mapping[str, Any],
+    as_json: bool,
 ) -> None:
     """Run an ARTIFACT (or .onnx file) on arrays from .npy files.
 
@@ -177,7 +219,7 @@ def run(
     from wasmgraph.runtimes import load
 
     feeds = arrays_of(inputs)
-    with load(artifact, runtime=runtime, threads=threads) as session:
+    with load(artifact, runtime=runtime, threads=threads, **trust) as session:
         outputs = session.run(feeds)
     try:
         # np.savez would not take an output called "file".
@@ -201,8 +243,11 @@ def run(
 @click.option(
     "--top", default=5, show_default=True, type=click.IntRange(1), help="How many classes to show."
 )
+@trust_options
 @json_option
-def classify(artifact: Path, photos: Sequence[Path], top: int, as_json: bool) -> None:
+def classify(
+    artifact: Path, photos: Sequence[Path], top: int, trust: Mapping[str, Any], as_json: bool
+) -> None:
     """Classify PHOTOS with an ARTIFACT that carries preprocessing and labels.
 
     Example: wasmgraph classify resnet50.wasm photo.jpg
@@ -220,7 +265,7 @@ def classify(artifact: Path, photos: Sequence[Path], top: int, as_json: bool) ->
         )
     inputs = [preprocess(decode(photo), description["preprocessing"]) for photo in photos]
     found: dict[str, list[tuple[str, float]]] = {}
-    with load(opened) as session:
+    with load(opened, **trust) as session:
         for photo, array in zip(photos, inputs, strict=True):
             outputs = session.run({description["input"]: array})
             probabilities = outputs[description["probabilities"]].ravel()

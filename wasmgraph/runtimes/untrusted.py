@@ -51,12 +51,12 @@ class UntrustedSession(Session):
         self._socket = ours
         self._finalizer = weakref.finalize(self, _end, self._process, ours)
         try:
-            request = {"path": str(path.resolve()), "shared": shared, **asdict(options), **asdict(limits)}
-            answer = self._ask(json.dumps(request).encode())
+            request = {"path": str(path.resolve()), **asdict(options), **asdict(limits)}
+            answer = self._ask("load", request)
             inputs, outputs = (_specs(answer[side]) for side in ("inputs", "outputs"))
             super().__init__(inputs, outputs)
             self._share(shared, (*inputs, *outputs))
-            self._ask(b"map")
+            self._ask("map", shared)
         except BaseException:
             self._finalizer()
             raise
@@ -78,18 +78,19 @@ class UntrustedSession(Session):
     def _run(self, arrays: list[Array]) -> list[Array]:
         for view, array in zip(self._views, arrays, strict=False):
             np.copyto(view, array)
-        self._ask(b"run")
+        self._ask("run")
         return [view.copy() for view in self._views[len(arrays) :]]
 
     def run_step(self, index: int) -> None:
         """Run one call of the plan."""
         self._check_open()
-        self._ask(b"step %d" % index)
+        self._ask("step", index)
 
-    def _ask(self, message: bytes) -> dict[str, Any]:
+    def _ask(self, *message: Any) -> dict[str, Any]:
+        content = json.dumps(message).encode()
         self._socket.settimeout(self._limits.wall_s)
         try:
-            self._socket.sendall(len(message).to_bytes(4, "little") + message)
+            self._socket.sendall(len(content).to_bytes(4, "little") + content)
             size = int.from_bytes(self._receive(4), "little")
             if size > _LONGEST:
                 raise ExecutionError(f"{self._where}: the child answered with {size} bytes.")

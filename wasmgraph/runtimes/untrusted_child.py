@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
 import os
@@ -11,100 +12,112 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
+from wasmgraph.artifact import Artifact
+from wasmgraph.errors import LimitError, WasmgraphError
+from wasmgraph.runtimes import get_runtime
+from wasmgraph.runtimes.base import LoadOptions, Session
+from wasmgraph.runtimes.untrusted import layout, views
+from wasmgraph.tensors import Array
+from wasmgraph.wasmfile import PAGE_BYTES
 
-def main() -> None:
-    """Serve until the other side hangs up."""
-    channel = socket.socket(fileno=int(sys.argv[1]))
-    request = json.loads(_receive(channel) or b"{}")
-    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
-    # Of memory, the kernel bounds what is private and can be written; what Wasmtime merely reserves is not
-    # counted. Files: what Wasmtime makes of a module's data, and the cache; none once the graph is loaded.
-    memory = int(request["memory_bytes"])
-    _limit(resource.RLIMIT_CORE, 0)
-    _limit(resource.RLIMIT_DATA, memory)
-    _limit(resource.RLIMIT_FSIZE, memory)
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)
 
-    from wasmgraph.errors import LimitError, WasmgraphError
+class Child:
+    """Answers messages, each a JSON list of a verb and what it needs."""
 
-    session: Any = None
-    tensors: list[Any] = []
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._request: dict[str, Any] = {}
+        self._session: Session
+        self._tensors: list[Array] = []
 
-    def load() -> dict[str, Any]:
-        nonlocal session
-        from wasmgraph.artifact import Artifact
-        from wasmgraph.runtimes import get_runtime
-        from wasmgraph.runtimes.base import LoadOptions
-        from wasmgraph.wasmfile import PAGE_BYTES
+    def serve(self) -> None:
+        """Until the other side hangs up."""
+        verbs: dict[str, Callable[..., dict[str, Any]]] = {
+            "load": self._load,
+            "map": self._map,
+            "run": self._run,
+            "step": self._step,
+        }
+        while message := self._receive():
+            verb, *operands = json.loads(message)
+            if verb == "load":
+                self._request = operands[0]
+            self._send(self._answer(lambda: verbs[verb](*operands)))  # noqa: B023 - called at once
 
+    def _answer(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        request = self._request
+        signal.setitimer(signal.ITIMER_PROF, float(request["cpu_s"]))
+        try:
+            return work()
+        except WasmgraphError as error:
+            check = getattr(error, "check", "")
+            return {"error": type(error).__name__, "message": str(error), "check": check}
+        except (MemoryError, OSError) as error:
+            if isinstance(error, OSError) and error.errno != errno.ENOMEM:
+                raise
+            allowed = f"{request['memory_bytes']:,} bytes"
+            return {
+                "error": "LimitError",
+                "message": f"{request['path']} needs more memory than {allowed}.",
+            }
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+
+    def _load(self, request: dict[str, Any]) -> dict[str, Any]:
+        # Of memory, the kernel bounds what is private and can be written; what Wasmtime merely reserves is
+        # not counted. Files: what Wasmtime makes of a module's data, and the cache; none once it is loaded.
+        allowed = int(request["memory_bytes"])
+        _limit(resource.RLIMIT_CORE, 0)
+        _limit(resource.RLIMIT_DATA, allowed)
+        _limit(resource.RLIMIT_FSIZE, allowed)
         artifact = Artifact.open(request["path"])
         declared = artifact.module.memory_min * PAGE_BYTES if artifact.module else 0
-        if declared > memory:
+        if declared > allowed:
             raise LimitError(
-                f"{artifact.path} declares {declared:,} bytes of memory, {memory:,} are allowed."
+                f"{artifact.path} declares {declared:,} bytes of memory, {allowed:,} are allowed."
             )
         options = LoadOptions(int(request["threads"]), request["sha256"])
-        session = get_runtime("wasmtime").load(artifact.path, options)
+        self._session = get_runtime("wasmtime").load(artifact.path, options)
         _limit(resource.RLIMIT_FSIZE, 0)
         return {
-            side: [(s.name, s.shape, s.dtype) for s in getattr(session, side)]
+            side: [(s.name, s.shape, s.dtype) for s in getattr(self._session, side)]
             for side in ("inputs", "outputs")
         }
 
-    def answer(message: bytes) -> dict[str, Any]:
-        from wasmgraph.runtimes.untrusted import layout, views
-
-        if message == b"map":
-            specs = (*session.inputs, *session.outputs)
-            offsets, size = layout(specs)
-            tensors[:] = views(mmap.mmap(request["shared"], max(size, 1)), specs, offsets)
-        elif message == b"run":
-            feeds = {spec.name: tensor for spec, tensor in zip(session.inputs, tensors, strict=False)}
-            outputs = session.run(feeds)
-            for spec, tensor in zip(session.outputs, tensors[len(feeds) :], strict=True):
-                tensor[...] = outputs[spec.name]
-        else:
-            session.run_step(int(message.split()[1]))
+    def _map(self, shared: int) -> dict[str, Any]:
+        specs = (*self._session.inputs, *self._session.outputs)
+        offsets, size = layout(specs)
+        self._tensors = views(mmap.mmap(shared, max(size, 1)), specs, offsets)
         return {}
 
-    work: Any = load
-    while True:
-        signal.setitimer(signal.ITIMER_PROF, float(request["cpu_s"]))
-        try:
-            said = work()
-        except WasmgraphError as error:
-            said = {
-                "error": type(error).__name__,
-                "message": str(error),
-                "check": getattr(error, "check", ""),
-            }
-        except MemoryError:
-            said = {
-                "error": "LimitError",
-                "message": f"{request['path']} needs more than {memory:,} bytes.",
-            }
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        content = json.dumps(said).encode()
-        channel.sendall(len(content).to_bytes(4, "little") + content)
-        message = _receive(channel)
-        if message is None:
-            return
+    def _run(self) -> dict[str, Any]:
+        inputs = self._session.inputs
+        feeds = {spec.name: tensor for spec, tensor in zip(inputs, self._tensors, strict=False)}
+        outputs = self._session.run(feeds)
+        for spec, tensor in zip(self._session.outputs, self._tensors[len(inputs) :], strict=True):
+            tensor[...] = outputs[spec.name]
+        return {}
 
-        def work(message: bytes = message) -> dict[str, Any]:
-            return answer(message)
+    def _step(self, index: int) -> dict[str, Any]:
+        self._session.run_step(index)
+        return {}
+
+    def _receive(self) -> bytes | None:
+        head = self._channel.recv(4, socket.MSG_WAITALL)
+        if len(head) < 4:
+            return None
+        return self._channel.recv(int.from_bytes(head, "little"), socket.MSG_WAITALL)
+
+    def _send(self, answer: dict[str, Any]) -> None:
+        content = json.dumps(answer).encode()
+        self._channel.sendall(len(content).to_bytes(4, "little") + content)
 
 
 def _limit(kind: int, most: int) -> None:
     resource.setrlimit(kind, (most, most))
-
-
-def _receive(channel: socket.socket) -> bytes | None:
-    head = channel.recv(4, socket.MSG_WAITALL)
-    if len(head) < 4:
-        return None
-    return channel.recv(int.from_bytes(head, "little"), socket.MSG_WAITALL)
 
 
 def _leave_with(parent: int) -> None:
@@ -115,4 +128,6 @@ def _leave_with(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+    Child(socket.socket(fileno=int(sys.argv[1]))).serve()
