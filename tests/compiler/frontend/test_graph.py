@@ -221,3 +221,16 @@ def test_static_inputs_are_those_that_decide_shapes() -> None:
         node("Expand", ["v", "s"], ["y"]),
     ]
     assert static_inputs(model(nodes, feeds, ["y", "many", "p"])) == {"k", "n"}
+
+
+def test_what_comes_of_a_tuple_meets_a_constant() -> None:
+    """A normalisation that nothing folds gives one of a tuple; TVM's Mul takes that for a constant."""
+    x = np.random.default_rng(0).normal(0, 1, (1, 3, 4, 4)).astype(np.float32)
+    channels = {name: np.array([0.5, 1, 2], np.float32) for name in ("scale", "bias", "mean", "var")}
+    nodes = [
+        node("BatchNormalization", ["x", "scale", "bias", "mean", "var"], ["n"]),
+        node("Mul", ["n", "factor"], ["m"]),
+        node("Add", ["m", "n"], ["y"]),
+    ]
+    factor = {"factor": np.full((3, 1, 1), 1.5, np.float32)}
+    agrees(model(nodes, {"x": x}, ["y"], {**channels, **factor}), {"x": x})

@@ -224,6 +224,8 @@ class Walk:
             # Not bound yet: the builder does that at the first use, which lets a residual's bias be added
             # where its sum is, and kernels of equal blocks be equal.
             found = self.builder.normalize(found)
+            if isinstance(found, relax.TupleGetItem):  # TVM's converters know calls and variables only
+                found = self.builder.emit(found)
         if isinstance(found.ty, relax.TupleType):
             fields = range(len(found.ty.fields))
             return [v for i in fields for v in self.settle(relax.TupleGetItem(found, i))]
