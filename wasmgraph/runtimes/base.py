@@ -37,7 +37,7 @@ class LoadOptions:
         than it can use; say so (a warning) if there are more than processors."""
         self.authenticate(artifact.path, artifact.sha256)
         pages = (0, 0) if artifact.module is None else artifact.module.shared_pages
-        room = 1 + pages[1] - pages[0]
+        room = max(1, 1 + pages[1] - pages[0])  # what is no memory is refused by the module's checks
         if self.threads > room:
             many = "one thread" if room == 1 else f"at most {room} threads"
             raise UsageError(f"{artifact.path} was compiled for {many}; it cannot use {self.threads}.")

@@ -387,3 +387,50 @@ def attention(heads: int = 2, width: int = 8, length: int = 5) -> onnx.ModelProt
 @pytest.mark.parametrize("target", ["wasm32", "wasm32-simd128", "native"])
 def test_a_transformers_block(target: str) -> None:
     agrees(attention(), {"x": normal(1, 5, 8)}, target)
+
+
+@several
+@given(
+    rank=st.integers(1, 2),
+    group=st.integers(1, 2),
+    channels=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    sizes=st.lists(st.integers(1, 5), min_size=2, max_size=2),
+    kernel=st.lists(st.integers(1, 5), min_size=2, max_size=2),
+    strides=st.lists(st.integers(1, 3), min_size=2, max_size=2),
+    dilation=st.integers(1, 2),
+    data=st.data(),
+)
+def test_transposed_convolutions(
+    rank: int,
+    group: int,
+    channels: tuple[int, int],
+    sizes: list[int],
+    kernel: list[int],
+    strides: list[int],
+    dilation: int,
+    data: st.DataObject,
+) -> None:
+    inner, outer = channels
+    pads, extra = [], []
+    for size, k, s in zip(sizes[:rank], kernel, strides, strict=False):
+        whole = s * (size - 1) + (k - 1) * dilation + 1
+        before = data.draw(st.integers(0, min(k - 1, whole - 1)))
+        pads.append((before, data.draw(st.integers(0, min(k - 1, whole - 1 - before)))))
+        extra.append(data.draw(st.integers(0, s - 1)))
+    layer = helper.make_node(
+        "ConvTranspose",
+        ["x", "w", *(["b"] if data.draw(st.booleans()) else [])],
+        ["y"],
+        group=group,
+        strides=strides[:rank],
+        dilations=[dilation] * rank,
+        pads=[before for before, _ in pads] + [after for _, after in pads],
+        output_padding=extra,
+    )
+    x = normal(2, inner * group, *sizes[:rank])
+    weights = {
+        "w": normal(inner * group, outer, *kernel[:rank], seed=1),
+        "b": normal(outer * group, seed=2),
+    }
+    used = {name: value for name, value in weights.items() if name in layer.input}
+    agrees(model([layer], {"x": x}, ["y"], used), {"x": x})
