@@ -24,6 +24,7 @@ import click
 from rich.console import Console
 from rich.progress import track
 
+from bench.fuzzing.graphs import histogram
 from wasmgraph.files import write_atomically
 
 ROOT = Path(__file__).parent.parent
@@ -160,6 +161,8 @@ def main(kinds: tuple[str, ...], count: int | None, seed: int | None) -> None:
             "finds": len(tally.finds),
             "seconds": round(time.monotonic() - began),
         }
+        if kind == "graphs":
+            figures["operators"] = dict(histogram(tally.outcomes.total()).most_common())
         console.print(kind, figures)
         for number, outcome, said in tally.finds[:20]:
             console.print(number, outcome, (said or "").strip()[-300:], markup=False)

@@ -27,6 +27,8 @@ ROOT = Path(__file__).parent.parent
 CONFORMANCE = ROOT / "results" / "conformance.json"
 BASELINE, SAMPLE = ROOT / "results" / "baseline.json", ROOT / "reports" / "sample"
 MODEL = "resnet50"
+ZOO = ROOT / "results" / "zoo.json"
+_NETWORKS = "<!-- from results/zoo.json, by `make sample` -->"
 _OPERATORS = "<!-- from results/conformance.json, by `make sample` -->"
 _BEGIN, _END = "<!-- from results/baseline.json, by `make sample` -->", "<!-- end -->"
 
@@ -113,6 +115,36 @@ def readme_tables(path: Path) -> str:
     return "\n\n".join(parts)
 
 
+def zoo_table(path: Path) -> str:
+    """Every network by name: SIMD128 in Wasmtime over onnxruntime and onnxruntime-web of the same run."""
+    rows = {(row.model, row.backend): row for row in summarize(path).rows}
+
+    def by_model(model: str) -> list[str]:
+        ours, web = rows[model, "wasm32-simd128@wasmtime"], rows[model, "ort-web"]
+        assert ours.median_s is not None
+        assert web.median_s is not None
+        steps = ours.get("ops_scheduled"), ours.get("ops_scheduled") + ours.get("ops_fallback")
+        return [
+            f"`{model}`",
+            format_ms(ours.median_s),
+            format_ratio(ours),
+            f"{ours.median_s / web.median_s:.2f} ×",
+            format_count(ours, "top1"),
+            format_count(ours, "agreement"),
+            format_difference(ours.get("max_prob_diff")),
+            f"{steps[0]:.0f} of {steps[1]:.0f}",
+        ]
+
+    return _table(
+        (
+            *("network", "median, ms", "over onnxruntime [95 %]", "over onnxruntime-web", "task right"),
+            *("as onnxruntime", "largest difference", "calls scheduled"),
+        ),
+        1,
+        map(by_model, dict.fromkeys(model for model, _ in rows)),
+    )
+
+
 def operator_tables(path: Path) -> str:
     """What came of ONNX's tests, by target and by operator."""
     found = read_conformance(path)
@@ -179,9 +211,10 @@ def screenshots(report: Path, directory: Path) -> None:
 
 
 def main() -> None:
-    """Regenerate everything from results/baseline.json."""
+    """Regenerate everything from the committed results."""
     report = build_report([BASELINE], SAMPLE, conformance=CONFORMANCE)
     write_between(ROOT / "README.md", _BEGIN, readme_tables(BASELINE))
+    write_between(ROOT / "README.md", _NETWORKS, zoo_table(ZOO))
     write_between(ROOT / "docs" / "operators.md", _OPERATORS, operator_tables(CONFORMANCE))
     screenshots(report, ROOT / "docs" / "images")
 
