@@ -255,13 +255,13 @@ def _bound(path: Path, shapes: Mapping[str, Sequence[int]], directory: Path) -> 
         return path
     names = {value.name for value in proto.graph.input}
     before = [value.SerializeToString() for value in proto.graph.input]
-    bind_shapes(proto, {name: shape for name, shape in shapes.items() if name in names})
+    wanted = {name: shape for name, shape in shapes.items() if name in names}
+    bind_shapes(proto, wanted)
     if [value.SerializeToString() for value in proto.graph.input] == before:
         return path
     bound = directory / path.name
     whole = onnx.load(path)
-    for old, new in zip(whole.graph.input, proto.graph.input, strict=True):
-        old.CopyFrom(new)
+    bind_shapes(whole, wanted)
     onnx.save(whole, bound)
     return bound
 

@@ -9,6 +9,7 @@ import pytest
 from onnx import helper
 from onnx.external_data_helper import set_external_data
 
+import wasmgraph as wg
 from tests.conftest import model_of
 from wasmgraph.compiler.importer import import_model
 from wasmgraph.errors import ModelError, UnboundDimensionError, UnsupportedOperatorError
@@ -92,6 +93,24 @@ def test_binding_shapes() -> None:
     imported = import_model(model, {"x": (4, 3)})
     assert imported.inputs[0].shape == imported.outputs[0].shape == (4, 3)
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"  # ours is a copy
+
+
+@pytest.mark.parametrize("batch", [2, 16])
+def test_a_batch_of_one_can_be_bound_to_more(small_onnx: Path, batch: int) -> None:
+    x = np.random.default_rng(0).normal(0, 1, (batch, 3, 19, 17)).astype(np.float32)
+    artifact = wg.compile(small_onnx, shapes={"x": x.shape})
+    with wg.load(artifact) as session, wg.load(small_onnx) as single:
+        outputs = session.run({"x": x})
+        for row in range(batch):
+            for name, value in single.run({"x": x[row : row + 1]}).items():
+                np.testing.assert_allclose(outputs[name][row], value[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_that_is_built_in() -> None:
+    reshape = helper.make_node("Reshape", ["x", "shape"], ["y"])
+    model = model_of([reshape], {"x": [1, 6]}, ["y"], {"shape": np.array([1, 2, 3])})
+    with pytest.raises(ModelError, match="Reshape"):
+        import_model(model, {"x": (4, 6)})
 
 
 def test_a_scalar_can_be_bound() -> None:

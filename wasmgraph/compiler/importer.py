@@ -141,6 +141,9 @@ def _fed_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
 def bind_shapes(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> None:
     """Write ``shapes`` into the inputs of ``proto``, or where they are silent the shapes that the model's
     description proposes; every dimension must then have a value.
+
+    A batch of 1 may be bound to a larger one: what the model says of other tensors' sizes is then inferred
+    anew, and a graph that has its batch built in (a Reshape to a fixed size) is refused by whoever infers.
     """
     inputs = {value.name: value for value in _fed_inputs(proto)}
     proposed = _description(proto, proto.graph.name or "the model").get("shapes", {})
@@ -155,6 +158,9 @@ def bind_shapes(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> 
         unbound = [d for d in declared if not isinstance(d, int) or d <= 0]
         if name in shapes or (unbound and name in proposed):
             wanted = list(shapes[name] if name in shapes else proposed[name])
+            if declared[:1] == [1] and wanted[:1] > [1]:
+                declared[0] = "batch"
+                _forget_batch(proto)
             contradicted = len(wanted) != len(declared) or any(
                 isinstance(d, int) and d > 0 and d != w for d, w in zip(declared, wanted, strict=True)
             )
@@ -169,6 +175,13 @@ def bind_shapes(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> 
                 f"input {name!r} has the shape {declared}, no value for {', '.join(map(str, unbound))}."
                 f" Bind it, for example with --shape {name}={example} (shapes={{...}} in Python)."
             )
+
+
+def _forget_batch(proto: onnx.ModelProto) -> None:
+    del proto.graph.value_info[:]
+    for value in proto.graph.output:
+        for dim in value.type.tensor_type.shape.dim[:1]:
+            dim.Clear()
 
 
 def _check_operators(proto: onnx.ModelProto) -> None:

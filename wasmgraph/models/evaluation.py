@@ -111,7 +111,14 @@ def evaluation(
         return Evaluation(lines, [label for _, label in pairs], description)
     if photos:
         name = description["input"]
-        feeds = [{name: image} for image in inputs_of(photos, description["preprocessing"])]
+        arrays = inputs_of(photos, description["preprocessing"])
+        batch = inputs[0].shape[0]
+        if batch > 1:  # labels are of single photographs: calls are compared as wholes
+            rows = [
+                np.take(arrays, range(i, i + batch), 0, mode="wrap") for i in range(0, len(arrays), batch)
+            ]
+            return Evaluation([{name: np.concatenate(row)} for row in rows], None, description)
+        feeds = [{name: array} for array in arrays]
         trained = description.get("weights") != "random"
         labels = [photo.label for photo in photos] if trained else None
         return Evaluation(feeds, labels, description, photos)
