@@ -7,12 +7,12 @@ import pytest
 
 import wasmgraph as wg
 from bench.lab import _bound
-from tests.conftest import TARGETS
 from wasmgraph.errors import FetchError, ModelError
 from wasmgraph.measure.accuracy import Accuracy
 from wasmgraph.models import MODELS
 from wasmgraph.models.evaluation import evaluation
 from wasmgraph.models.ocr import OCR_MODELS, _box, is_right
+from wasmgraph.targets import target_names
 
 # Inputs whose task is done right by onnxruntime, and by us: of 20 photographs, 3 lines, 3 lines either
 # way up.
@@ -49,7 +49,7 @@ def test_text_is_read_and_turned(name: str, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", target_names())
 @pytest.mark.parametrize("name", [*RIGHT, *LIGHT])
 def test_every_network_on_every_target(
     name: str, target: str, tmp_path_factory: pytest.TempPathFactory
