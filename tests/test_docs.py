@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import wasmgraph as wg
+from tests.conftest import wasmtime_program
 from wasmgraph.records import Record
 
 ROOT = Path(__file__).parent.parent
@@ -36,6 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, small_onnx: Path) -> Path:
         ROOT / "results", place / "results", ignore=shutil.ignore_patterns("*.photos", "regress")
     )
     shutil.copy(small_onnx, place / "model.onnx")
+    wasmtime_program()  # can be executed
     wg.compile(wg.fetch("light_squeezenet")).save(place / "squeezenet.wasm")
     return place
 

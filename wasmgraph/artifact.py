@@ -8,11 +8,15 @@ dynamic loader does not look at a trailer.
 
 The manifest is a claim by whoever made the file. The digest shows that the file is whole, not
 who made it.
+
+The parameters of a module with ``params="wasi"`` lie beside it, in ``wasmgraph-params/``, under the first
+digits of their digest: modules of other targets, of the same model, find the same file there.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
 import tempfile
@@ -27,10 +31,12 @@ from wasmgraph.targets import Kind
 from wasmgraph.tensors import TensorSpec
 from wasmgraph.wasmfile import MAGIC, MalformedError, Module, custom_section, read_module
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST_SECTION = "wasmgraph"
 DESCRIPTION_KEY = "wasmgraph"  # of an ONNX file's metadata: JSON that ends up in the manifest
 DIGEST_SECTION = "wasmgraph.sha256"
+PARAMS_FOLDER = "wasmgraph-params"
+Params = Literal["embedded", "wasi"]
 _NATIVE_MAGIC = b"WGNATIVE"
 _NATIVE_TAIL = struct.Struct("<32sQ8s")
 DTYPES = (
@@ -70,7 +76,9 @@ class Step:
 @dataclass(frozen=True)
 class Manifest:
     """What an artifact says of itself. Sizes are in bytes; ``features`` are LLVM's names; ``memory_pages``
-    are least and most of the shared memory that a module with threads imports, in pages of 64 KiB."""
+    are least and most of the shared memory that a module with threads imports, in pages of 64 KiB;
+    ``params_sha256`` is the digest of a parameter file; a ``command`` is for WASI engines, not for loading.
+    """
 
     schema: int
     model_name: str
@@ -85,13 +93,25 @@ class Manifest:
     outputs: tuple[Placed, ...]
     arena_bytes: int
     param_bytes: int
-    params: Literal["embedded"]
+    params: Params
     steps: tuple[Step, ...]
     kernels: int
     ops_scheduled: int
     ops_fallback: int
     versions: Mapping[str, str]
     memory_pages: tuple[int, int] | None = None
+    params_sha256: str = ""
+    command: bool = False
+
+    @property
+    def params_file(self) -> str:
+        """Name of the parameter file; empty if the parameters are in the module."""
+        return params_file(self.params_sha256) if self.params == "wasi" else ""
+
+    @property
+    def embedded_bytes(self) -> int:
+        """Bytes of the file that are parameters."""
+        return self.param_bytes if self.params == "embedded" else 0
 
     def to_json(self) -> bytes:
         """Compact JSON, UTF-8."""
@@ -111,6 +131,10 @@ class Manifest:
             isinstance(f, str) for f in (*self.features, *self.cpu_features, self.target)
         ):
             raise TypeError("kind, target and features must be names")
+        if self.params not in ("embedded", "wasi") or type(self.command) is not bool:
+            raise TypeError(f"params are {self.params!r}, command is {self.command!r}")
+        if self.params == "wasi" and not re.fullmatch("[0-9a-f]{64}", self.params_sha256):
+            raise ValueError(f"params_sha256 is {self.params_sha256!r}")
         for tensor in (*self.inputs, *self.outputs):
             sizes = (tensor.offset, *tensor.shape)
             if any(type(size) is not int or size < 0 for size in sizes):
@@ -151,6 +175,11 @@ class Manifest:
             return manifest
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise ArtifactError(f"{where}: the manifest is incomplete ({error}). {_REBUILD}") from error
+
+
+def params_file(sha256: str) -> str:
+    """What a parameter file of that digest is called."""
+    return f"{sha256[:16]}.params"
 
 
 def kind_of(path: Path) -> Literal["wasm", "native", "onnx"]:
@@ -207,12 +236,22 @@ class Artifact:
         """What the graph gives."""
         return tuple(t.spec for t in self.manifest.outputs)
 
+    @property
+    def params_path(self) -> Path | None:
+        """Where the parameter file lies, if there is one: beside the module."""
+        name = self.manifest.params_file
+        return self.path.parent / PARAMS_FOLDER / name if name else None
+
     def save(self, path: str | Path) -> Path:
-        """Copy the artifact to ``path``: whole, or not at all."""
+        """Copy the artifact to ``path``, and its parameter file, if it has one, to a folder beside it: each
+        whole, or not at all; the parameters first."""
         target = Path(path)
         try:
-            with self.path.open("rb") as source, replacing(target) as stream:
-                shutil.copyfileobj(source, stream, 1 << 22)
+            if self.params_path is not None:
+                folder = target.resolve().parent / PARAMS_FOLDER
+                folder.mkdir(exist_ok=True)
+                _copy(self.params_path, folder / self.params_path.name)
+            _copy(self.path, target)
         except OSError as error:
             raise ArtifactError(f"{target} cannot be written: {error.strerror}.") from error
         return target
@@ -248,6 +287,11 @@ class Artifact:
         if manifest.kind != kind:
             raise ArtifactError(f"{path}: a {kind} file whose manifest says {manifest.kind}. {_REBUILD}")
         return Artifact(path, manifest, digest, module, owner)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as stream, replacing(target) as copy:
+        shutil.copyfileobj(stream, copy, 1 << 22)
 
 
 def seal(path: Path, manifest: Manifest) -> None:

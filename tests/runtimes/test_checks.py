@@ -52,7 +52,7 @@ MODULES = {
         (f'(module (import "env" "f" (func)) {MEMORY} {RUN} {STEP})', "imports env.f; .*imports nothing"),
         (f'(module (import "wasi_snapshot_preview1" "fd_write" (func)) {MEMORY} {RUN} {STEP})', "fd_write"),
         (f'(module (import "env" "memory" (memory 2000 2000)) {RUN} {STEP})', "imports env.memory"),
-        (f'(module {SHARED} (import "env" "f" (func)) {RUN} {STEP} {POOL})', "its shared memory alone"),
+        (f'(module {SHARED} (import "env" "f" (func)) {RUN} {STEP} {POOL})', r"kind imports env.memory\."),
         (f'(module (import "my" "memory" (memory 1 9 shared)) {RUN} {STEP} {POOL})', "imports my.memory"),
     ],
     "exports": [

@@ -27,6 +27,11 @@ target_option = click.option(
 shape_option = click.option(
     "--shape", multiple=True, metavar="NAME=1,3,224,224", help="Bind an input's shape; repeatable."
 )
+params_option = click.option(
+    "--params-dir",
+    type=click.Path(path_type=Path),
+    help="Folder of the parameter file [wasmgraph-params beside the artifact].",
+)
 threads_option = click.option(
     "--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads of one inference."
 )
@@ -110,7 +115,14 @@ def shapes_of(options: Sequence[str]) -> dict[str, tuple[int, ...]]:
 )
 @target_option
 @shape_option
-@click.option("--params", type=click.Choice(["embedded"]), default="embedded", show_default=True)
+@click.option(
+    "--params",
+    type=click.Choice(["embedded", "wasi"]),
+    default="embedded",
+    show_default=True,
+    help="Weights in the module, or in a file beside it that all wasm targets read.",
+)
+@click.option("--command", is_flag=True, help="Link a WASI command: raw tensors in, raw tensors out.")
 @click.option(
     "--keep",
     type=click.Path(path_type=Path),
@@ -124,6 +136,7 @@ def compile(
     target: str,
     shape: Sequence[str],
     params: Any,
+    command: bool,
     keep: Path | None,
     no_winograd: bool,
     as_json: bool,
@@ -148,7 +161,7 @@ def compile(
                 advance(sum(_STAGES.get(done.name, 0) for done in log.stages))
 
         log = CompileLog(observer=show)
-        artifact = compile_model(model, target, shapes, params, keep, not no_winograd, log)
+        artifact = compile_model(model, target, shapes, params, keep, not no_winograd, log, command)
         artifact.save(output)
     note(_coverage(log))
     if not as_json:
@@ -196,6 +209,7 @@ def arrays_of(options: Sequence[str]) -> dict[str, Array]:
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="The .npz file to write.")
 @click.option("--runtime", help="wasmtime, node, tvm or onnxruntime (default: by the file's kind).")
 @threads_option
+@params_option
 @trust_options
 @json_option
 def run(
@@ -204,6 +218,7 @@ def run(
     output: Path,
     runtime: str | None,
     threads: int,
+    params_dir: Path | None,
     trust: Mapping[str, Any],
     as_json: bool,
 ) -> None:
@@ -219,7 +234,7 @@ def run(
     from wasmgraph.runtimes import load
 
     feeds = arrays_of(inputs)
-    with load(artifact, runtime=runtime, threads=threads, **trust) as session:
+    with load(artifact, runtime=runtime, threads=threads, params=params_dir, **trust) as session:
         outputs = session.run(feeds)
     try:
         # np.savez would not take an output called "file".
@@ -299,6 +314,8 @@ def _instructions(artifact: Artifact) -> dict[str, int]:
 
 
 def _facts(artifact: Artifact) -> dict[str, Any]:
+    from wasmgraph.artifact import PARAMS_FOLDER
+
     manifest = artifact.manifest
     size = artifact.path.stat().st_size
     return {
@@ -316,9 +333,11 @@ def _facts(artifact: Artifact) -> dict[str, Any]:
         "exports": sorted(artifact.module.exports) if artifact.module else None,
         "instructions": _instructions(artifact),
         "bytes": size,
-        "module_bytes": size - manifest.param_bytes,
+        "module_bytes": size - manifest.embedded_bytes,
         "param_bytes": manifest.param_bytes,
         "params": manifest.params,
+        "params_file": f"{PARAMS_FOLDER}/{manifest.params_file}" if manifest.params_file else None,
+        "command": manifest.command,
         "arena_bytes": manifest.arena_bytes,
         "calls": len(manifest.steps),
         "kernels": manifest.kernels,

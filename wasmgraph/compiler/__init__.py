@@ -8,12 +8,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from wasmgraph.artifact import SCHEMA, Artifact, Manifest, Placed, Step, seal
+from wasmgraph.artifact import SCHEMA, Artifact, Manifest, Params, Placed, Step, seal
 from wasmgraph.errors import CompileError, MissingDependencyError, UsageError, WasmgraphError
 from wasmgraph.files import replacing, write_atomically
 from wasmgraph.host import cpu_features
@@ -25,10 +25,14 @@ if TYPE_CHECKING:
 
     from wasmgraph.compiler.codegen import Kernels
     from wasmgraph.compiler.importer import ImportedModel
+    from wasmgraph.compiler.link import Form
     from wasmgraph.compiler.plan import Plan
 
 # The processor features that native code of ours may need: what LLVM's vector code depends on.
 _NATIVE_FEATURES = ("avx", "avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "asimd")
+# One parameter file serves every wasm target: weights lie in it as this one reads them, and convolutions
+# get the algorithms that are best for it.
+_SHARED_PACKING = "wasm32-simd128"
 
 
 @dataclass
@@ -69,10 +73,11 @@ def compile(
     model: str | Path | onnx.ModelProto,
     target: str = "wasm32-simd128",
     shapes: Mapping[str, Sequence[int]] | None = None,
-    params: Literal["embedded"] = "embedded",
+    params: Params = "embedded",
     keep: str | Path | None = None,
     winograd: bool = True,
     log: CompileLog | None = None,
+    command: bool = False,
 ) -> Artifact:
     """Compile an ONNX model, weights and all, into one file.
 
@@ -81,12 +86,14 @@ def compile(
     model : path of an ``.onnx`` file, or a model in memory
     target : a name of :func:`wasmgraph.targets.target_names`
     shapes : by input name, its static shape; needed where the model's own is not static
-    params : where the weights go; ``embedded`` puts them into the module
+    params : where the weights go: ``embedded`` puts them into the module, ``wasi`` into a file that the
+        module reads through WASI, one for all wasm targets, in ``wasmgraph-params`` beside the module
     keep : a directory to leave ``graph.json``, ``graph.o``, ``graph.params`` and the archive in, and
         the kernels as text: ``graph.ll``; of wasm also ``graph.wat`` and, as Cranelift compiles it, the
         ELF file ``machine-code.elf``
     winograd : False keeps every convolution direct, for the last bit of accuracy
     log : filled with stages, times and rule counts
+    command : link a WASI command: raw inputs on its standard input, raw outputs on its standard output
 
     Returns
     -------
@@ -101,8 +108,7 @@ def compile(
         TVM, the assembler or the linker failed.
     """
     chosen = get_target(target)
-    if params != "embedded":
-        raise UsageError(f"params={params!r} is not supported; params must be 'embedded'.")
+    _check_form(chosen, params, command)
     try:
         from wasmgraph.compiler.importer import import_model
     except ImportError as error:
@@ -116,7 +122,10 @@ def compile(
         stage.outcome = ", ".join(map(str, imported.inputs))
     owner: tempfile.TemporaryDirectory[str] = tempfile.TemporaryDirectory(prefix="wasmgraph-")
     try:
-        linked, kernels = _build(imported, chosen, winograd, Path(owner.name), log)
+        from wasmgraph.compiler.link import Form
+
+        form = Form(params, command)
+        linked, kernels = _build(imported, chosen, winograd, form, Path(owner.name), log)
         if keep is not None:
             try:
                 _keep(linked.parent, Path(keep), chosen, kernels)
@@ -145,8 +154,17 @@ def build_roofline(target: str) -> Artifact:
     return roofline.build_roofline(target)
 
 
+def _check_form(target: Target, params: str, command: bool) -> None:
+    if params not in ("embedded", "wasi"):
+        raise UsageError(f"params={params!r} is not supported; params must be 'embedded' or 'wasi'.")
+    if target.kind != "wasm" and (command or params == "wasi"):
+        raise UsageError(f"{target.name} is native code; WASI is for wasm targets.")
+    if target.threaded and command:
+        raise UsageError(f"{target.name}: a WASI command has one thread; compile it for wasm32-simd128.")
+
+
 def _build(
-    imported: ImportedModel, target: Target, winograd: bool, directory: Path, log: CompileLog
+    imported: ImportedModel, target: Target, winograd: bool, form: Form, directory: Path, log: CompileLog
 ) -> tuple[Path, Kernels]:
     import tvm
     from tvm.tirx import PrimFunc
@@ -159,8 +177,9 @@ def _build(
 
     with log.stage("transform") as stage:
         mod = imported.module
+        packing = target if form.params == "embedded" else get_target(_SHARED_PACKING)
         with codegen.tvm_target(target):
-            mod = tvm.ir.transform.Sequential(passes.relax_passes(target, winograd))(mod)
+            mod = tvm.ir.transform.Sequential(passes.relax_passes(packing, winograd))(mod)
         stage.outcome = f"{len(mod.functions) - 1} kernels"
     with log.stage("schedule") as stage:
         flops = {g.name_hint: kernel_flops(f) for g, f in mod.functions.items() if isinstance(f, PrimFunc)}
@@ -183,10 +202,13 @@ def _build(
     log.rules.update(step.rule for step in steps)
     log.fallbacks += [step.kernel for step in steps if step.rule == FALLBACK]
     with log.stage("link") as stage:
-        linked = link(directory, target, plan, constants, kernels.phases)
-        seal(linked, _manifest(imported, target, plan, steps, linked))
+        sides = imported.inputs, imported.outputs
+        linked, digest = link(directory, target, plan, constants, kernels.phases, form, *sides)
+        manifest = _manifest(imported, target, plan, steps, linked)
+        manifest = replace(manifest, params=form.params, params_sha256=digest, command=form.command)
+        seal(linked, manifest)
         size = linked.stat().st_size
-        stage.outcome = f"{size:,} bytes, {size - plan.param_bytes:,} without parameters"
+        stage.outcome = f"{size:,} bytes, {size - manifest.embedded_bytes:,} without parameters"
     return linked, kernels
 
 

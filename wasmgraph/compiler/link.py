@@ -8,14 +8,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from wasmgraph.artifact import Params
 from wasmgraph.compiler.phases import Phase
 from wasmgraph.compiler.plan import ALIGNMENT, COPY, Address, Call, Plan, symbol_of
+from wasmgraph.compiler.wasi import command_values, params_values, place_params
 from wasmgraph.errors import CompileError
 from wasmgraph.targets import Target
-from wasmgraph.tensors import Array
+from wasmgraph.tensors import Array, TensorSpec
 from wasmgraph.wasmfile import PAGE_BYTES, export_start
 
 _STACK_BYTES = 65536
@@ -28,8 +31,23 @@ _POOL_EXPORTS = (
     *("wasmgraph_threads", "wasmgraph_worker", "wasmgraph_fail", "wasmgraph_stop"),
     "__stack_pointer",
 )
+LOAD_SYMBOL = "wasmgraph_load"
+_COMMAND_EXPORTS = (ARENA_SYMBOL,)
 # Room that a host may add to a shared memory for the stacks of its workers, a page each.
 _WORKER_PAGES = 1024
+
+
+@dataclass(frozen=True)
+class Form:
+    """What is linked: where a module's parameters are, and whether it is a WASI command."""
+
+    params: Params = "embedded"
+    command: bool = False
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """For the C compiler."""
+        return ("-DWASI_PARAMS",) if self.params == "wasi" else ()
 
 
 def _zig(*arguments: str | Path) -> None:
@@ -73,13 +91,19 @@ def entry_source(plan: Plan, phases: Mapping[str, Sequence[Phase]]) -> str:
         f"    case {i}: {_call(call, phases.get(call.kernel, [Phase(COPY, 1)] if phases else []))}"
         for i, call in enumerate(plan.calls)
     ]
-    text = resources.files("wasmgraph.compiler").joinpath("csrc/entry.c").read_text()
-    for key, value in {
+    values = {
         "DECLARATIONS": "\n".join(declared),
         "STEPS": "\n".join(steps),
         "COUNT": str(len(plan.calls)),
         "ARENA_BYTES": str(max(plan.arena_bytes, ALIGNMENT)),
-    }.items():
+    }
+    return _filled("entry.c", values)
+
+
+def _filled(name: str, values: Mapping[str, str]) -> str:
+    """A C file of ours with its ``@KEYS@`` replaced."""
+    text = resources.files("wasmgraph.compiler").joinpath("csrc", name).read_text()
+    for key, value in values.items():
         text = text.replace(f"@{key}@", value)
     return text
 
@@ -118,8 +142,11 @@ def compile_object(source: Path, output: Path, target: Target, flags: Sequence[s
     _zig("clang", *machine, "-O2", *flags, "-c", source, "-o", output)
 
 
-def link_objects(objects: Sequence[Path], directory: Path, target: Target, data_bytes: int) -> Path:
+def link_objects(
+    objects: Sequence[Path], directory: Path, target: Target, data_bytes: int, form: Form | None = None
+) -> Path:
     """Link objects that define the entry; ``data_bytes`` is the size of parameters and arena."""
+    form = form or Form()
     if target.kind == "native":
         linked = directory / "graph.so"
         whole: list[str | Path] = ["-Wl,--whole-archive", *objects, "-Wl,--no-whole-archive"]
@@ -130,18 +157,23 @@ def link_objects(objects: Sequence[Path], directory: Path, target: Target, data_
     needed = _STACK_BYTES + data_bytes + _CONSTANTS_BYTES
     memory = -(-needed // PAGE_BYTES) * PAGE_BYTES
     # Zig puts the stack first: an overflow traps instead of overwriting data. As a reactor the
-    # module gets an `_initialize` that does nothing, and imports nothing.
-    options = ["-mexec-model=reactor", "-Wl,--no-entry", "-Wl,--gc-sections", "-s"]
-    exports: tuple[str, ...] = _WASM_EXPORTS
+    # module gets an `_initialize` that does nothing, and imports nothing but what the form asks for.
+    options = ["-mexec-model=command"] if form.command else ["-mexec-model=reactor", "-Wl,--no-entry"]
+    options += ["-Wl,--gc-sections", "-s"]
+    exports: tuple[str, ...] = _COMMAND_EXPORTS if form.command else _WASM_EXPORTS
+    if form.params == "wasi":
+        exports += (LOAD_SYMBOL,)
     most = memory
     if target.threaded:
         pool, source = directory / "pool.o", resources.files("wasmgraph.compiler").joinpath("csrc/pool.c")
         with resources.as_file(source) as path:
-            compile_object(path, pool, target)
+            compile_object(path, pool, target, form.flags)
         objects = [*objects, pool]
         exports += _POOL_EXPORTS
         most += _WORKER_PAGES * PAGE_BYTES
         options += ["-Wl,--shared-memory", "-Wl,--import-memory"]
+        if form.params == "wasi":  # where an engine's WASI looks for what it is to read and write
+            options += ["-Wl,--export-memory"]
     options += [f"-Wl,--export={symbol}" for symbol in exports]
     options += [f"-Wl,-z,stack-size={_STACK_BYTES}"]
     options += [f"-Wl,--initial-memory={memory}", f"-Wl,--max-memory={most}"]
@@ -159,22 +191,36 @@ def link(
     plan: Plan,
     constants: Sequence[Array],
     phases: Mapping[str, Sequence[Phase]],
-) -> Path:
+    form: Form,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+) -> tuple[Path, str]:
     """Link ``graph.o`` in ``directory`` with entry and parameters; ``phases`` as for ``entry_source``.
 
-    Leaves ``graph.params``, ``entry.c`` and the archive beside it. Returns the linked file.
+    Leaves ``graph.params``, ``entry.c`` and the archive beside it, and the parameters where the module
+    looks for them, if it reads them from a file. Returns the linked file and that file's sha256, or "".
     """
-    params = directory / "graph.params"
+    params, digest = directory / "graph.params", ""
     write_params(params, plan, constants)
-    entry, data = directory / "entry.c", directory / "params.S"
-    entry.write_text(entry_source(plan, phases))
-    data.write_text(_params_source(params, target))
-    for source in (entry, data):
-        compile_object(source, source.with_suffix(".o"), target)
+    texts = {"entry.c": entry_source(plan, phases)}
+    if form.params == "wasi":
+        digest = place_params(params)
+        texts["params.c"] = _filled("params.c", params_values(params, digest))
+    else:
+        texts["params.S"] = _params_source(params, target)
+    if form.command:
+        texts["command.c"] = _filled("command.c", command_values(plan, inputs, outputs))
+    compiled: dict[str, Path] = {}
+    for name, text in texts.items():
+        source = directory / name
+        source.write_text(text)
+        compiled[source.stem] = source.with_suffix(".o")
+        compile_object(source, compiled[source.stem], target, form.flags)
     archive = directory / archive_name(target)
-    _zig("ar", "rcs", archive, directory / "graph.o", directory / "entry.o")
-    objects = [archive, directory / "params.o"]
-    return link_objects(objects, directory, target, plan.param_bytes + plan.arena_bytes)
+    _zig("ar", "rcs", archive, directory / "graph.o", compiled.pop("entry"))
+    objects = [archive, *compiled.values()]
+    data_bytes = plan.param_bytes + plan.arena_bytes
+    return link_objects(objects, directory, target, data_bytes, form), digest
 
 
 def archive_name(target: Target) -> str:

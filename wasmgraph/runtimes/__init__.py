@@ -49,6 +49,7 @@ def load(
     sha256: str | None = None,
     untrusted: bool = False,
     limits: Limits | None = None,
+    params: str | Path | None = None,
 ) -> Session:
     """Load a graph, ready to run.
 
@@ -66,6 +67,8 @@ def load(
         SECURITY.md says what each level promises. On Linux, in Wasmtime
     limits : of an untrusted graph; by default 4 GiB, 60 s of processor time and 60 s for loading and for
         each call
+    params : the folder of a parameter file, for modules compiled with ``params="wasi"``; by default
+        ``wasmgraph-params`` beside the module
 
     Raises
     ------
@@ -86,7 +89,7 @@ def load(
         chosen = get_runtime(runtime)
         if chosen.accepts != kind:
             raise UsageError(f"{path} is a {kind} file; {runtime} runs {chosen.accepts} files.")
-    options = LoadOptions(threads, sha256)
+    options = LoadOptions(threads, sha256, None if params is None else str(Path(params).resolve()))
     if not untrusted:
         if limits is not None:
             raise UsageError("limits are kept for untrusted graphs only: load with untrusted=True.")

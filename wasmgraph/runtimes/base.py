@@ -19,10 +19,12 @@ from wasmgraph.tensors import Array, TensorSpec, check_feeds
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How a graph is loaded: ``threads`` that one inference may use, ``sha256`` that the file must have."""
+    """How a graph is loaded: ``threads`` that one inference may use, ``sha256`` that the file must have,
+    ``params``, the folder of its parameter file, where that is not the one beside it."""
 
     threads: int = 1
     sha256: str | None = None
+    params: str | None = None
 
     def authenticate(self, path: Path, digest: str) -> None:
         """Raise ArtifactError unless it is the digest that was asked for, if one was."""
@@ -31,6 +33,11 @@ class LoadOptions:
                 f"{path} has the sha256 {digest}, not {self.sha256}: it is another file than was expected.",
                 check="sha256",
             )
+
+    @property
+    def params_folder(self) -> Path | None:
+        """``params`` as a path."""
+        return None if self.params is None else Path(self.params)
 
     def check(self, artifact: Artifact) -> None:
         """Raise ArtifactError if it is another artifact than was asked for, UsageError if more threads are

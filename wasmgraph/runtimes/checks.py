@@ -25,19 +25,32 @@ _POOL = {
     "wasmgraph_stop": "() -> ()",
 }
 STACK_POINTER = "__stack_pointer"
+LOAD = "wasmgraph_load"
+_PREVIEW1 = "wasi_snapshot_preview1"
+_FILE = {  # to read one file of a folder that the host opened; nothing else
+    "path_open": "(i32, i32, i32, i32, i32, i64, i64, i32, i32) -> i32",
+    "fd_read": "(i32, i32, i32, i32) -> i32",
+    "fd_close": "(i32) -> i32",
+}
 
 
 def _imports(manifest: Manifest, module: Module) -> str | None:
-    allowed = (_MEMORY,) if module.memory_shared else ()
-    if module.imports != allowed:
+    allowed = {_MEMORY} if module.memory_shared else set()
+    if manifest.params == "wasi":
+        allowed |= {(_PREVIEW1, name, "func") for name in _FILE}
+    typed = all(module.signatures.get(f"{_PREVIEW1}.{name}", said) == said for name, said in _FILE.items())
+    if len(module.imports) != len(allowed) or set(module.imports) != allowed or not typed:
         found = ", ".join(f"{where}.{name}" for where, name, _ in module.imports) or "nothing"
-        wanted = "its shared memory alone" if allowed else "nothing: only self-contained modules are run"
+        wanted = ", ".join(f"{where}.{name}" for where, name, _ in sorted(allowed))
+        wanted = wanted or "nothing: only self-contained modules are run"
         return f"it imports {found}; a module of its kind imports {wanted}"
     return None
 
 
 def _exports(manifest: Manifest, module: Module) -> str | None:
-    functions = {**_ENTRY, **_POOL} if module.memory_shared else _ENTRY
+    functions = {**_ENTRY, **_POOL} if module.memory_shared else dict(_ENTRY)
+    if manifest.params == "wasi":
+        functions[LOAD] = "() -> i32"
     wrong = [
         f"{name} {signature}"
         for name, signature in functions.items()
@@ -120,6 +133,12 @@ def check(artifact: Artifact) -> Module:
     """
     module = artifact.module
     assert module is not None
+    if artifact.manifest.command:
+        raise ArtifactError(
+            f"{artifact.path} is a WASI command: `wasmtime run {artifact.path}` runs it, on raw tensors. To"
+            " load the graph, compile it without --command.",
+            check="command",
+        )
     for name, complaint in CHECKS.items():
         if said := complaint(artifact.manifest, module):
             raise ArtifactError(

@@ -18,7 +18,7 @@ def metrics(artifact: Artifact, feeds: Mapping[str, Array]) -> dict[str, Any]:
     """
     manifest = artifact.manifest
     counted: dict[str, Any] = {
-        "module_bytes": artifact.path.stat().st_size - manifest.param_bytes,
+        "module_bytes": artifact.path.stat().st_size - manifest.embedded_bytes,
         "param_bytes": manifest.param_bytes,
         "arena_bytes": manifest.arena_bytes,
         "kernels": manifest.kernels,

@@ -18,6 +18,7 @@ from wasmgraph.artifact import Artifact
 from wasmgraph.errors import ArtifactError, ExecutionError, MissingDependencyError
 from wasmgraph.runtimes.base import LoadOptions, Runtime, Session
 from wasmgraph.runtimes.checks import check
+from wasmgraph.runtimes.parameters import params_file
 from wasmgraph.tensors import Array, TensorSpec
 
 # (module (func (param v128) (result v128)
@@ -150,8 +151,9 @@ class ProcessSession(Session):
 class NodeSession(ProcessSession):
     """A wasm artifact under V8."""
 
-    def __init__(self, artifact: Artifact, threads: int) -> None:
+    def __init__(self, artifact: Artifact, threads: int, folder: Path | None = None) -> None:
         check(artifact)
+        params = params_file(artifact, folder)
         relaxed = "relaxed-simd" in artifact.manifest.features
         flags = relaxed_simd_flags() if relaxed else ()
         if flags is None:
@@ -164,7 +166,8 @@ class NodeSession(ProcessSession):
         super().__init__(process, artifact.inputs, artifact.outputs)
         try:
             path = str(artifact.path.resolve())
-            self.process.ask({"command": "load", "path": path, "threads": threads})
+            given = None if params is None else str(params)
+            self.process.ask({"command": "load", "path": path, "threads": threads, "params": given})
         except ExecutionError as error:
             self.close()
             raise ArtifactError(f"V8 refuses the module: {error}", check="engine") from error
@@ -200,4 +203,4 @@ class NodeRuntime(Runtime):
         """Check the artifact, start a process, compile, instantiate, start the threads."""
         artifact = Artifact.open(path)
         options.check(artifact)
-        return NodeSession(artifact, options.threads)
+        return NodeSession(artifact, options.threads, options.params_folder)

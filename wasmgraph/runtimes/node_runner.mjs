@@ -16,8 +16,8 @@ function start(workerData) {
 }
 
 await serve({
-  async load({ path, threads }) {
-    graph = await load(readFileSync(path), { threads, start });
+  async load({ path, threads, params }) {
+    graph = await load(readFileSync(path), { threads, start, params: params && readFileSync(params) });
   },
   run({ payload }) {
     let offset = 0;

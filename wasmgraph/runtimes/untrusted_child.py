@@ -79,7 +79,7 @@ class Child:
             raise LimitError(
                 f"{artifact.path} declares {declared:,} bytes of memory, {allowed:,} are allowed."
             )
-        options = LoadOptions(int(request["threads"]), request["sha256"])
+        options = LoadOptions(int(request["threads"]), request["sha256"], request["params"])
         self._session = get_runtime("wasmtime").load(artifact.path, options)
         _limit(resource.RLIMIT_FSIZE, 0)
         return {

@@ -13,9 +13,11 @@ import wasmtime
 from wasmgraph.artifact import Artifact, Placed
 from wasmgraph.errors import ArtifactError, ExecutionError, UsageError
 from wasmgraph.runtimes.base import LoadOptions, Runtime, Session, distribution_bytes
-from wasmgraph.runtimes.checks import check
+from wasmgraph.runtimes.checks import LOAD, check
+from wasmgraph.runtimes.parameters import params_file, refusal
 from wasmgraph.runtimes.wasmtime_engine import EngineConfig, compiled_module, new_store
 from wasmgraph.runtimes.wasmtime_pool import Pool, Thread, cause
+from wasmgraph.runtimes.wasmtime_wasi import instantiate
 from wasmgraph.tensors import Array
 from wasmgraph.wasmfile import PAGE_BYTES
 
@@ -24,23 +26,33 @@ class WasmtimeSession(Session):
     """One instance, or several over a shared memory. Every access to linear memory is bounded by its size
     at that moment."""
 
-    def __init__(self, artifact: Artifact, config: EngineConfig, threads: int) -> None:
+    def __init__(
+        self, artifact: Artifact, config: EngineConfig, threads: int, params_folder: Path | None = None
+    ) -> None:
         super().__init__(artifact.inputs, artifact.outputs)
         manifest, shape = artifact.manifest, check(artifact)
         self._where = str(artifact.path)
         self._placed_inputs, self._placed_outputs = manifest.inputs, manifest.outputs
         module = compiled_module(artifact, config)
+        params = params_file(artifact, params_folder)
+        folder = params.parent if params else None
         self._pool: Pool | None = None
         self._memory: wasmtime.Memory | wasmtime.SharedMemory
         try:
             if shape.memory_shared:
-                self._pool = Pool(config, module, shape, threads, self._where)
+                self._pool = Pool(config, module, shape, threads, self._where, folder)
                 self._main, self._memory = self._pool.main, self._pool.memory
                 self._finalizer = weakref.finalize(self, self._pool.close)
             else:
                 store = new_store(config, (shape.memory_max or 0) * PAGE_BYTES)
-                exports = wasmtime.Instance(store, module, []).exports(store)
+                if folder is None:
+                    exports = wasmtime.Instance(store, module, []).exports(store)
+                else:
+                    exports = instantiate(store, module, config, folder)
                 self._main, self._memory = Thread(store, exports, 0), exports["memory"]
+            if params is not None and (code := self._main.call(LOAD)):
+                self.close()
+                raise refusal(artifact, params, code)
         except (wasmtime.WasmtimeError, wasmtime.Trap) as error:
             raise ArtifactError(
                 f"{artifact.path} cannot be instantiated: {cause(error)}", check="instance"
@@ -142,4 +154,4 @@ class WasmtimeRuntime(Runtime):
         """Check, compile or take from the cache, instantiate, start the threads."""
         artifact = Artifact.open(path)
         options.check(artifact)
-        return WasmtimeSession(artifact, self._config, options.threads)
+        return WasmtimeSession(artifact, self._config, options.threads, options.params_folder)

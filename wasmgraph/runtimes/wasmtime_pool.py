@@ -8,17 +8,19 @@ from __future__ import annotations
 import ctypes
 import threading
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import wasmtime
 from wasmtime import _ffi as ffi
 
 from wasmgraph.errors import ExecutionError, UsageError
-from wasmgraph.runtimes.checks import STACK_POINTER
+from wasmgraph.runtimes.checks import LOAD, STACK_POINTER
 from wasmgraph.runtimes.wasmtime_engine import EngineConfig, engine, new_store
+from wasmgraph.runtimes.wasmtime_wasi import instantiate
 from wasmgraph.wasmfile import PAGE_BYTES, Module
 
-_RETURNING = ("wasmgraph_run", "wasmgraph_step", "wasmgraph_worker")
+_RETURNING = ("wasmgraph_run", "wasmgraph_step", "wasmgraph_worker", LOAD)
 
 
 class _SharedMemory(wasmtime.SharedMemory):  # type: ignore[misc]
@@ -95,7 +97,7 @@ class Condition:
 
 class Pool:
     """``threads`` many instances; the first is the caller's, the others serve in threads of their own,
-    parked while there is nothing to do.
+    parked while there is nothing to do. ``folder`` is what the first can open if the module imports WASI.
 
     Raises
     ------
@@ -104,7 +106,13 @@ class Pool:
     """
 
     def __init__(
-        self, config: EngineConfig, module: wasmtime.Module, shape: Module, threads: int, where: str
+        self,
+        config: EngineConfig,
+        module: wasmtime.Module,
+        shape: Module,
+        threads: int,
+        where: str,
+        folder: Path | None = None,
     ) -> None:
         least, most = shape.shared_pages
         limits = wasmtime.Limits(least + threads - 1, most)
@@ -115,7 +123,10 @@ class Pool:
         top = shape.global_values.get(STACK_POINTER, 0)
         for number in range(threads):
             store = new_store(config, most * PAGE_BYTES)
-            exports = wasmtime.Instance(store, module, [self.memory]).exports(store)
+            if folder is None:
+                exports = wasmtime.Instance(store, module, [self.memory]).exports(store)
+            else:
+                exports = instantiate(store, module, config, None if number else folder, self.memory)
             if number:  # each worker's stack is a page behind the module's own memory
                 top = (least + number) * PAGE_BYTES
                 exports[STACK_POINTER].set_value(store, top)

@@ -15,6 +15,13 @@ const VIEWS = {
   float16: Uint16Array, // its bits
 };
 
+const MISSING_PARAMS = [
+  '',
+  'cannot be opened',
+  'cannot be read',
+  'have another length than those that the module was compiled with',
+  'have another content than those that the module was compiled with',
+];
 const PAGE = 65536;
 const TRAP_BYTES = 1024;
 
@@ -117,25 +124,62 @@ function startWorker(data) {
 }
 
 /**
+ * What of WASI a graph may import: to open, read and close the one file that holds its parameters.
+ * @param {Uint8Array} content of the file
+ * @param {Function} memory gives the graph's memory, once there is one
+ */
+export function parameterFile(content, memory) {
+  let position = 0;
+  const words = () => new DataView(memory().buffer);
+  return {
+    path_open(folder, lookup, path, length, how, rights, inherited, flags, opened) {
+      position = 0;
+      words().setUint32(opened, 4, true);
+      return 0;
+    },
+    fd_read(file, pieces, count, got) {
+      const began = position;
+      for (let piece = pieces; piece < pieces + 8 * count; piece += 8) {
+        const [at, length] = [words().getUint32(piece, true), words().getUint32(piece + 4, true)];
+        const part = content.subarray(position, position + length);
+        new Uint8Array(memory().buffer, at, part.length).set(part);
+        position += part.length;
+      }
+      words().setUint32(got, position - began, true);
+      return 0;
+    },
+    fd_close: () => 0,
+  };
+}
+
+/**
  * Load a graph.
  * @param {BufferSource|WebAssembly.Module} source the artifact's bytes, or a module made of them
  * @param {number} options.threads of one inference; more than one for graphs compiled for threads. In a
  *   browser such a graph must be loaded in a worker: a page may not wait.
+ * @param {Uint8Array} options.params content of the parameter file, for modules compiled with params="wasi"
  * @param {Function} options.start starts a thread: takes what it needs, resolves when it is ready
  * @returns {Promise<Graph>}
  */
-export async function load(source, { threads = 1, start = startWorker } = {}) {
+export async function load(source, { threads = 1, start = startWorker, params } = {}) {
   const module = source instanceof WebAssembly.Module ? source : await WebAssembly.compile(source);
   const [section] = WebAssembly.Module.customSections(module, 'wasmgraph');
   if (!section) throw new TypeError('this module is no wasm graph: it has no "wasmgraph" section');
   const manifest = JSON.parse(new TextDecoder().decode(section));
+  if (manifest.params === 'wasi' && !params) {
+    throw new TypeError(`this graph reads its parameters from a file: params is missing`);
+  }
+  let memory;
+  const imports = params ? { wasi_snapshot_preview1: parameterFile(params, () => memory) } : {};
   if (!manifest.memory_pages) {
     if (threads > 1) throw new TypeError('this graph was compiled for one thread');
-    return new Graph(module, manifest, await WebAssembly.instantiate(module, {}));
+    const instance = await WebAssembly.instantiate(module, imports);
+    memory = instance.exports.memory;
+    return withParameters(new Graph(module, manifest, instance, memory), instance);
   }
   const [pages, maximum] = manifest.memory_pages;
-  const memory = new WebAssembly.Memory({ initial: pages + threads - 1, maximum, shared: true });
-  const instance = await WebAssembly.instantiate(module, { env: { memory } });
+  memory = new WebAssembly.Memory({ initial: pages + threads - 1, maximum, shared: true });
+  const instance = await WebAssembly.instantiate(module, { ...imports, env: { memory } });
   instance.exports.wasmgraph_init();
   const trap = new SharedArrayBuffer(TRAP_BYTES);
   instance.exports.wasmgraph_threads(threads);
@@ -143,5 +187,13 @@ export async function load(source, { threads = 1, start = startWorker } = {}) {
     start({ module, memory, stackTop: (pages + number + 1) * PAGE, trap }),
   );
   await Promise.all(workers);
-  return new Graph(module, manifest, instance, memory, trap);
+  return withParameters(new Graph(module, manifest, instance, memory, trap), instance);
+}
+
+/** Have the module read and check its parameters, if it has them from a file. */
+function withParameters(graph, instance) {
+  const error = graph.manifest.params === 'wasi' ? instance.exports.wasmgraph_load() : 0;
+  if (!error) return graph;
+  graph.close();
+  throw new Error(`its parameters ${MISSING_PARAMS[error] ?? `were refused (${error})`}`);
 }

@@ -1,5 +1,7 @@
 // A thread of a WASM graph: an instance of its own over the graph's shared memory, with its own stack.
 
+import { parameterFile } from './loader.mjs';
+
 const encoder = new TextEncoder();
 
 /**
@@ -7,7 +9,9 @@ const encoder = new TextEncoder();
  * @param {SharedArrayBuffer} trap where the text of a trap is left: its length, then its bytes
  */
 export function serve({ module, memory, stackTop, trap }, ready) {
-  const { exports } = new WebAssembly.Instance(module, { env: { memory } });
+  // Parameters are read by the thread that loaded the graph.
+  const wasi = parameterFile(new Uint8Array(), () => memory);
+  const { exports } = new WebAssembly.Instance(module, { env: { memory }, wasi_snapshot_preview1: wasi });
   exports.wasmgraph_init();
   exports.__stack_pointer.value = stackTop;
   ready();

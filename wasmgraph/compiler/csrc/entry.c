@@ -21,6 +21,12 @@ extern int32_t wasmgraph_barrier(int32_t threads);
 #else
 #define SHARE
 #define SHARED
+#ifdef WASI_PARAMS
+extern int32_t wasmgraph_load(void); /* params.c; with threads, pool.c sees to it */
+#define LOAD int32_t missing = wasmgraph_load(); if (missing) return missing;
+#else
+#define LOAD
+#endif
 #endif
 
 @DECLARATIONS@
@@ -47,8 +53,8 @@ int32_t wasmgraph_shared_step(int32_t index SHARE) {
     return index < 0 ? run(wasmgraph_arena SHARED) : step(wasmgraph_arena, index SHARED);
 }
 #else
-int32_t wasmgraph_run(void) { return run(wasmgraph_arena); }
-int32_t wasmgraph_step(int32_t index) { return step(wasmgraph_arena, index); }
+int32_t wasmgraph_run(void) { LOAD return run(wasmgraph_arena); }
+int32_t wasmgraph_step(int32_t index) { LOAD return step(wasmgraph_arena, index); }
 #endif
 #else
 /* A library is loaded once a process: each session brings its own arena, 64-byte aligned. */

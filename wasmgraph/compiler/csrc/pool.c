@@ -7,6 +7,9 @@ typedef __INT32_TYPE__ int32_t;
 typedef _Atomic int32_t word;
 
 extern int32_t wasmgraph_shared_step(int32_t index, int32_t threads);
+#ifdef WASI_PARAMS
+extern int32_t wasmgraph_load(void);
+#endif
 
 #define WHOLE_RUN (-1)
 #define SPINS 20000 /* tens of microseconds: what waking a sleeping thread costs */
@@ -62,6 +65,10 @@ int32_t wasmgraph_barrier(int32_t count) {
 }
 
 static int32_t work(int32_t index) {
+#ifdef WASI_PARAMS
+    int32_t missing = wasmgraph_load();
+    if (missing) return missing;
+#endif
     wait_for_workers(); /* after a failure they may still be on their way back */
     failed = arrived = taken = 0;
     if (threads == 1) return wasmgraph_shared_step(index, 1);

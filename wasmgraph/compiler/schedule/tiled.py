@@ -141,15 +141,20 @@ def tile(
     """
     inline_between(schedule, acc, last)
     pixels = min(target.tile_pixels, int(schedule.get(pixel).extent))
-    width = int(_spatial(schedule, acc)[-1].dom.extent)
-    block, lane = schedule.split(channel, [None, width])
+    packed = int(_spatial(schedule, acc)[-1].dom.extent)
+    width = min(packed, target.tile_channels)
+    block, lane = schedule.split(channel, [None, packed])
+    blocks = [block]
+    if width < packed:  # packed for another target
+        part, lane = schedule.split(lane, [None, width])
+        blocks = [block, part]
     tile, within = schedule.split(pixel, [None, pixels])
-    schedule.reorder(*outer, block, *rows, tile, within, lane)
+    schedule.reorder(*outer, *blocks, *rows, tile, within, lane)
     schedule.compute_at(acc, tile, preserve_unit_loops=True)
     schedule.set_scope(acc, 0, "local")
     # Below the tile: every spatial axis of acc again (unit loops but for pixel and lane), then
     # the reduction axes.
-    own = schedule.get_loops(acc)[len(outer) + len(rows) + 2 :]
+    own = schedule.get_loops(acc)[len(outer) + len(blocks) + len(rows) + 1 :]
     spatial = len(_spatial(schedule, acc))
     own_pixel, own_lane, reduction = own[spatial - 2], own[spatial - 1], own[spatial:]
     schedule.reorder(*reduction, own_pixel, own_lane)
@@ -166,6 +171,6 @@ def tile(
     schedule.decompose_reduction(acc, reduction[0])
     schedule.vectorize(lane)
     schedule.unroll(within)
-    schedule.annotate(tile, PEEL, 1)
-    schedule.annotate(block, PEEL, 1)
+    for loop in (tile, *blocks):
+        schedule.annotate(loop, PEEL, 1)
     share(schedule, *outer, block, *rows, tile)

@@ -1,0 +1,31 @@
+"""WASI in Wasmtime: a module that reads its parameters from a file sees one folder, read-only, and nothing
+else of the host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import wasmtime
+
+from wasmgraph.runtimes.wasmtime_engine import EngineConfig, engine
+
+
+def instantiate(
+    store: wasmtime.Store,
+    module: wasmtime.Module,
+    config: EngineConfig,
+    folder: Path | None,
+    memory: wasmtime.SharedMemory | None = None,
+) -> Any:
+    """Instantiate a module that imports WASI, and perhaps a shared memory; its exports. ``folder`` is all
+    that it can open; None: nothing."""
+    wasi = wasmtime.WasiConfig()
+    if folder is not None:
+        wasi.preopen_dir(str(folder), ".", False)
+    store.set_wasi(wasi)
+    linker = wasmtime.Linker(engine(config))
+    linker.define_wasi()
+    if memory is not None:
+        linker.define(store, "env", "memory", memory)
+    return linker.instantiate(store, module).exports(store)
