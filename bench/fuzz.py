@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import track
 
 from bench.fuzzing.graphs import histogram
+from bench.fuzzing.modules import EVERY_CHECK
 from wasmgraph.files import write_atomically
 
 ROOT = Path(__file__).parent.parent
@@ -167,6 +168,10 @@ def main(kinds: tuple[str, ...], count: int | None, seed: int | None) -> None:
         for number, outcome, said in tally.finds[:20]:
             console.print(number, outcome, (said or "").strip()[-300:], markup=False)
         bad += len(tally.finds)
+        if kind == "modules" and count is None:
+            missed = EVERY_CHECK - {outcome.removeprefix("refused: ") for outcome in tally.outcomes}
+            console.print(f"checks that no module failed: {', '.join(sorted(missed)) or 'none'}")
+            bad += len(missed)
         if count is None:
             record(f"fuzz_{kind}", figures)
     sys.exit(1 if bad else 0)

@@ -26,6 +26,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class WasmgraphError(Exception):
     """Root of every error raised on purpose; ``exit_code`` is what the CLI ends with."""
@@ -123,3 +126,18 @@ class ExecutionError(InternalError):
 
 class LimitError(ExecutionError):
     """An untrusted graph exceeded a limit of memory or time; its session is closed."""
+
+
+def error_to(error: WasmgraphError) -> dict[str, str]:
+    """An error as JSON holds it, for another process."""
+    check = error.check if isinstance(error, ArtifactError) else ""
+    return {"error": type(error).__name__, "message": str(error), "check": check}
+
+
+def error_from(said: Mapping[str, Any]) -> WasmgraphError:
+    """The error that another process met, as if it had been met here; that process is not trusted."""
+    kind = globals().get(str(said.get("error")))
+    if not (isinstance(kind, type) and issubclass(kind, WasmgraphError)):
+        kind = ExecutionError
+    message = str(said.get("message", ""))
+    return kind(message, check=str(said.get("check"))) if issubclass(kind, ArtifactError) else kind(message)

@@ -17,11 +17,20 @@ from typing import Any
 import onnx
 
 import wasmgraph as wg
-from wasmgraph.artifact import DIGEST_SECTION, MANIFEST_SECTION
+from wasmgraph.artifact import DIGEST_SECTION, MANIFEST_SECTION, PARAMS_FOLDER
 from wasmgraph.errors import ArtifactError
+from wasmgraph.runtimes.checks import CHECKS
 from wasmgraph.wasmfile import MAGIC, Reader, custom_section, leb128, read_module
 
-_TARGETS = ("wasm32", "wasm32-simd128", "wasm32-simd128-threads")
+_FORMS: tuple[dict[str, Any], ...] = (
+    {"target": "wasm32"},
+    {"target": "wasm32-simd128"},
+    {"target": "wasm32-simd128-threads"},
+    {"target": "wasm32-simd128", "params": "wasi"},
+    {"target": "wasm32-simd128-threads", "params": "wasi"},
+    {"target": "wasm32", "command": True},
+)
+EVERY_CHECK = {*CHECKS, "form", "digest", "engine", "instance", "params", "command"}
 _IMPORT, _MEMORY, _EXPORT, _START, _CODE, _DATA = 2, 5, 7, 8, 10, 11
 _NUMBERS: tuple[Any, ...] = (
     0,
@@ -71,9 +80,13 @@ def _model() -> onnx.ModelProto:
 
 
 @cache
-def _templates() -> tuple[bytes, ...]:
-    artifacts = [wg.compile(_model(), target) for target in _TARGETS]
-    return tuple(artifact.path.read_bytes() for artifact in artifacts)
+def _templates() -> tuple[tuple[bytes, tuple[str, bytes] | None], ...]:
+    """Sound artifacts, and name and content of their parameter file."""
+    artifacts = [wg.compile(_model(), **form) for form in _FORMS]
+    return tuple(
+        (a.path.read_bytes(), (a.params_path.name, a.params_path.read_bytes()) if a.params_path else None)
+        for a in artifacts
+    )
 
 
 @dataclass
@@ -186,11 +199,17 @@ def _import(rng: random.Random) -> bytes:
     return b"\1" + where + rng.choice((b"\6memory", b"\7fd_read", b"\0")) + thing
 
 
-def mutated(seed: int) -> bytes:
-    """A mutated artifact."""
+def mutated(seed: int) -> tuple[bytes, tuple[str, bytes] | None]:
+    """A mutated artifact, and its parameter file, perhaps mutated."""
     rng = random.Random(seed)
-    raw = rng.choice(_templates())
-    if seed % 2:
+    raw, params = rng.choice(_templates())
+    if params and rng.random() < 0.2:
+        return raw, (params[0], _bytes(rng, params[1]))
+    return _changed(rng, raw, repair=seed % 2 == 0), params
+
+
+def _changed(rng: random.Random, raw: bytes, repair: bool) -> bytes:
+    if not repair:
         return _bytes(rng, raw)
     parts = Parts.of(raw)
     match rng.randrange(9):
@@ -220,8 +239,11 @@ def mutated(seed: int) -> bytes:
 
 def case(seed: int, place: Path) -> str:
     """Load one; nothing of it is run."""
-    path = place / f"{seed}.wasm"
-    path.write_bytes(mutated(seed))
+    path, (module, params) = place / f"{seed}.wasm", mutated(seed)
+    path.write_bytes(module)
+    if params is not None:
+        (place / PARAMS_FOLDER).mkdir(exist_ok=True)
+        (place / PARAMS_FOLDER / params[0]).write_bytes(params[1])
     try:
         wg.load(path).close()
         return "loaded"

@@ -12,6 +12,7 @@ import click
 
 from wasmgraph.cli.terminal import console, json_option, note, progress, say
 from wasmgraph.errors import InputError, UsageError
+from wasmgraph.limits import COMPILE_LIMITS, Limits
 from wasmgraph.targets import target_names
 
 if TYPE_CHECKING:
@@ -37,38 +38,41 @@ threads_option = click.option(
 )
 
 
-def trust_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Whether a command's artifact is trusted, as the keyword arguments ``trust`` of ``load``."""
+def trust_options(default: Limits, what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Whether ``what`` a command takes is trusted: the arguments ``trust`` of ``load`` or ``compile``."""
+    memory, seconds = default.memory_bytes >> 20, default.wall_s
 
-    @click.option("--untrusted", is_flag=True, help="Run it in a child process with limits.")
-    @click.option(
-        "--limit-memory", metavar="MB", type=click.IntRange(1), help="Of an untrusted artifact [4096]."
-    )
-    @click.option(
-        "--limit-seconds",
-        metavar="S",
-        type=click.FloatRange(0.01),
-        help="Of an untrusted artifact, a call [60].",
-    )
-    @click.option("--sha256", help="Refuse any other file; `wasmgraph inspect` prints it.")
-    @wraps(command)
-    def trusting(
-        *args: Any,
-        untrusted: bool,
-        limit_memory: int | None,
-        limit_seconds: float | None,
-        sha256: str | None,
-        **others: Any,
-    ) -> None:
-        from wasmgraph.runtimes import Limits
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @click.option("--untrusted", is_flag=True, help=f"Take {what} in a child process with limits.")
+        @click.option(
+            "--limit-memory", metavar="MB", type=click.IntRange(1), help=f"If untrusted [{memory}]."
+        )
+        @click.option(
+            "--limit-seconds",
+            metavar="S",
+            type=click.FloatRange(0.01),
+            help=f"If untrusted [{seconds:g}].",
+        )
+        @wraps(command)
+        def trusting(
+            *args: Any,
+            untrusted: bool,
+            limit_memory: int | None,
+            limit_seconds: float | None,
+            **others: Any,
+        ) -> None:
+            limits = None
+            if limit_memory is not None or limit_seconds is not None:
+                most = limit_seconds or seconds
+                limits = Limits((limit_memory or memory) << 20, most, most)
+            command(*args, trust={"untrusted": untrusted, "limits": limits}, **others)
 
-        limits = None
-        if limit_memory is not None or limit_seconds is not None:
-            seconds = limit_seconds or Limits.wall_s
-            limits = Limits((limit_memory or Limits.memory_bytes >> 20) << 20, seconds, seconds)
-        command(*args, trust={"untrusted": untrusted, "limits": limits, "sha256": sha256}, **others)
+        return trusting
 
-    return trusting
+    return decorate
+
+
+sha256_option = click.option("--sha256", help="Refuse any other file; `wasmgraph inspect` prints it.")
 
 
 @click.command()
@@ -129,6 +133,7 @@ def shapes_of(options: Sequence[str]) -> dict[str, tuple[int, ...]]:
     help="Keep graph.json, graph.o, graph.params, the archive and the kernels as text here.",
 )
 @click.option("--no-winograd", is_flag=True, help="Direct convolutions only, for the last bit.")
+@trust_options(COMPILE_LIMITS, "the model")
 @json_option
 def compile(
     model: Path,
@@ -139,6 +144,7 @@ def compile(
     command: bool,
     keep: Path | None,
     no_winograd: bool,
+    trust: Mapping[str, Any],
     as_json: bool,
 ) -> None:
     """Compile an ONNX MODEL into one file.
@@ -161,7 +167,8 @@ def compile(
                 advance(sum(_STAGES.get(done.name, 0) for done in log.stages))
 
         log = CompileLog(observer=show)
-        artifact = compile_model(model, target, shapes, params, keep, not no_winograd, log, command)
+        options = (target, shapes, params, keep, not no_winograd, log, command)
+        artifact = compile_model(model, *options, **trust)
         artifact.save(output)
     note(_coverage(log))
     if not as_json:
@@ -210,7 +217,8 @@ def arrays_of(options: Sequence[str]) -> dict[str, Array]:
 @click.option("--runtime", help="wasmtime, node, tvm or onnxruntime (default: by the file's kind).")
 @threads_option
 @params_option
-@trust_options
+@sha256_option
+@trust_options(Limits(), "the artifact")
 @json_option
 def run(
     artifact: Path,
@@ -219,6 +227,7 @@ def run(
     runtime: str | None,
     threads: int,
     params_dir: Path | None,
+    sha256: str | None,
     trust: Mapping[str, Any],
     as_json: bool,
 ) -> None:
@@ -234,7 +243,7 @@ def run(
     from wasmgraph.runtimes import load
 
     feeds = arrays_of(inputs)
-    with load(artifact, runtime=runtime, threads=threads, params=params_dir, **trust) as session:
+    with load(artifact, runtime, threads, sha256, params=params_dir, **trust) as session:
         outputs = session.run(feeds)
     try:
         # np.savez would not take an output called "file".
@@ -258,10 +267,16 @@ def run(
 @click.option(
     "--top", default=5, show_default=True, type=click.IntRange(1), help="How many classes to show."
 )
-@trust_options
+@sha256_option
+@trust_options(Limits(), "the artifact")
 @json_option
 def classify(
-    artifact: Path, photos: Sequence[Path], top: int, trust: Mapping[str, Any], as_json: bool
+    artifact: Path,
+    photos: Sequence[Path],
+    top: int,
+    sha256: str | None,
+    trust: Mapping[str, Any],
+    as_json: bool,
 ) -> None:
     """Classify PHOTOS with an ARTIFACT that carries preprocessing and labels.
 
@@ -280,7 +295,7 @@ def classify(
         )
     inputs = [preprocess(decode(photo), description["preprocessing"]) for photo in photos]
     found: dict[str, list[tuple[str, float]]] = {}
-    with load(opened, **trust) as session:
+    with load(opened, sha256=sha256, **trust) as session:
         for photo, array in zip(photos, inputs, strict=True):
             outputs = session.run({description["input"]: array})
             probabilities = outputs[description["probabilities"]].ravel()

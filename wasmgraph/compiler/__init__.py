@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wasmgraph.artifact import SCHEMA, Artifact, Manifest, Params, Placed, Step, seal
 from wasmgraph.errors import CompileError, MissingDependencyError, UsageError, WasmgraphError
 from wasmgraph.files import replacing, write_atomically
 from wasmgraph.host import cpu_features
+from wasmgraph.limits import COMPILE_LIMITS, Limits
 from wasmgraph.targets import Target, get_target
 from wasmgraph.tensors import TensorSpec
 
@@ -78,6 +79,8 @@ def compile(
     winograd: bool = True,
     log: CompileLog | None = None,
     command: bool = False,
+    untrusted: bool = False,
+    limits: Limits | None = None,
 ) -> Artifact:
     """Compile an ONNX model, weights and all, into one file.
 
@@ -94,6 +97,9 @@ def compile(
     winograd : False keeps every convolution direct, for the last bit of accuracy
     log : filled with stages, times and rule counts
     command : link a WASI command: raw inputs on its standard input, raw outputs on its standard output
+    untrusted : import and compile in a child process, with ``limits`` that it is killed for exceeding;
+        SECURITY.md says what that promises. On Linux
+    limits : of an untrusted model; by default 8 GiB, 600 s of processor time, 600 s
 
     Returns
     -------
@@ -106,16 +112,26 @@ def compile(
         The model, the target or an option is not acceptable.
     CompileError
         TVM, the assembler or the linker failed.
+    LimitError
+        An untrusted model exceeded a limit.
     """
     chosen = get_target(target)
     _check_form(chosen, params, command)
+    log = log or CompileLog()
+    if untrusted:
+        from wasmgraph.compiler.untrusted import compile_untrusted
+
+        options: dict[str, Any] = {"target": target, "shapes": shapes, "params": params}
+        options |= {"keep": keep, "winograd": winograd, "command": command}
+        return compile_untrusted(model, options, limits or COMPILE_LIMITS, log)
+    if limits is not None:
+        raise UsageError("limits are kept for untrusted models only: compile with untrusted=True.")
     try:
         from wasmgraph.compiler.importer import import_model
     except ImportError as error:
         raise MissingDependencyError(
             f"compiling needs {error.name}: pip install 'wasmgraph[compile]'."
         ) from error
-    log = log or CompileLog()
     with log.stage("import") as stage:
         imported = import_model(model, shapes or {})
         log.constant_outputs = imported.constant_outputs

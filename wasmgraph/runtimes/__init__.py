@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from wasmgraph.artifact import Artifact, kind_of
 from wasmgraph.errors import UsageError
+from wasmgraph.limits import Limits, check_platform
 from wasmgraph.runtimes.base import LoadOptions, Runtime, Session
-from wasmgraph.runtimes.limits import Limits
 from wasmgraph.runtimes.native import NativeRuntime
 from wasmgraph.runtimes.node import NodeRuntime
 from wasmgraph.runtimes.onnxruntime import OnnxRuntime
@@ -94,10 +93,11 @@ def load(
         if limits is not None:
             raise UsageError("limits are kept for untrusted graphs only: load with untrusted=True.")
         return chosen.load(path, options)
-    if chosen.name != "wasmtime" or sys.platform != "linux":
+    check_platform(f"{path} as an untrusted graph")
+    if chosen.name != "wasmtime":
         raise UsageError(
-            f"{path}: untrusted graphs are wasm artifacts, in Wasmtime, on Linux; this is a {kind} file"
-            f" in {chosen.name} on {sys.platform}."
+            f"{path}: untrusted graphs are wasm artifacts, in Wasmtime; this is a {kind} file"
+            f" in {chosen.name}."
         )
     from wasmgraph.runtimes.untrusted import UntrustedSession
 

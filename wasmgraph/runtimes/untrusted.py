@@ -21,10 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from wasmgraph import errors
-from wasmgraph.errors import ExecutionError, LimitError, WasmgraphError
+from wasmgraph.errors import ExecutionError, LimitError, WasmgraphError, error_from
+from wasmgraph.limits import Limits, child_environment
 from wasmgraph.runtimes.base import LoadOptions, Session
-from wasmgraph.runtimes.limits import Limits
 from wasmgraph.tensors import Array, TensorSpec
 
 _LONGEST = 1 << 22  # bytes of an answer
@@ -104,7 +103,7 @@ class UntrustedSession(Session):
             status = self._give_up()
             raise self._epitaph(status) from error
         if "error" in answer:
-            raise _error(answer)
+            raise error_from(answer)
         return answer
 
     def _receive(self, size: int) -> bytes:
@@ -157,19 +156,13 @@ def views(memory: mmap.mmap, specs: tuple[TensorSpec, ...], offsets: list[int]) 
 
 
 def _start(channel: socket.socket, shared: int) -> subprocess.Popen[bytes]:
-    environment = {
-        key: os.environ[key]
-        for key in ("HOME", "PATH", "WASMGRAPH_CACHE", "XDG_CACHE_HOME")
-        if key in os.environ
-    }
-    environment["PYTHONPATH"] = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
     return subprocess.Popen(
         [sys.executable, "-B", "-m", "wasmgraph.runtimes.untrusted_child", str(channel.fileno())],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         pass_fds=(channel.fileno(), shared),
-        env=environment,
+        env=child_environment(),
         cwd="/",
     )
 
@@ -185,13 +178,3 @@ def _end(process: subprocess.Popen[bytes], channel: socket.socket) -> int:
 
 def _specs(said: Any) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(str(n), tuple(int(d) for d in shape), str(dtype)) for n, shape, dtype in said)
-
-
-def _error(answer: dict[str, Any]) -> WasmgraphError:
-    """The error that the child met, as if it had been met here."""
-    kind = getattr(errors, str(answer["error"]), ExecutionError)
-    if not (isinstance(kind, type) and issubclass(kind, WasmgraphError)):
-        kind = ExecutionError
-    if issubclass(kind, errors.ArtifactError):
-        return kind(str(answer["message"]), check=str(answer.get("check", "form")))
-    return kind(str(answer["message"]))

@@ -5,18 +5,16 @@ from __future__ import annotations
 import errno
 import json
 import mmap
-import os
 import resource
 import signal
 import socket
 import sys
-import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 from wasmgraph.artifact import Artifact
-from wasmgraph.errors import LimitError, WasmgraphError
+from wasmgraph.errors import LimitError, WasmgraphError, error_to
+from wasmgraph.limits import end_with_parent, restrict_memory
 from wasmgraph.runtimes import get_runtime
 from wasmgraph.runtimes.base import LoadOptions, Session
 from wasmgraph.runtimes.untrusted import layout, views
@@ -53,8 +51,7 @@ class Child:
         try:
             return work()
         except WasmgraphError as error:
-            check = getattr(error, "check", "")
-            return {"error": type(error).__name__, "message": str(error), "check": check}
+            return error_to(error)
         except (MemoryError, OSError) as error:
             if isinstance(error, OSError) and error.errno != errno.ENOMEM:
                 raise
@@ -67,12 +64,8 @@ class Child:
             signal.setitimer(signal.ITIMER_PROF, 0)
 
     def _load(self, request: dict[str, Any]) -> dict[str, Any]:
-        # Of memory, the kernel bounds what is private and can be written; what Wasmtime merely reserves is
-        # not counted. Files: what Wasmtime makes of a module's data, and the cache; none once it is loaded.
         allowed = int(request["memory_bytes"])
-        _limit(resource.RLIMIT_CORE, 0)
-        _limit(resource.RLIMIT_DATA, allowed)
-        _limit(resource.RLIMIT_FSIZE, allowed)
+        restrict_memory(allowed)
         artifact = Artifact.open(request["path"])
         declared = artifact.module.memory_min * PAGE_BYTES if artifact.module else 0
         if declared > allowed:
@@ -81,7 +74,7 @@ class Child:
             )
         options = LoadOptions(int(request["threads"]), request["sha256"], request["params"])
         self._session = get_runtime("wasmtime").load(artifact.path, options)
-        _limit(resource.RLIMIT_FSIZE, 0)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # what Wasmtime makes of its data is made
         return {
             side: [(s.name, s.shape, s.dtype) for s in getattr(self._session, side)]
             for side in ("inputs", "outputs")
@@ -116,18 +109,7 @@ class Child:
         self._channel.sendall(len(content).to_bytes(4, "little") + content)
 
 
-def _limit(kind: int, most: int) -> None:
-    resource.setrlimit(kind, (most, most))
-
-
-def _leave_with(parent: int) -> None:
-    """End when the parent has ended, even in the midst of a call."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(0)
-
-
 if __name__ == "__main__":
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+    end_with_parent()
     Child(socket.socket(fileno=int(sys.argv[1]))).serve()

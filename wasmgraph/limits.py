@@ -1,0 +1,73 @@
+"""What somebody else's model or graph may spend, and how a child process is held to it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from wasmgraph.errors import UsageError
+
+_PASSED_ON = ("HOME", "PATH", "WASMGRAPH_CACHE", "XDG_CACHE_HOME", "TMPDIR")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What loading a graph may take, and each of its calls, or compiling a model: bytes of memory, seconds
+    of processor time over all threads, seconds of time."""
+
+    memory_bytes: int = 4 << 30
+    cpu_s: float = 60.0
+    wall_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if min(self.memory_bytes, self.cpu_s, self.wall_s) <= 0:
+            raise UsageError(f"{self}: limits must be greater than nothing.")
+
+
+COMPILE_LIMITS = Limits(memory_bytes=8 << 30, cpu_s=600.0, wall_s=600.0)
+
+
+def check_platform(what: str) -> None:
+    """Raise UsageError where children cannot be limited."""
+    if sys.platform != "linux":
+        raise UsageError(f"{what}: limits are kept on Linux, this is {sys.platform}.")
+
+
+def child_environment(**more: str) -> dict[str, str]:
+    """Of this process's environment, what a child needs to find Python's packages and the cache."""
+    environment = {key: os.environ[key] for key in _PASSED_ON if key in os.environ}
+    environment["PYTHONPATH"] = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+    return environment | more
+
+
+def restrict_memory(allowed: int) -> None:
+    """Limit this process: of memory, the kernel bounds what is private and can be written, not what is only
+    reserved; no file may be larger either, and no core is dumped."""
+    import resource
+
+    for kind, most in (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_DATA, allowed),
+        (resource.RLIMIT_FSIZE, allowed),
+    ):
+        resource.setrlimit(kind, (most, most))
+
+
+def end_with_parent(group: bool = False) -> None:
+    """Have this process end when its parent has ended, in the midst of whatever it does; with ``group``,
+    all processes of its group."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        if group:
+            os.killpg(0, signal.SIGKILL)
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
