@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: bench bench-light bench-zoo bench-all bench-accuracy conformance fuzz gate regress prove test test-slow test-mindspore test-torch check sample clean
+.PHONY: bench bench-light bench-zoo bench-all bench-accuracy conformance fuzz faults soak gate regress prove test test-slow test-mindspore test-torch check sample clean
 
 bench: $(READY)
 	$(BIN)/pytest bench -q --benchmark-json=results/latest.json
@@ -54,6 +54,15 @@ conformance: $(READY)
 # Inputs that nobody meant well, thousands of each kind, into results/reliability.json: an hour.
 fuzz: $(READY)
 	$(BIN)/python -m bench.fuzz
+
+# What holds when processes are killed, disks are full and graphs are hostile, into results/reliability.json:
+# half an hour.
+faults: $(READY)
+	$(BIN)/python -m bench.faults
+
+# A million inferences, eight sessions at once, and what that leaves in memory: some minutes.
+soak: $(READY)
+	$(BIN)/python -m bench.soak
 
 # Sizes, work and accuracy of this tree against results/baseline.json, no time: about three minutes.
 GATED := wasm32@wasmtime,wasm32-simd128@wasmtime,wasm32-relaxed-simd@wasmtime,wasm32-simd128-threads@wasmtime:2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Generator, Iterator
@@ -188,6 +189,23 @@ def pytest_runtest_makereport(
     if report.failed and not isinstance(getattr(call.excinfo, "value", None), pytest.fail.Exception):
         item.config.stash[_RUN].failed[item.name] = str(report.longrepr).strip().splitlines()[-1]
     return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None]:
+    """Results are whole or absent: pytest-benchmark writes into the file itself."""
+    saving = session.config._benchmarksession  # type: ignore[attr-defined]
+    path = saving.json
+    if path is None:
+        return (yield)
+    saving.json = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        done = yield
+        if saving.json.exists():
+            saving.json.replace(path)
+        return done
+    finally:
+        saving.json.unlink(missing_ok=True)
 
 
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:

@@ -238,7 +238,7 @@ def _scale() -> Outcome:
 
 def _seconds(*arguments: str) -> float:
     began = time.perf_counter()
-    command = [sys.executable, "-m", "wasmgraph.cli", *arguments]
+    command = [sys.executable, "-m", "wasmgraph", *arguments]
     done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
     if done.returncode > 1:
         raise RuntimeError(f"{arguments[0]} ended with {done.returncode}")

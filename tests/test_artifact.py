@@ -113,6 +113,10 @@ def test_the_inputs_do_not_overlap_the_outputs(small_artifact: Callable[[str], P
         {"inputs": [{"name": "x", "shape": [-1], "dtype": "float32", "offset": 64}]},
         {"inputs": [{"name": "x", "shape": [1], "dtype": "O", "offset": 64}]},
         {"inputs": [{"name": "x", "shape": [1], "dtype": "float32", "offset": 8.0}]},
+        {"inputs": [{"name": "x", "shape": [0, 1 << 60], "dtype": "float32", "offset": 64}]},
+        {"params": "elsewhere"},
+        {"params": "wasi", "params_sha256": "../../etc/passwd"},
+        {"command": 1},
     ],
 )
 def test_a_manifest_of_the_wrong_form(small_artifact: Callable[[str], Path], change: dict) -> None:

@@ -160,7 +160,7 @@ def test_a_fault_of_ours_is_3_and_shows_its_trace_only_with_debug(
 
 
 def test_the_installed_command_ends_without_a_traceback(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "wasmgraph.cli", "inspect", str(tmp_path / "absent.wasm")]
+    command = [sys.executable, "-m", "wasmgraph", "inspect", str(tmp_path / "absent.wasm")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ")
@@ -235,7 +235,7 @@ def test_shells_complete_commands(shell: str) -> None:
 def test_a_pipe_that_closes_is_not_a_verdict(tmp_path: Path) -> None:
     """`wasmgraph … | head`: exit code 1 would say "worse"."""
     files = "results/baseline.json results/baseline.json"
-    command = f"{sys.executable} -m wasmgraph.cli compare {files} --all --json"
+    command = f"{sys.executable} -m wasmgraph compare {files} --all --json"
     root = Path(__file__).parent.parent
     done = subprocess.run(
         ["bash", "-c", f"{command} | head -c 1 > /dev/null; echo ${{PIPESTATUS[0]}}"],

@@ -22,6 +22,7 @@ import struct
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -37,6 +38,7 @@ DESCRIPTION_KEY = "wasmgraph"  # of an ONNX file's metadata: JSON that ends up i
 DIGEST_SECTION = "wasmgraph.sha256"
 PARAMS_FOLDER = "wasmgraph-params"
 Params = Literal["embedded", "wasi"]
+_LARGEST = 1 << 56  # elements of a tensor, were each dimension at least 1
 _NATIVE_MAGIC = b"WGNATIVE"
 _NATIVE_TAIL = struct.Struct("<32sQ8s")
 DTYPES = (
@@ -141,6 +143,8 @@ class Manifest:
                 raise TypeError(f"tensor {tensor.name!r} has offset and shape {sizes}")
             if tensor.dtype not in DTYPES:
                 raise ValueError(f"tensor {tensor.name!r} has dtype {tensor.dtype!r}")
+            if prod(max(size, 1) for size in tensor.shape) >= _LARGEST:  # [0, 2**60] is too big for numpy
+                raise ValueError(f"tensor {tensor.name!r} has shape {tensor.shape}")
             if self.kind == "native" and tensor.offset + tensor.spec.nbytes > self.arena_bytes:
                 raise ValueError(f"tensor {tensor.name!r} lies outside the arena")
 

@@ -18,7 +18,7 @@ import onnx
 
 import wasmgraph as wg
 from wasmgraph.artifact import DIGEST_SECTION, MANIFEST_SECTION, PARAMS_FOLDER
-from wasmgraph.errors import ArtifactError
+from wasmgraph.errors import ArtifactError, ModelError
 from wasmgraph.runtimes.checks import CHECKS
 from wasmgraph.wasmfile import MAGIC, Reader, custom_section, leb128, read_module
 
@@ -249,5 +249,7 @@ def case(seed: int, place: Path) -> str:
         return "loaded"
     except ArtifactError as error:
         return f"refused: {error.check}"
+    except ModelError:
+        return "refused: not wasm"  # its first bytes say that it is something else, and ONNX is tried
     finally:
         path.unlink()

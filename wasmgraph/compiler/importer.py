@@ -126,6 +126,8 @@ def _check_weights(proto: onnx.ModelProto, where: str) -> None:
             )
         try:
             numpy_helper.to_array(tensor)
+        except KeyError as error:
+            raise ModelError(f"{where}: tensor {tensor.name!r} has the unknown dtype {error}.") from error
         except (TypeError, ValueError) as error:
             raise ModelError(
                 f"{where}: tensor {tensor.name!r} is not the {list(tensor.dims)} it should be: {error}."

@@ -16,7 +16,7 @@ from wasmgraph.artifact import Params
 from wasmgraph.compiler.phases import Phase
 from wasmgraph.compiler.plan import ALIGNMENT, COPY, Address, Call, Plan, symbol_of
 from wasmgraph.compiler.wasi import command_values, params_values, place_params
-from wasmgraph.errors import CompileError
+from wasmgraph.errors import CompileError, ModelError
 from wasmgraph.targets import Target
 from wasmgraph.tensors import Array, TensorSpec
 from wasmgraph.wasmfile import PAGE_BYTES, export_start
@@ -185,6 +185,17 @@ def link_objects(
     return linked
 
 
+def check_memory(plan: Plan, target: Target) -> None:
+    """Raise ModelError if a plan is larger than what a module can address."""
+    workers = _WORKER_PAGES * PAGE_BYTES if target.threaded else 0
+    needed = plan.param_bytes + plan.arena_bytes + _STACK_BYTES + _CONSTANTS_BYTES + workers
+    if target.kind == "wasm" and needed > 1 << 32:
+        raise ModelError(
+            f"the model's tensors take {needed:,} bytes ({plan.param_bytes:,} of them parameters); a"
+            " WebAssembly module has 4 GiB. Bind smaller shapes, or compile it for native."
+        )
+
+
 def link(
     directory: Path,
     target: Target,
@@ -200,6 +211,7 @@ def link(
     Leaves ``graph.params``, ``entry.c`` and the archive beside it, and the parameters where the module
     looks for them, if it reads them from a file. Returns the linked file and that file's sha256, or "".
     """
+    check_memory(plan, target)
     params, digest = directory / "graph.params", ""
     write_params(params, plan, constants)
     texts = {"entry.c": entry_source(plan, phases)}

@@ -8,7 +8,7 @@ from functools import partial
 from importlib import resources
 from pathlib import Path
 
-from wasmgraph.errors import FetchError, MissingDependencyError, UsageError
+from wasmgraph.errors import CacheError, FetchError, MissingDependencyError, UsageError
 from wasmgraph.files import cache_dir, cache_lock, write_atomically
 from wasmgraph.models.mindspore import from_mindspore
 
@@ -125,10 +125,16 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
         raise UsageError(f"unknown model {name!r}; there are {', '.join(MODELS)}.")
     model = MODELS[name]
     path = cache_dir("models") / f"{name}-{model.revision}.onnx"
-    if not path.exists():
-        with cache_lock(path):
-            if not path.exists():
-                write_atomically(path, model.build(progress or (lambda _: None)))
+    try:
+        if not path.exists():
+            with cache_lock(path):
+                if not path.exists():
+                    write_atomically(path, model.build(progress or (lambda _: None)))
+    except OSError as error:
+        raise CacheError(
+            f"{name}: the cache {path.parent.parent} cannot be written ({error.strerror}): make room there,"
+            " or set WASMGRAPH_CACHE to another directory."
+        ) from error
     return path
 
 

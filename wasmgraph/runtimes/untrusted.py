@@ -62,6 +62,11 @@ class UntrustedSession(Session):
         finally:
             os.close(shared)
 
+    @property
+    def process_id(self) -> int:
+        """Of the child."""
+        return self._process.pid
+
     def _share(self, shared: int, specs: tuple[TensorSpec, ...]) -> None:
         """Lay the tensors out one after the other, in memory that the child cannot shrink under us."""
         offsets, size = layout(specs)

@@ -21,6 +21,8 @@ from wasmgraph.runtimes.untrusted import layout, views
 from wasmgraph.tensors import Array
 from wasmgraph.wasmfile import PAGE_BYTES
 
+_NO_MEMORY = f"(os error {errno.ENOMEM})"  # as Wasmtime says it
+
 
 class Child:
     """Answers messages, each a JSON list of a verb and what it needs."""
@@ -51,17 +53,17 @@ class Child:
         try:
             return work()
         except WasmgraphError as error:
-            return error_to(error)
+            return error_to(error) if _NO_MEMORY not in str(error) else self._too_little()
         except (MemoryError, OSError) as error:
             if isinstance(error, OSError) and error.errno != errno.ENOMEM:
                 raise
-            allowed = f"{request['memory_bytes']:,} bytes"
-            return {
-                "error": "LimitError",
-                "message": f"{request['path']} needs more memory than {allowed}.",
-            }
+            return self._too_little()
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
+
+    def _too_little(self) -> dict[str, Any]:
+        allowed = f"{self._request['memory_bytes']:,} bytes"
+        return error_to(LimitError(f"{self._request['path']} needs more memory than {allowed}."))
 
     def _load(self, request: dict[str, Any]) -> dict[str, Any]:
         allowed = int(request["memory_bytes"])

@@ -1,0 +1,314 @@
+"""Commands that are killed (SIGKILL) or interrupted (SIGINT) at any moment, and what must hold then: what
+was asked for is whole or absent, the cache holds nothing that is not whole, and doing it again succeeds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from wasmgraph.analysis.history import read_history
+from wasmgraph.errors import RecordError
+from wasmgraph.records import read_results
+
+ROOT = Path(__file__).parent.parent.parent
+_PATIENCE_S = 180.0
+_POLL_S = 2e-4
+# Signs of a write under way: a file that will be renamed, a package that comes in.
+_UNFINISHED = (".part",)
+_FETCHING = ".fetch-"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A command, the cache and the folder in which it works, and what must hold of them.
+
+    ``writing`` says whether it writes at this moment; ``check`` raises AssertionError for what does not
+    hold, of a run that finished or of one that did not.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    place: Path
+    cache: Path
+    writing: Callable[[], bool]
+    check: Callable[[bool], None]
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start the command in a session of its own."""
+        environment = {**os.environ, "WASMGRAPH_CACHE": str(self.cache)}
+        return subprocess.Popen(
+            [sys.executable, *self.command],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+
+@dataclass(frozen=True)
+class Blow:
+    """What became of one disturbed run: whether it was writing, how it ended, what was wrong afterwards."""
+
+    writing: bool
+    status: int
+    find: str | None
+
+
+def _unfinished(*folders: Path) -> bool:
+    """Whether something is being written into one of the folders."""
+    for folder in folders:
+        with suppress(OSError):
+            for entry in os.scandir(folder):
+                if entry.name.endswith(_UNFINISHED) or entry.name.startswith(_FETCHING):
+                    return True
+    return False
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check_cache(cache: Path, sound: dict[str, str]) -> None:
+    """Files of the cache that have their final name are those of an undisturbed run."""
+    for path in cache.rglob("*"):
+        relative = str(path.relative_to(cache))
+        hidden = any(part.startswith(".") for part in path.relative_to(cache).parts)
+        if not path.is_file() or hidden or path.suffix == ".lock":
+            continue
+        if relative.startswith("digests/"):
+            json.loads(path.read_text())
+        elif relative in sound:
+            assert _digest(path) == sound[relative], f"{relative} is corrupted"
+
+
+def _sound(cache: Path) -> dict[str, str]:
+    files = [p for p in cache.rglob("*") if p.is_file() and p.suffix not in (".lock", ".part")]
+    named = {str(p.relative_to(cache)): p for p in files}
+    return {name: _digest(p) for name, p in named.items() if not name.startswith("digests/")}
+
+
+def compiling(place: Path, model: Path) -> Scene:
+    """``wasmgraph compile`` of a model with a parameter file."""
+    out, folder = place / "out.wasm", place / "wasmgraph-params"
+    whole: dict[Path, str] = {}
+
+    def check(finished: bool) -> None:
+        made = [p for p in (out, *folder.glob("[!.]*")) if p.exists()]
+        assert not finished or len(made) == 2, "the output is missing"
+        assert len(made) < 2 or out in made
+        for path in made:
+            assert whole.setdefault(path, _digest(path)) == _digest(path), f"{path.name} is not whole"
+        assert not out.exists() or len(made) == 2, "a module without its parameters"
+        if not finished:
+            _clear(place)
+
+    command = ("-m", "wasmgraph", "compile", str(model), "-o", str(out), "--params", "wasi")
+    return Scene("compile", command, place, place / "cache", lambda: _unfinished(place, folder), check)
+
+
+def fetching(place: Path, name: str, packages: Path | None) -> Scene:
+    """``wasmgraph fetch``; ``packages`` are those that need no download."""
+    cache = place / "cache"
+    sound: dict[str, str] = {}
+
+    def fill() -> None:
+        if packages is not None:
+            shutil.copytree(packages, cache / "packages", copy_function=os.link, dirs_exist_ok=True)
+            for folder in (cache, cache / "packages"):
+                folder.chmod(0o700)
+
+    def check(finished: bool) -> None:
+        if finished:
+            sound.update(_sound(cache))
+            assert any(name.startswith("models/") for name in sound), "no model was fetched"
+        _check_cache(cache, sound)
+        if not finished:
+            _clear(cache)
+            fill()
+
+    cache.mkdir(parents=True)
+    fill()
+    command = ("-m", "wasmgraph", "fetch", name)
+    folders = (cache / "models", cache / "packages")
+    return Scene("fetch", command, place, cache, lambda: _unfinished(*folders), check)
+
+
+def remembering(place: Path, results: Path) -> Scene:
+    """``wasmgraph history add`` of a large run to a file that grows."""
+    history, length, torn = place / "history.jsonl", [0], [0]
+    total = len({b["param"] for b in read_results(results)["benchmarks"]})
+
+    def writing() -> bool:
+        with suppress(OSError):
+            return history.stat().st_size > length[0]
+        return False
+
+    def check(finished: bool) -> None:
+        if history.exists():
+            read = read_history(history, ("ratio",))
+            assert not (finished and read.lines == 0), "nothing was added"
+            for trend in read.trends:
+                assert len(trend.points) <= 1, "a run was read twice"
+            length[0] = history.stat().st_size
+            torn[0] += read.torn
+        if finished or (history.exists() and read.lines == total):
+            history.unlink()
+            length[0] = 0
+
+    command = ("-m", "wasmgraph", "history", "add", str(results), "--file", str(history))
+    return Scene("history add", command, place, place / "cache", writing, check)
+
+
+def benching(place: Path, model: Path, before: Path) -> Scene:
+    """``pytest bench``, over results that are there already."""
+    out, cache = place / "results.json", place / "cache"
+    shutil.copy(before, out)
+
+    def check(finished: bool) -> None:
+        frame = read_results(out)  # the old results or the new ones, never a part
+        assert frame["benchmarks"], "results without a benchmark"
+        _check_cache(cache, {})
+        for compiled in cache.glob("compiled/*.cwasm"):
+            assert compiled.read_bytes()[:4] == b"\x7fELF"
+            assert whole.setdefault(compiled.name, _digest(compiled)) == _digest(compiled)
+        if not finished and len(list(cache.glob("compiled/*.cwasm"))) > 1:
+            _clear(cache)
+
+    whole: dict[str, str] = {}
+    backends = "wasm32-simd128@wasmtime,wasm32-simd128@node,onnxruntime"
+    options = ("-k", "latency", "--models", str(model), "--backends", backends, "--rounds", "2")
+    command = ("-m", "pytest", "bench", "-q", *options, f"--benchmark-json={out}")
+    folders = (place, cache / "compiled", cache / "digests")
+    return Scene("bench", command, place, cache, lambda: _unfinished(*folders), check)
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _left_over(session: int) -> list[str]:
+    """Processes that a command started and that live on."""
+    found = []
+    for process in psutil.process_iter(["pid", "name", "status"]):
+        with suppress(OSError, psutil.Error):
+            if os.getsid(process.pid) == session and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(process.info["name"])
+    return found
+
+
+def _gone(session: int, seconds: float = 15.0) -> list[str]:
+    """What is still there after a while."""
+    until = time.monotonic() + seconds
+    while (left := _left_over(session)) and time.monotonic() < until:
+        time.sleep(0.05)
+    return left
+
+
+def duration(scene: Scene) -> float:
+    """Seconds of an undisturbed run, which must succeed."""
+    began = time.monotonic()
+    process = scene.start()
+    _, said = process.communicate(timeout=_PATIENCE_S)
+    assert process.returncode == 0, f"{scene.name}: {said.decode()[-500:]}"
+    scene.check(True)
+    return time.monotonic() - began
+
+
+def strike(
+    scene: Scene, rng: random.Random, seconds: float, during_write: bool, how: signal.Signals
+) -> Blow:
+    """Disturb one run: while it writes, or at any moment of its ``seconds``."""
+    process = scene.start()
+    moment = time.monotonic() + rng.uniform(0, 1.1 * seconds)
+    until = time.monotonic() + _PATIENCE_S
+    writing = False
+    while process.poll() is None and time.monotonic() < until:
+        writing = scene.writing()
+        if (during_write and writing) or (not during_write and time.monotonic() >= moment):
+            break
+        time.sleep(_POLL_S)
+    # Ctrl-C goes to everything that the terminal started.
+    with suppress(ProcessLookupError):
+        (os.killpg if how == signal.SIGINT else os.kill)(process.pid, how)
+    try:
+        _, said = process.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        return Blow(writing, process.returncode, f"did not end within 30 s of {how.name}")
+    return Blow(writing, process.returncode, _find(scene, process, how, said.decode(errors="replace")))
+
+
+def _find(scene: Scene, process: subprocess.Popen[bytes], how: signal.Signals, said: str) -> str | None:
+    """What is wrong after a blow, or None."""
+    if left := _gone(process.pid):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        return f"still running: {', '.join(left)}"
+    if how == signal.SIGINT and not _obeyed(scene, process.returncode, said):
+        return f"ended with {process.returncode}: {said[-300:]}"
+    try:
+        scene.check(False)
+    except (AssertionError, RecordError, ValueError, OSError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _obeyed(scene: Scene, status: int, said: str) -> bool:
+    """Whether Ctrl-C was obeyed, in a word; before Python has come to any of our code it says more."""
+    if status == 0 or (status == -signal.SIGINT and "wasmgraph" not in said):
+        return True
+    return status == 2 if scene.name == "bench" else status == 130 and "Traceback" not in said
+
+
+def blows(scene: Scene, count: int, seed: int, how: signal.Signals = signal.SIGKILL) -> Iterator[Blow]:
+    """``count`` disturbed runs, two of three while it writes, and an undisturbed one in the end."""
+    rng = random.Random(seed)  # noqa: S311
+    seconds = duration(scene)
+    with suppress(OSError):
+        scene.check(False)
+    for number in range(count):
+        yield strike(scene, rng, seconds, number % 3 != 0, how)
+    try:
+        duration(scene)
+    except (AssertionError, subprocess.TimeoutExpired) as error:
+        yield Blow(False, 0, f"afterwards: {error}")
+
+
+def write_many(results: Path, into: Path, copies: int = 40) -> None:
+    """A results file with many more series than a run has, so that adding it takes its time."""
+    data = json.loads(results.read_text())
+    data["benchmarks"] = [
+        {
+            **benchmark,
+            "name": benchmark["name"].replace("[", f"[{copy}-", 1),
+            "param": f"{copy}-{benchmark['param']}",
+            "extra_info": {
+                **benchmark["extra_info"],
+                "model": f"{copy}-{benchmark['extra_info']['model']}",
+            },
+        }
+        for copy in range(copies)
+        for benchmark in data["benchmarks"]
+    ]
+    into.write_text(json.dumps(data))

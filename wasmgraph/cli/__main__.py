@@ -1,5 +1,0 @@
-"""``python -m wasmgraph.cli``."""
-
-from wasmgraph.cli import main
-
-main()
