@@ -48,10 +48,10 @@ def case(seed: int, place: Path) -> str:
     base, head, history = place / "base.json", place / "head.json", place / "history.jsonl"
     base.write_bytes(sound)
     head.write_bytes(content)
-    shown: tuple[str | Path, ...] = ("history", "show", "--history", history)
+    shown: tuple[str | Path, ...] = ("history", "show", "--file", history)
     outcomes = [
         _run("compare", base, head),
-        _run("history", "add", head, "--history", history),
+        _run("history", "add", head, "--file", history),
         _run(*shown),
     ]
     if history.exists() and rng.random() < 0.5:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,45 @@ def check(model: onnx.ModelProto, target: str, *rules: str, tolerance: float = 1
         np.testing.assert_allclose(
             found[value.name], array, rtol=1e-4, atol=tolerance * (1 + np.abs(array).max())
         )
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("groups", [1, 4])
+def test_a_convolution_of_one_dimension_is_one_of_rows(target: str, groups: int) -> None:
+    """The last window ends in the padding: it was read from beyond the data (make fuzz, graph 350)."""
+    weights = np.random.default_rng(1).normal(size=(4, 4 // groups, 5)).astype(np.float32)
+    attributes = {"pads": [2, 3], "strides": [2], "group": groups}
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], **attributes)]
+    model = model_of(nodes, {"x": [3, 4, 10]}, ["y"], {"w": weights})
+    check(model, target, "direct-conv2d")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("operator", ["MaxPool", "AveragePool"])
+def test_pools_of_one_dimension(tmp_path: Path, target: str, operator: str) -> None:
+    """Against onnxruntime: ONNX's own evaluator fails at such padding."""
+    x = np.random.default_rng(0).normal(size=(3, 4, 10)).astype(np.float32)
+    for pads, strides in (([2, 3], [2]), ([0, 4], [3]), ([4, 0], [1])):
+        nodes = [helper.make_node(operator, ["x"], ["y"], kernel_shape=[5], pads=pads, strides=strides)]
+        path = tmp_path / "pool.onnx"
+        onnx.save(model_of(nodes, {"x": [3, 4, 10]}, ["y"]), path)
+        with wg.load(path) as reference, wg.load(wg.compile(path, target)) as session:
+            np.testing.assert_allclose(session.run({"x": x})["y"], reference.run({"x": x})["y"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_who_is_read_twice_again_and_again_is_not_computed_each_time(target: str) -> None:
+    """Inlined, the chain would double fourteen times (make fuzz, graph 442: minutes of compiling)."""
+    nodes, name = [], "x"
+    for turn in range(14):
+        nodes.append(helper.make_node("Tanh", [name], [f"t{turn}"]))
+        nodes.append(helper.make_node("Add", [name, f"t{turn}"], [f"s{turn}"]))
+        nodes.append(helper.make_node("Mul", [f"s{turn}", "half"], [f"x{turn}"]))
+        name = f"x{turn}"
+    model = model_of(nodes, {"x": [3, 37]}, [name], {"half": np.float32(0.5)})
+    check(model, target, "elementwise")
+    manifest = wg.compile(model, target).manifest
+    assert sum(step.rule == "elementwise" for step in manifest.steps) < 14
 
 
 @st.composite

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import tvm
 import tvm_ffi
+from tvm.ir import Call
+from tvm.ir.expr import TensorLoad
 from tvm.s_tir import SBlock, Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.sym import Analyzer
@@ -36,6 +38,33 @@ def find(schedule: Schedule, name: str) -> SBlockRV | None:
 def reduces(schedule: Schedule, block: SBlockRV) -> bool:
     """Whether a block has reduction axes."""
     return any(axis.iter_type != IterVar.DataPar for axis in schedule.get(block).iter_vars)
+
+
+def conditional(schedule: Schedule, block: SBlockRV) -> bool:
+    """Whether a block chooses between values, as padding does."""
+    found = []
+
+    def note(call: Call) -> Call:
+        found.append(isinstance(call.op, tvm.ir.Op) and call.op.name == "prim.if_then_else")
+        return call
+
+    tvm_ffi.structural_map(schedule.get(block).body, [(Call, note)])
+    return any(found)
+
+
+def reads(schedule: Schedule, block: SBlockRV) -> int:
+    """How often what a block writes is read, in the text of all others."""
+    written = schedule.get(block).writes[0].source
+    found = []
+
+    def note(load: TensorLoad) -> TensorLoad:
+        found.append(load.source.same_as(written))
+        return load
+
+    for other in blocks(schedule):
+        if schedule.get(other).name_hint != schedule.get(block).name_hint:
+            tvm_ffi.structural_map(schedule.get(other).body, [(TensorLoad, note)])
+    return sum(found)
 
 
 def output(schedule: Schedule) -> SBlockRV | None:

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from tvm.s_tir import Schedule
 
-from wasmgraph.compiler.schedule.blocks import PEEL, blocks, output, reduces, share
+from wasmgraph.compiler.schedule.blocks import PEEL, blocks, output, reads, reduces, share, vectorize_copy
 from wasmgraph.targets import Target
+
+_COPIES = 8  # of an expression, in those that read it
 
 
 def schedule_elementwise(schedule: Schedule, target: Target) -> Schedule | None:
-    """Inline everything into the block that writes the output; vectorize its fused loops."""
+    """Inline everything into the block that writes the output; vectorize its fused loops.
+
+    What would be computed many times over is computed once instead, into an array: a chain of operators
+    that each read the one before twice would double with every one of them.
+    """
     order, last = blocks(schedule), output(schedule)
     if last is None or any(reduces(schedule, block) for block in order):
         return None
-    for block in order[:-1]:
-        schedule.compute_inline(block)
+    for block in reversed(order[:-1]):
+        if reads(schedule, block) > _COPIES:
+            vectorize_copy(schedule, block, target.lanes)
+        else:
+            schedule.compute_inline(block)
     loops = schedule.get_loops(last)
     if not loops:
         return schedule  # a scalar

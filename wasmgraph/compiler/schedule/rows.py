@@ -8,7 +8,7 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.tirx import IterVar
 
-from wasmgraph.compiler.schedule.blocks import PEEL, blocks, output, reduces, share
+from wasmgraph.compiler.schedule.blocks import PEEL, blocks, conditional, output, reduces, share
 from wasmgraph.targets import Target
 
 
@@ -47,7 +47,10 @@ def _schedule_pass(schedule: Schedule, block: SBlockRV, own: list[LoopRV], lanes
         if own:
             outer, lane = schedule.split(schedule.fuse(*own), [None, lanes])
             schedule.vectorize(lane)
-            schedule.annotate(outer, PEEL, 1)
+            # Where padding's conditions hang on the row as well, LoopPartition divides by negative numbers,
+            # and what comes of it is wrong.
+            if not conditional(schedule, block):
+                schedule.annotate(outer, PEEL, 1)
         return
     parallel = [axis.iter_type == IterVar.DataPar for axis in schedule.get(block).iter_vars]
     reduction = [loop for loop, is_parallel in zip(own, parallel, strict=True) if not is_parallel]

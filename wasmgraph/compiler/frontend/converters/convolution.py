@@ -33,9 +33,21 @@ def explicit_pads(op: Operator, data: Value, kernel: tuple[int, ...]) -> list[in
 
 @converts("Conv")
 def conv(op: Operator, data: Value, weight: Value, bias: Value = None) -> Any:
-    """TVM's own ``auto_pad`` would be a kernel that copies."""
+    """TVM's own ``auto_pad`` would be a kernel that copies. One dimension is a row of two, for which there
+    are rules.
+    """
     kernel = shape_of(weight)[2:]
     pads = explicit_pads(op, data, kernel)
+    if len(kernel) == 1:
+        axis = np.array([2], np.int64)
+        row = {
+            "group": op.attr("group", 1),
+            "strides": [1, *op.attr("strides", [1])],
+            "dilations": [1, *op.attr("dilations", [1])],
+            "pads": [0, pads[0], 0, pads[1]],
+        }
+        operands = [op("Unsqueeze", data, axis), op("Unsqueeze", weight, axis)]
+        return op("Squeeze", op("Conv", *operands, *([] if bias is None else [bias]), **row), axis)
     return op.tvm(data, weight, bias, without=["auto_pad"], pads=pads, kernel_shape=kernel)
 
 
