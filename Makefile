@@ -51,7 +51,7 @@ prove: $(READY)
 conformance: $(READY)
 	$(BIN)/python -m bench.conformance
 
-# Inputs that nobody meant well, thousands of each kind, into results/reliability.json: an hour.
+# Inputs that nobody meant well, thousands of each kind, into results/reliability.json: a quarter of an hour.
 fuzz: $(READY)
 	$(BIN)/python -m bench.fuzz
 
