@@ -22,6 +22,7 @@ from wasmgraph.artifact import Artifact, seal
 from wasmgraph.errors import LimitError
 from wasmgraph.limits import Limits
 from wasmgraph.runtimes import Session
+from wasmgraph.runtimes.checks import check
 from wasmgraph.runtimes.untrusted import UntrustedSession
 
 _RUN = '(func (export "wasmgraph_run") (result i32) {} i32.const 0)'
@@ -181,3 +182,14 @@ def overhead(path: Path, calls: int) -> dict[str, Any]:
         round(float(ms), 3) for ms in (interval.low, np.median(differences), interval.high)
     )
     return {"median_ms": median, "low_ms": low, "high_ms": high, "calls": calls}
+
+
+def checking(path: Path, rounds: int = 50) -> float:
+    """Milliseconds that looking at an artifact and its module takes at load, beyond hashing: the digest is
+    remembered."""
+    taken = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        check(Artifact.open(path))
+        taken.append(1e3 * (time.perf_counter() - began))
+    return round(float(np.median(taken)), 2)
