@@ -60,7 +60,7 @@ fuzz: $(READY)
 faults: $(READY)
 	$(BIN)/python -m bench.faults
 
-# A million inferences, eight sessions at once, and what that leaves in memory: some minutes.
+# Millions of inferences, eight sessions at once, and what that leaves in memory: a quarter of an hour.
 soak: $(READY)
 	$(BIN)/python -m bench.soak
 

@@ -3,6 +3,7 @@ sample``). Screenshots need Chromium; without it they stay as they are, and that
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -28,7 +29,9 @@ CONFORMANCE = ROOT / "results" / "conformance.json"
 BASELINE, SAMPLE = ROOT / "results" / "baseline.json", ROOT / "reports" / "sample"
 MODEL = "resnet50"
 ZOO = ROOT / "results" / "zoo.json"
+RELIABILITY = ROOT / "results" / "reliability.json"
 _NETWORKS = "<!-- from results/zoo.json, by `make sample` -->"
+_RELIABILITY = "<!-- from results/reliability.json, by `make sample` -->"
 _OPERATORS = "<!-- from results/conformance.json, by `make sample` -->"
 _BEGIN, _END = "<!-- from results/baseline.json, by `make sample` -->", "<!-- end -->"
 
@@ -175,6 +178,84 @@ def operator_tables(path: Path) -> str:
     )
 
 
+def reliability_tables(path: Path) -> str:
+    """What `make fuzz`, `make faults` and `make soak` found."""
+    held = json.loads(path.read_text())
+    fuzzed = {name.removeprefix("fuzz_"): said for name, said in held.items() if name.startswith("fuzz_")}
+    killed, interrupted = held["faults_SIGKILL"], held["faults_SIGINT"]
+    untrusted, soaked = held["untrusted"], dict(held["soak"])
+    cost, cycles = untrusted["overhead_resnet50"], soaked.pop("load and close")
+    beside = untrusted["attacks"]["sessions beside"]
+    none = {"runs": 0, "during_a_write": 0}
+
+    def counted(outcomes: dict[str, int]) -> str:
+        return ", ".join(f"{what} {count:,}" for what, count in outcomes.items())
+
+    def interval(said: dict[str, float]) -> str:
+        return f"{said['median_ms']:.2f} ms [{said['low_ms']:.2f}, {said['high_ms']:.2f}]"
+
+    def blows(command: str) -> list[str]:
+        sides = (killed[command], interrupted.get(command, none))
+        return [command, *(str(side[what]) for side in sides for what in none)]
+
+    operators = fuzzed["graphs"]["operators"]
+    return "\n\n".join(
+        (
+            _table(
+                ("mutated or generated", "what came of them", "cases", "finds", "s"),
+                2,
+                (
+                    [
+                        *(name.replace("_", " "), counted(f["outcomes"]), f"{f['cases']:,}"),
+                        *(str(f["finds"]), str(f["seconds"])),
+                    ]
+                    for name, f in fuzzed.items()
+                ),
+            ),
+            f"Operators of the generated graphs, each compared with onnxruntime: {counted(operators)}.",
+            _table(
+                ("process", "SIGKILL", "of these during a write", "Ctrl-C", "of these during a write"),
+                1,
+                (blows(command) for command in killed if command != "finds"),
+            ),
+            f"Torn or lost of these: {len(killed['finds'])} and {len(interrupted['finds'])}. Machines that"
+            " are not as they should be:",
+            "\n".join(f"- {name}: {seen}" for name, seen in held["faults_conditions"].items()),
+            _table(
+                ("untrusted graph", "limit, s", "worst seconds beyond, of rounds", "rounds"),
+                1,
+                (
+                    [name, str(a["limit_s"]), str(a["worst_overshoot_s"]), str(a["rounds"])]
+                    for name, a in untrusted["attacks"].items()
+                    if "rounds" in a
+                ),
+            ),
+            "Negative: refused before. Sessions beside them gave"
+            f" {beside['right_results']:,} right results,"
+            f" {beside['wrong_results']} wrong ones. A call of an untrusted ResNet-50 costs"
+            f" {interval(cost['idle'])} more, measured with a graph that has its tensors and does nothing;"
+            f" between calls of ResNet-50 itself ({cost['graph']['trusted_ms']:.0f} ms) the difference is"
+            f" {interval(cost['graph'])}. Checks at load take {untrusted['checks_resnet50_ms']} ms.",
+            _table(
+                ("a small net, over and over", "inferences", "s", "wrong outputs", "growth of memory"),
+                1,
+                (
+                    [
+                        *(name, f"{said['inferences']:,}", f"{said['seconds']:,}"),
+                        str(said["wrong_outputs"]),
+                        format_bytes(said["growth_bytes"]) if "growth_bytes" in said else "–",
+                    ]
+                    for name, said in soaked.items()
+                ),
+            ),
+            f"At once: {soaked['at once']['sessions']} sessions in as many threads, half of them with two"
+            f" threads of their own: {soaked['at once']['deadlocks']} deadlocks. Loaded and closed"
+            f" {cycles['sessions']} times: {cycles['growth_bytes_a_session']} bytes a session,"
+            f" {cycles['threads_more']} threads and {cycles['open_files_more']} open files more.",
+        )
+    )
+
+
 def write_between(path: Path, begin: str, tables: str) -> None:
     """Put tables between the marks of a document."""
     text = path.read_text()
@@ -216,6 +297,7 @@ def main() -> None:
     write_between(ROOT / "README.md", _BEGIN, readme_tables(BASELINE))
     write_between(ROOT / "README.md", _NETWORKS, zoo_table(ZOO))
     write_between(ROOT / "docs" / "operators.md", _OPERATORS, operator_tables(CONFORMANCE))
+    write_between(ROOT / "SECURITY.md", _RELIABILITY, reliability_tables(RELIABILITY))
     screenshots(report, ROOT / "docs" / "images")
 
 

@@ -27,7 +27,8 @@ from bench.fuzz import record
 from wasmgraph.runtimes import Session
 
 _GROWTH_BYTES = 2 << 20  # of a process that grows by nothing an inference; allocators keep some
-_WARM = 0.1  # of a run, before memory is looked at
+_WARM = 0.3  # of a run, before memory is looked at: V8's heap reaches its size after 100,000 inferences
+_LOOKS = 200  # at the memory; V8's comes and goes with its garbage, so that medians of halves are compared
 _PATIENCE_S = 1800.0
 
 
@@ -55,7 +56,7 @@ SOAKS = (
     Soak("wasm32-simd128", 100_000, untrusted=True),
     Soak("wasm32", 100_000, params="wasi"),
     Soak("wasm32-simd128-threads", 100_000, threads=2),
-    Soak("wasm32-simd128", 100_000, runtime="node"),
+    Soak("wasm32-simd128", 1_000_000, runtime="node"),
 )
 _SESSIONS, _EACH, _CYCLES = 8, 20_000, 500
 
@@ -115,14 +116,15 @@ def inferences(path: Path, soak: Soak, count: int, console: Console) -> dict[str
         wrong, held, began = 0, [], time.monotonic()
         for number in track(range(count), soak.name, console=console):
             wrong += not _same(session.run(feeds), expected)
-            if number % max(1, count // 50) == 0:
+            if number % max(1, count // _LOOKS) == 0:
                 held.append(_memory())
     warm = held[int(len(held) * _WARM) :]
+    half = len(warm) // 2
     return {
         "inferences": count,
         "seconds": round(time.monotonic() - began),
         "wrong_outputs": wrong,
-        "growth_bytes": int(np.median(warm[-5:]) - np.median(warm[:5])),
+        "growth_bytes": int(np.median(warm[half:]) - np.median(warm[:half])),
     }
 
 

@@ -163,25 +163,38 @@ def _children_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def overhead(path: Path, calls: int) -> dict[str, Any]:
-    """What a call of an untrusted session costs more than one of a trusted one, call beside call, in ms."""
+def overhead(path: Path, place: Path, calls: int) -> dict[str, Any]:
+    """What a call of an untrusted session costs more than one of a trusted one, call beside call, in ms.
+
+    ``idle``: of a graph that has the tensors of ``path`` and does nothing: all that lies between the
+    processes, without the noise of a graph's own time. ``graph``: of the graph itself.
+    """
+    opened = Artifact.open(path)
+    assert opened.module is not None
+    memory = f'(memory (export "memory") {opened.module.memory_min} {opened.module.memory_min})'
+    idle = forge(place / "idle.wasm", opened, f"(module {memory} {_RUN.format('')} {_STEP})")
+    return {"idle": _paired(idle, 20 * calls), "graph": _paired(path, calls)}
+
+
+def _paired(path: Path, calls: int) -> dict[str, Any]:
+    """Median of the differences between two sessions, and its 95 % interval, in ms."""
     with wg.load(path) as trusted, wg.load(path, untrusted=True) as untrusted:
         feeds = seeded(trusted)
         expected, actual = trusted.run(feeds), untrusted.run(feeds)
         assert all((actual[name] == array).all() for name, array in expected.items())
-        differences = []
+        differences, alone = [], []
         for turn in range(calls):
             taken = {}
             for session in (trusted, untrusted)[:: 1 if turn % 2 else -1]:
                 began = time.perf_counter()
                 session.run(feeds)
-                taken[session] = time.perf_counter() - began
-            differences.append(1e3 * (taken[untrusted] - taken[trusted]))
+                taken[session] = 1e3 * (time.perf_counter() - began)
+            differences.append(taken[untrusted] - taken[trusted])
+            alone.append(taken[trusted])
     interval = bootstrap((differences,), np.median, rng=np.random.default_rng(0)).confidence_interval
-    low, median, high = (
-        round(float(ms), 3) for ms in (interval.low, np.median(differences), interval.high)
-    )
-    return {"median_ms": median, "low_ms": low, "high_ms": high, "calls": calls}
+    figures = {"median_ms": np.median(differences), "low_ms": interval.low, "high_ms": interval.high}
+    figures["trusted_ms"] = np.median(alone)
+    return {name: round(float(ms), 3) for name, ms in figures.items()} | {"calls": calls}
 
 
 def checking(path: Path, rounds: int = 50) -> float:
