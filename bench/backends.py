@@ -1,6 +1,8 @@
-"""What is measured by default, and the peers among it."""
+"""Names of what is measured: backends, the peers among them, and models."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from wasmgraph import backends
 from wasmgraph.backends import REFERENCE, Backend
@@ -21,6 +23,8 @@ DEFAULT = (
     REFERENCE,
     f"{REFERENCE}:2",
 )
+FALLBACK_MODEL = {"resnet50": "resnet50-random"}
+NOOP = "noop"
 
 
 def parse(name: str, threads: int = 1) -> Backend:
@@ -31,3 +35,8 @@ def parse(name: str, threads: int = 1) -> Backend:
 def parse_list(names: str, threads: int) -> list[Backend]:
     """:func:`wasmgraph.backends.parse_list`, peers included; ``default`` stands for :data:`DEFAULT`."""
     return backends.parse_list(names, threads, DEFAULT, PEER_THREADS)
+
+
+def model_name(model: str) -> str:
+    """What a model is called in results: its name, or its file's without the ending."""
+    return Path(model).stem if model.endswith(".onnx") else model

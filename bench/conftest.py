@@ -1,4 +1,7 @@
-"""Options of the bench, the shared lab, and what a run says at its end."""
+"""Options of the bench, the shared lab, and what a run says at its end.
+
+pytest answers Ctrl-C only once this file is imported: what takes long to import comes in ``Run``.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,12 @@ import sys
 from collections.abc import Generator, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import wasmgraph as wg
-from bench.backends import DEFAULT, parse_list
-from bench.lab import FALLBACK_MODEL, NOOP, Bench, model_name
-from bench.peers import PEERS
+from bench.backends import DEFAULT, FALLBACK_MODEL, NOOP, PEER_THREADS, model_name, parse_list
 from wasmgraph.backends import Backend
 from wasmgraph.cli.graphs import shapes_of
 from wasmgraph.errors import (
@@ -25,10 +26,11 @@ from wasmgraph.errors import (
     WasmgraphError,
 )
 from wasmgraph.host import cpu_count, host_id
-from wasmgraph.measure.interleaved import Schedule
 from wasmgraph.models import MODELS
-from wasmgraph.models.photos import thumbnail
 from wasmgraph.records import RunInfo, photographs_of
+
+if TYPE_CHECKING:
+    from bench.lab import Bench
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -63,6 +65,9 @@ class Run:
     """The models and backends of this run, and what is to be said of it."""
 
     def __init__(self, config: pytest.Config) -> None:
+        from bench.lab import Bench
+        from wasmgraph.measure.interleaved import Schedule
+
         self.notices: list[str] = []
         self.skipped: dict[str, str] = {}
         self.failed: dict[str, str] = {}
@@ -172,7 +177,7 @@ def bench(request: pytest.FixtureRequest, model: str, backend: Backend) -> Itera
     try:
         run.benches[model].session(backend)
     except WasmgraphError as error:
-        peer_cannot = backend.runtime in PEERS and isinstance(error, UnsupportedOperatorError)
+        peer_cannot = backend.runtime in PEER_THREADS and isinstance(error, UnsupportedOperatorError)
         if isinstance(error, MissingDependencyError) or peer_cannot:
             run.skipped[case] = str(error)
             pytest.skip(str(error))
@@ -218,6 +223,8 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
 
 def _keep_photographs(run: Run, results: Path) -> None:
     """Small pictures of what backends doubt, beside the results: they may not be anybody's to publish."""
+    from wasmgraph.models.photos import thumbnail
+
     directory = photographs_of(results)
     shutil.rmtree(directory, ignore_errors=True)
     photos = {name: photo for bench in run.benches.values() for name, photo in bench.shown.items()}

@@ -17,6 +17,7 @@ from typing import Any
 import onnx
 
 import wasmgraph as wg
+from bench.backends import NOOP, model_name
 from bench.memory import session_bytes
 from bench.peers import engine
 from wasmgraph.artifact import Artifact
@@ -35,9 +36,6 @@ from wasmgraph.records import Record
 from wasmgraph.runtimes import LoadOptions, Session
 from wasmgraph.runtimes.metrics import metrics
 from wasmgraph.tensors import Array
-
-FALLBACK_MODEL = {"resnet50": "resnet50-random"}
-NOOP = "noop"
 
 
 class ReplayClock:
@@ -238,11 +236,6 @@ class Bench:
             "ratio_low": ratio.low,
             "ratio_high": ratio.high,
         }
-
-
-def model_name(model: str) -> str:
-    """What a model is called in results: its name, or its file's without the ending."""
-    return Path(model).stem if model.endswith(".onnx") else model
 
 
 def _bound(path: Path, shapes: Mapping[str, Sequence[int]], directory: Path) -> Path:

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 import wasmgraph as wg
-from bench.backends import DEFAULT, parse, parse_list
-from bench.lab import NOOP, Bench
+from bench.backends import DEFAULT, NOOP, parse, parse_list
+from bench.lab import Bench
 from bench.mutations import lower_bias, more_work, slower, spilling
 from wasmgraph.analysis import Comparison, compare, read_thresholds
 from wasmgraph.analysis.compare import TIME, median_interval

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +53,16 @@ def test_the_results_of_a_bench_are_whole_or_those_of_before(tmp_path: Path, sma
     scene = kills.benching(tmp_path, small_onnx, BASELINE)
     (blow,) = (b for b in kills.blows(scene, 1, 3))
     assert blow.find is None
+
+
+def test_pytest_soon_answers_ctrl_c() -> None:
+    """It does once a conftest is imported; TVM and onnxruntime take seconds."""
+    slow = ("tvm", "onnxruntime", "wasmtime", "scipy", "onnx")
+    found = f"import sys, bench.conftest; print([m for m in {slow} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", found], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
 
 
 def test_finds_are_found(tmp_path: Path, small_onnx: Path) -> None:
