@@ -186,7 +186,7 @@ def reliability_tables(path: Path) -> str:
     untrusted, soaked = held["untrusted"], dict(held["soak"])
     cost, cycles = untrusted["overhead_resnet50"], soaked.pop("load and close")
     beside = untrusted["attacks"]["sessions beside"]
-    none = {"runs": 0, "during_a_write": 0}
+    none = {"runs": "–", "during_a_write": "–"}
 
     def counted(outcomes: dict[str, int]) -> str:
         return ", ".join(f"{what} {count:,}" for what, count in outcomes.items())
@@ -218,11 +218,11 @@ def reliability_tables(path: Path) -> str:
                 1,
                 (blows(command) for command in killed if command != "finds"),
             ),
-            f"Torn or lost of these: {len(killed['finds'])} and {len(interrupted['finds'])}. Machines that"
+            f"Finds: {len(killed['finds'])} and {len(interrupted['finds'])}. Machines that"
             " are not as they should be:",
             "\n".join(f"- {name}: {seen}" for name, seen in held["faults_conditions"].items()),
             _table(
-                ("untrusted graph", "limit, s", "worst seconds beyond, of rounds", "rounds"),
+                ("untrusted graph", "limit, s", "worst of the rounds, s beyond it", "rounds"),
                 1,
                 (
                     [name, str(a["limit_s"]), str(a["worst_overshoot_s"]), str(a["rounds"])]
@@ -230,7 +230,7 @@ def reliability_tables(path: Path) -> str:
                     if "rounds" in a
                 ),
             ),
-            "Negative: refused before. Sessions beside them gave"
+            "What is negative was refused before its limit. Sessions beside them gave"
             f" {beside['right_results']:,} right results,"
             f" {beside['wrong_results']} wrong ones. A call of an untrusted ResNet-50 costs"
             f" {interval(cost['idle'])} more, measured with a graph that has its tensors and does nothing;"
@@ -243,7 +243,7 @@ def reliability_tables(path: Path) -> str:
                     [
                         *(name, f"{said['inferences']:,}", f"{said['seconds']:,}"),
                         str(said["wrong_outputs"]),
-                        format_bytes(said["growth_bytes"]) if "growth_bytes" in said else "–",
+                        f"{said['growth_bytes'] / 1e3:.0f} kB" if "growth_bytes" in said else "–",
                     ]
                     for name, said in soaked.items()
                 ),
