@@ -22,7 +22,7 @@ from wasmgraph.report.summary import (
     format_ms,
     format_ratio,
 )
-from wasmgraph.report.text import markdown as markdown_text
+from wasmgraph.text import markdown as markdown_text
 
 ROOT = Path(__file__).parent.parent
 CONFORMANCE = ROOT / "results" / "conformance.json"

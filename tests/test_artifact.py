@@ -113,6 +113,20 @@ def test_the_inputs_do_not_overlap_the_outputs(small_artifact: Callable[[str], P
         {"inputs": [{"name": "x", "shape": [-1], "dtype": "float32", "offset": 64}]},
         {"inputs": [{"name": "x", "shape": [1], "dtype": "O", "offset": 64}]},
         {"inputs": [{"name": "x", "shape": [1], "dtype": "float32", "offset": 8.0}]},
+        {"inputs": [{"name": "x", "shape": "12", "dtype": "float32", "offset": 64}]},
+        {"inputs": [{"name": "x", "shape": [float("inf")], "dtype": "float32", "offset": 64}]},
+        {"inputs": [{"name": ["x"], "shape": [1], "dtype": "float32", "offset": 64}]},
+        {"model_name": ["a"]},
+        {"weights": {}},
+        {"versions": {"tvm": [1]}},
+        {"memory_pages": [float("inf"), 1]},
+        {"memory_pages": [1]},
+        {"steps": [{"kernel": "k", "operator": [], "rule": "r", "flops": 1, "traffic_bytes": 1}]},
+        {
+            "steps": [
+                {"kernel": "k", "operator": "o", "rule": "r", "flops": float("nan"), "traffic_bytes": 1}
+            ]
+        },
         {"inputs": [{"name": "x", "shape": [0, 1 << 60], "dtype": "float32", "offset": 64}]},
         {"params": "elsewhere"},
         {"params": "wasi", "params_sha256": "../../etc/passwd"},
@@ -123,3 +137,8 @@ def test_a_manifest_of_the_wrong_form(small_artifact: Callable[[str], Path], cha
     good = json.loads(a.Artifact.open(small_artifact("wasm32")).manifest.to_json())
     with pytest.raises(ArtifactError, match="the manifest"):
         a.Manifest.from_json(json.dumps(good | change).encode(), "here")
+
+
+def test_a_manifest_that_is_nested_without_end() -> None:
+    with pytest.raises(ArtifactError, match="the manifest cannot be read"):
+        a.Manifest.from_json(b"[" * 100_000, "here")

@@ -106,6 +106,28 @@ def test_classify(tmp_path: Path, small_artifact) -> None:
     assert "no description" in done.stderr
 
 
+@pytest.mark.parametrize("untrusted", [[], ["--untrusted"]])
+def test_a_description_gives_no_orders(tmp_path: Path, untrusted: list[str]) -> None:
+    """Neither to the terminal, nor to make an image that fills the host's memory."""
+    Image.new("RGB", (40, 30), (200, 100, 0)).save(tmp_path / "photo.png")
+    path, wasm = classifier(tmp_path / "c.onnx"), tmp_path / "c.wasm"
+    model = onnx.load(path)
+    good = json.loads(model.metadata_props[0].value)
+    hostile = {"labels": [f"\x1b]0;{label}\x07" for label in good["labels"]]}
+    huge = {"preprocessing": good["preprocessing"] | {"resize_short_side": 10**6, "center_crop": 10**6}}
+    for change, code, words in (
+        (hostile, 0, "\N{REPLACEMENT CHARACTER}]0;label"),
+        (huge, 2, "center_crop"),
+    ):
+        model.metadata_props[0].value = json.dumps(good | change)
+        onnx.save(model, path)
+        assert invoke("compile", path, "-o", wasm).exit_code == 0
+        done = invoke("classify", wasm, tmp_path / "photo.png", *untrusted)
+        assert done.exit_code == code, done.output
+        assert words in done.output
+        assert "\x1b" not in done.output
+
+
 def test_bad_input_exits_with_2_says_what_and_leaves_nothing(
     tmp_path: Path, small_onnx: Path, small_artifact, small_input: np.ndarray
 ) -> None:

@@ -82,6 +82,27 @@ def test_damage_is_malformed_or_harmless(at: int, value: int) -> None:
             read_module(io.BytesIO(damaged))
 
 
+def vector(number: int, count: int, entries: bytes) -> bytes:
+    """A module of one section, which says that it has so many entries."""
+    body = leb128(count) + entries
+    return MAGIC + bytes([number]) + leb128(len(body)) + body
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        MAGIC + b"\0\1\0" * 1_001,
+        vector(1, 1_000_000, b"\x60\0\0" * 1_000_000),
+        vector(1, 1, b"\x60" + leb128(1_001) + b"\x7f" * 1_001 + b"\0"),
+        vector(7, 100_001, b"\0\0\0" * 100_001),
+    ],
+    ids=["sections", "types", "operands", "exports"],
+)
+def test_small_files_that_claim_millions_are_not_read(raw: bytes) -> None:
+    with pytest.raises(MalformedError, match="where a graph has at most|more than 1000 sections"):
+        read_module(io.BytesIO(raw))
+
+
 def test_agrees_with_wasmtime_on_an_artifact(small_artifact: Callable[[str], Path]) -> None:
     path = small_artifact("wasm32-simd128")
     theirs = wasmtime.Module.from_file(wasmtime.Engine(), str(path))

@@ -129,16 +129,26 @@ class Manifest:
         for name in ("description", "versions"):
             if not isinstance(getattr(self, name), dict):
                 raise TypeError(f"{name} is not an object")
-        if self.kind not in ("wasm", "native") or not all(
-            isinstance(f, str) for f in (*self.features, *self.cpu_features, self.target)
-        ):
-            raise TypeError("kind, target and features must be names")
+        words = (self.model_name, self.model_sha256, self.weights, self.target, self.params_sha256)
+        lists = (*self.features, *self.cpu_features, *self.versions.values())
+        if self.kind not in ("wasm", "native") or not all(isinstance(w, str) for w in (*words, *lists)):
+            raise TypeError("kind, names, digests, target, features and versions must be text")
+        for step in self.steps:
+            counts = (step.flops, step.traffic_bytes)
+            if not all(isinstance(word, str) for word in (step.kernel, step.operator, step.rule)) or any(
+                type(count) is not int or count < 0 for count in counts
+            ):
+                raise TypeError(f"a step is {step}")
+        if self.memory_pages is not None and [type(n) for n in self.memory_pages] != [int, int]:
+            raise TypeError(f"memory_pages are {self.memory_pages!r}")
         if self.params not in ("embedded", "wasi") or type(self.command) is not bool:
             raise TypeError(f"params are {self.params!r}, command is {self.command!r}")
         if self.params == "wasi" and not re.fullmatch("[0-9a-f]{64}", self.params_sha256):
             raise ValueError(f"params_sha256 is {self.params_sha256!r}")
         for tensor in (*self.inputs, *self.outputs):
             sizes = (tensor.offset, *tensor.shape)
+            if not isinstance(tensor.name, str):
+                raise TypeError(f"a tensor is called {tensor.name!r}")
             if any(type(size) is not int or size < 0 for size in sizes):
                 raise TypeError(f"tensor {tensor.name!r} has offset and shape {sizes}")
             if tensor.dtype not in DTYPES:
@@ -156,7 +166,7 @@ class Manifest:
             schema = data["schema"]
             if not isinstance(schema, int):
                 raise TypeError("schema is not a number")
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ArtifactError(f"{where}: the manifest cannot be read ({error}). {_REBUILD}") from error
         if schema > SCHEMA:
             raise SchemaError(
@@ -165,13 +175,10 @@ class Manifest:
             )
         try:
             for side in ("inputs", "outputs"):
-                data[side] = tuple(
-                    Placed(**{**t, "shape": tuple(int(d) for d in t["shape"])}) for t in data[side]
-                )
+                data[side] = tuple(Placed(**{**t, "shape": tuple(t["shape"])}) for t in data[side])
             data["steps"] = tuple(Step(**step) for step in data["steps"])
             if data.get("memory_pages") is not None:
-                least, most = data["memory_pages"]
-                data["memory_pages"] = (int(least), int(most))
+                data["memory_pages"] = tuple(data["memory_pages"])
             for key in ("features", "cpu_features"):
                 data[key] = tuple(data[key])
             manifest = Manifest(**data)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -15,6 +16,8 @@ MAGIC = b"\0asm\x01\0\0\0"
 PAGE_BYTES = 65536
 _CUSTOM, _TYPE, _IMPORT, _FUNCTION, _MEMORY, _GLOBAL, _EXPORT, _START, _CODE = 0, 1, 2, 3, 5, 6, 7, 8, 10
 _VALUE_TYPES = {0x7F: "i32", 0x7E: "i64", 0x7D: "f32", 0x7C: "f64", 0x7B: "v128"}
+# More than any graph needs; a small file may claim millions, which take minutes to read here.
+_MOST_SECTIONS, _MOST_ENTRIES, _MOST_VALUES, _LARGEST_BYTES = 1_000, 100_000, 1_000, 1 << 26
 _KINDS = {0: "func", 1: "table", 2: "memory", 3: "global", 4: "tag"}
 
 
@@ -149,6 +152,13 @@ class Reader:
         """The next LEB128 integer, unsigned."""
         return self._leb128()[0]
 
+    def count(self, most: int = _MOST_ENTRIES) -> int:
+        """How many entries follow."""
+        number = self.unsigned()
+        if number > most:
+            raise MalformedError(f"it has {number} entries where a graph has at most {most}")
+        return number
+
     def signed(self) -> int:
         """The next LEB128 integer, signed."""
         value, bits, negative = self._leb128()
@@ -190,7 +200,7 @@ class Reader:
         form = self.byte()
         if form != 0x60:
             raise MalformedError(f"0x{form:02x} is no type of a function")
-        takes, gives = ([self.value_type() for _ in range(self.unsigned())] for _ in range(2))
+        takes, gives = ([self.value_type() for _ in range(self.count(_MOST_VALUES))] for _ in range(2))
         return f"({', '.join(takes)}) -> {', '.join(gives) or '()'}"
 
 
@@ -231,7 +241,7 @@ class _Shape:
         self.imported_globals = 0
 
     def type(self, reader: Reader) -> None:
-        self.types += [reader.function_type() for _ in range(reader.unsigned())]
+        self.types += [reader.function_type() for _ in range(reader.count())]
 
     def _signature(self, reader: Reader) -> str:
         index = reader.unsigned()
@@ -240,7 +250,7 @@ class _Shape:
         return self.types[index]
 
     def import_(self, reader: Reader) -> None:
-        for _ in range(reader.unsigned()):
+        for _ in range(reader.count()):
             where, name, kind = reader.text(), reader.text(), reader.byte()
             self.imports.append((where, name, _KINDS.get(kind, "unknown")))
             if kind == 0:
@@ -259,13 +269,13 @@ class _Shape:
                 raise MalformedError(f"import {where}.{name} is of unknown kind {kind}")
 
     def function(self, reader: Reader) -> None:
-        self.functions += [self._signature(reader) for _ in range(reader.unsigned())]
+        self.functions += [self._signature(reader) for _ in range(reader.count())]
 
     def memory(self, reader: Reader) -> None:
-        self.memories += [reader.limits() for _ in range(reader.unsigned())]
+        self.memories += [reader.limits() for _ in range(reader.count())]
 
     def global_(self, reader: Reader) -> None:
-        count = reader.unsigned()
+        count = reader.count()
         for index in range(self.imported_globals, self.imported_globals + count):
             value_type, _mutable, opcode = reader.byte(), reader.byte(), reader.byte()
             if value_type != 0x7F or opcode != 0x41:
@@ -275,7 +285,7 @@ class _Shape:
                 return
 
     def export(self, reader: Reader) -> None:
-        for _ in range(reader.unsigned()):
+        for _ in range(reader.count()):
             name, kind, index = reader.text(), reader.byte(), reader.unsigned()
             self.exports[name] = (_KINDS.get(kind, "unknown"), index)
             if kind == 0:
@@ -306,10 +316,14 @@ def read_module(stream: BinaryIO) -> Module:
     stream.seek(0)
     if stream.read(len(MAGIC)) != MAGIC:
         raise MalformedError("it does not begin with WebAssembly's magic number and version 1")
-    sections = tuple(_sections(stream, length))
+    sections = tuple(islice(_sections(stream, length), _MOST_SECTIONS + 1))
+    if len(sections) > _MOST_SECTIONS:
+        raise MalformedError(f"it has more than {_MOST_SECTIONS} sections")
     shape = _Shape()
     for section in sections:
         if section.id in _READ:
+            if section.size > _LARGEST_BYTES:
+                raise MalformedError(f"section {section.id} has {section.size} bytes")
             stream.seek(section.offset)
             _READ[section.id](shape, Reader(stream.read(section.size)))
     memory = shape.memories[0] if shape.memories else Limits()

@@ -48,6 +48,11 @@ _NUMBERS: tuple[Any, ...] = (
     "8",
     [],
     {},
+    True,
+    float("inf"),
+    float("nan"),
+    "\x1b[2J",
+    [0],
 )
 
 
@@ -146,7 +151,7 @@ def _manifest(rng: random.Random, parts: Parts) -> None:
     """Another claim: a value somewhere in the manifest is another one, missing, or of another kind."""
     said = json.loads(parts.manifest)
     tensor = rng.choice(said["inputs"] + said["outputs"])
-    match rng.randrange(7):
+    match rng.randrange(9):
         case 0:
             said[rng.choice(list(said))] = rng.choice(_NUMBERS)
         case 1:
@@ -161,10 +166,25 @@ def _manifest(rng: random.Random, parts: Parts) -> None:
             tensor["dtype"] = rng.choice(("float64", "bool", "object", "V8", "S4", "float128", 3))
         case 5:
             said["features"] = ["simd128", rng.choice(("memory64", "telepathy", 3))]
+        case 6 | 7:
+            _anywhere(rng, said)
         case _:
             said["inputs"] = said["inputs"] * 2
             said["inputs"][1] = {**said["inputs"][0], "offset": said["inputs"][0]["offset"] + (1 << 20)}
     parts.manifest = json.dumps(said).encode()
+    if rng.random() < 0.02:
+        parts.manifest = b"[" * 100_000
+
+
+def _anywhere(rng: random.Random, value: Any) -> None:
+    """Go down into a JSON value, and replace what is there."""
+    while True:
+        keys: list[Any] = list(value) if isinstance(value, dict) else list(range(len(value)))
+        key = rng.choice(keys)
+        if not isinstance(value[key], (dict, list)) or not value[key] or rng.random() < 0.2:
+            value[key] = rng.choice(_NUMBERS)
+            return
+        value = value[key]
 
 
 def _memory(rng: random.Random, content: bytes) -> bytes:

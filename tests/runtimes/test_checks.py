@@ -60,6 +60,7 @@ MODULES = {
         (f'(module {MEMORY} {STEP} (func (export "wasmgraph_run")))', "wasmgraph_run"),
         (f'(module {MEMORY} {RUN} (global (export "wasmgraph_step") i32 (i32.const 0)))', "wasmgraph_step"),
         (f"(module (memory 2000 2000) {RUN} {STEP})", "does not export memory"),
+        (f"(module {SHARED} {RUN} {STEP} {POOL.replace('i32) (i32', 'f32) (f32')})", "__stack_pointer i32"),
         (f"(module {SHARED} {RUN} {STEP})", r"wasmgraph_threads \(i32\) -> \(\), .*__stack_pointer"),
     ],
     "start": [(f"(module {MEMORY} {RUN} {STEP} (func $f) (start $f))", "would run unasked")],

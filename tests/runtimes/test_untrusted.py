@@ -14,7 +14,7 @@ import pytest
 import wasmgraph as wg
 from tests.runtimes.test_checks import GOOD, MEMORY, POOL, RUN, SHARED, STEP, forge
 from wasmgraph.errors import ArtifactError, ExecutionError, LimitError, UsageError
-from wasmgraph.runtimes import Limits
+from wasmgraph.runtimes import Limits, untrusted
 
 ENDLESS = GOOD.replace("i32.const 0)", "(loop $again (br $again)) i32.const 0)", 1)
 WAITING = f"(module {SHARED} {RUN} {STEP} {POOL})".replace(
@@ -123,3 +123,37 @@ def test_what_has_no_limits(small_artifact, small_onnx: Path) -> None:
         wg.load(small_artifact("wasm32"), limits=Limits())
     with pytest.raises(UsageError, match="greater than nothing"):
         Limits(wall_s=0)
+
+
+ANSWERS = [
+    b"[]",
+    b"5",
+    b"{",
+    b"[" * 100_000,
+    b"{}",
+    b'{"inputs": 5, "outputs": []}',
+    b'{"inputs": [["x"]], "outputs": []}',
+    b'{"inputs": [["x", [-1], "float32"]], "outputs": []}',
+    b'{"inputs": [["x", [1e999], "float32"]], "outputs": []}',
+    b'{"inputs": [["x", [1], "object"]], "outputs": []}',
+    b'{"inputs": [["x", [1099511627776], "float32"]], "outputs": []}',
+    b'{"error": ["KeyboardInterrupt"], "message": 5}',
+]
+
+
+@pytest.mark.parametrize("answer", ANSWERS, ids=[f"{answer[:60]!r}" for answer in ANSWERS])
+def test_a_child_that_was_taken_over(
+    small_artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes
+) -> None:
+    hostile = tmp_path / "hostile.py"
+    hostile.write_text(
+        f"""import socket, sys, time
+channel = socket.socket(fileno=int(sys.argv[1]))
+answer = {answer!r}
+channel.sendall(len(answer).to_bytes(4, "little") + answer)
+time.sleep(60)"""
+    )
+    monkeypatch.setattr(untrusted, "_COMMAND", ("-B", str(hostile)))
+    with pytest.raises(wg.WasmgraphError):
+        wg.load(small_artifact("wasm32"), untrusted=True)
+    assert not psutil.Process().children()

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from wasmgraph.cli import differences, graphs, verdicts
+from wasmgraph.cli.terminal import echo
 from wasmgraph.errors import WasmgraphError
 
 _INTERRUPTED, _PIPE_CLOSED, _TERMINATED = 130, 141, 143
@@ -46,7 +47,7 @@ class _Commands(click.Group):
 
 
 def _end(message: str, code: int) -> NoReturn:
-    click.echo(message, err=True)
+    echo(message, to_stderr=True)
     sys.exit(code)
 
 
@@ -64,7 +65,7 @@ def main(debug: bool, quiet: bool) -> None:
     """
     if threading.current_thread() is threading.main_thread():  # what is temporary is removed then too
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
-    warnings.showwarning = lambda message, *_, **__: click.echo(f"warning: {message}", err=True)
+    warnings.showwarning = lambda message, *_, **__: echo(f"warning: {message}", to_stderr=True)
 
 
 @click.command()

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from wasmgraph.cli.graphs import arrays_of, shape_option, shapes_of, target_option
-from wasmgraph.cli.terminal import json_option, note
+from wasmgraph.cli.terminal import echo, json_option, note
 
 _DIVERGES = 1
 
@@ -65,19 +65,19 @@ def diff(
         model, target, shapes_of(shape), arrays_of(inputs), tolerance, output, note
     )
     if as_json:
-        click.echo(json.dumps(asdict(found), indent=1, default=str))
+        echo(json.dumps(asdict(found), indent=1, default=str))
     else:
         for name, amount in found.outputs.items():
-            click.echo(f"output {name}: differs by {amount:.2g} of its largest value")
+            echo(f"output {name}: differs by {amount:.2g} of its largest value")
     at = found.divergence
     if at is None:
         return
     if not as_json:
-        click.echo(f"first divergence: {at.operator} {at.node}, output {at.output}: {at.difference:.2g}")
+        echo(f"first divergence: {at.operator} {at.node}, output {at.output}: {at.difference:.2g}")
         for s in at.inputs:
-            click.echo(
+            echo(
                 f"  input {s.name}: {s.dtype}{list(s.shape)}, {s.least:.4g} to {s.greatest:.4g},"
                 f" mean {s.mean:.4g}, {s.not_finite} not finite"
             )
-        click.echo(f"saved: {at.saved}" + ("" if at.alone else " (alone, the node does not diverge)"))
+        echo(f"saved: {at.saved}" + ("" if at.alone else " (alone, the node does not diverge)"))
     sys.exit(_DIVERGES)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wasmgraph.cli.terminal import console, json_option, note, progress, say
+from wasmgraph.cli.terminal import console, echo, json_option, note, progress, say
 from wasmgraph.errors import InputError, UsageError
 from wasmgraph.limits import COMPILE_LIMITS, Limits
 from wasmgraph.targets import target_names
@@ -88,7 +88,7 @@ def fetch(name: str, as_json: bool) -> None:
 
     path = fetch_model(name, say)
     facts = {"name": name, "path": str(path), "summary": MODELS[name].summary}
-    click.echo(json.dumps(facts, indent=1) if as_json else path)
+    echo(json.dumps(facts, indent=1) if as_json else path)
 
 
 def _pair(text: str, option: str, example: str) -> tuple[str, str]:
@@ -172,12 +172,12 @@ def compile(
         artifact.save(output)
     note(_coverage(log))
     if not as_json:
-        click.echo(output)
+        echo(output)
         return
     stages = {stage.name: stage.seconds for stage in log.stages}
     rules = dict(log.rules.most_common())
     facts = _facts(Artifact.open(output))
-    click.echo(json.dumps(facts | {"seconds": stages, "rules": rules}, indent=1))
+    echo(json.dumps(facts | {"seconds": stages, "rules": rules}, indent=1))
 
 
 def _coverage(log: CompileLog) -> str:
@@ -255,10 +255,10 @@ def run(
         raise UsageError(f"{output} cannot be written: {error.strerror}.") from error
     if as_json:
         shapes = {name: {"dtype": str(a.dtype), "shape": list(a.shape)} for name, a in outputs.items()}
-        click.echo(json.dumps({"output": str(output), "outputs": shapes}, indent=1))
+        echo(json.dumps({"output": str(output), "outputs": shapes}, indent=1))
         return
     for name, array in outputs.items():
-        click.echo(f"{name}: {array.dtype}{list(array.shape)}")
+        echo(f"{name}: {array.dtype}{list(array.shape)}")
 
 
 @click.command()
@@ -283,32 +283,33 @@ def classify(
     Example: wasmgraph classify resnet50.wasm photo.jpg
     """
     from wasmgraph.artifact import Artifact
+    from wasmgraph.models.description import CLASSIFICATION, Classification
     from wasmgraph.models.photos import decode, preprocess
     from wasmgraph.runtimes import load
 
     opened = Artifact.open(artifact)
     description = opened.manifest.description
-    if description.get("task") != "image-classification":
+    if description.get("task") != CLASSIFICATION:
         raise UsageError(
             f"{artifact} does not say how to classify photographs: its model carries no description"
             " of its preprocessing and labels. Use `wasmgraph run` with prepared arrays."
         )
-    inputs = [preprocess(decode(photo), description["preprocessing"]) for photo in photos]
+    said = Classification.of(description, opened.inputs, opened.outputs)
+    inputs = [preprocess(decode(photo), said.preprocessing) for photo in photos]
     found: dict[str, list[tuple[str, float]]] = {}
     with load(opened, sha256=sha256, **trust) as session:
         for photo, array in zip(photos, inputs, strict=True):
-            outputs = session.run({description["input"]: array})
-            probabilities = outputs[description["probabilities"]].ravel()
+            probabilities = session.run({said.input: array})[said.probabilities].ravel()
             best = probabilities.argsort()[::-1][:top]
-            found[str(photo)] = [(description["labels"][i], float(probabilities[i])) for i in best]
+            found[str(photo)] = [(said.labels[i], float(probabilities[i])) for i in best]
     if as_json:
         named = {p: [{"label": n, "probability": q} for n, q in best] for p, best in found.items()}
-        click.echo(json.dumps(named, indent=1))
+        echo(json.dumps(named, indent=1))
         return
     for name, classes in found.items():
-        click.echo(name)
+        echo(name)
         for label, probability in classes:
-            click.echo(f"  {probability:7.2%}  {label}")
+            echo(f"  {probability:7.2%}  {label}")
 
 
 def _instructions(artifact: Artifact) -> dict[str, int]:
@@ -375,7 +376,7 @@ def inspect(artifact: Path, as_json: bool) -> None:
 
     facts = _facts(Artifact.open(artifact))
     if as_json:
-        click.echo(json.dumps(facts, indent=1))
+        echo(json.dumps(facts, indent=1))
         return
     for key, value in facts.items():
         if isinstance(value, dict):
@@ -385,7 +386,7 @@ def inspect(artifact: Path, as_json: bool) -> None:
         elif isinstance(value, int) and key.endswith("bytes"):
             value = f"{value:,}"
         if value is not None:
-            click.echo(f"{key:<14}{value}")
+            echo(f"{key:<14}{value}")
 
 
 @click.command()
@@ -424,7 +425,7 @@ def profile(artifact: Path, rounds: int, threads: int, as_json: bool) -> None:
     found, roofline = by_kernel(measured), measured.roofline
     if as_json:
         rows = [asdict(row) for row in found]
-        click.echo(json.dumps({"roofline": asdict(roofline), "kernels": rows}, indent=1))
+        echo(json.dumps({"roofline": asdict(roofline), "kernels": rows}, indent=1))
         return
     from wasmgraph.report.terminal import profile_table
 

@@ -9,10 +9,17 @@ from typing import TYPE_CHECKING
 
 import click
 
+from wasmgraph.text import plain
+
 if TYPE_CHECKING:
     from rich.console import Console
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def echo(text: object, to_stderr: bool = False) -> None:
+    """Print a line; what comes from models and files gives the terminal no orders."""
+    click.echo(plain(str(text)), err=to_stderr)
 
 
 def _is_quiet() -> bool:
@@ -23,13 +30,13 @@ def _is_quiet() -> bool:
 def say(text: str) -> None:
     """Tell what is being done."""
     if not _is_quiet():
-        click.echo(f"{text} …", err=True)
+        echo(f"{text} …", to_stderr=True)
 
 
 def note(text: str) -> None:
     """Tell what was done."""
     if not _is_quiet():
-        click.echo(text, err=True)
+        echo(text, to_stderr=True)
 
 
 def console() -> Console:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from wasmgraph.cli.terminal import console, json_option, say
+from wasmgraph.cli.terminal import console, echo, json_option, say
 from wasmgraph.errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,11 +51,11 @@ def report(
 
     path = build_report(results, output, history, conformance)
     if as_json:
-        click.echo(summary_json([summarize(result) for result in results], path))
+        echo(summary_json([summarize(result) for result in results], path))
         return
     for result in results:
         result_table(summarize(result), console())
-    click.echo(f"report: {path}")
+    echo(f"report: {path}")
 
 
 _thresholds = click.option(
@@ -81,7 +81,7 @@ def _verdict(
 
     compared = compare_results(base, head, thresholds)
     if as_json:
-        click.echo(comparison_json(compared))
+        echo(comparison_json(compared))
     else:
         comparison_table(compared, console(), everything)
     if markdown is not None:
@@ -208,7 +208,7 @@ def history_add(results: Sequence[Path], path: Path) -> None:
     from wasmgraph.analysis.history import add
 
     for result in results:
-        click.echo(f"{result}: {add(path, result)} series added to {path}")
+        echo(f"{result}: {add(path, result)} series added to {path}")
 
 
 @history.command("show")
@@ -235,7 +235,7 @@ def history_show(path: Path, series: str, metrics: str, plot: Path | None, as_js
     if not found.trends:
         raise UsageError(f"{path} holds no {metrics} of a series {series!r}.")
     if as_json:
-        click.echo(trend_json(found))
+        echo(trend_json(found))
     else:
         trend_table(found, console())
     if plot is not None:

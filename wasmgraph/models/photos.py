@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from wasmgraph.errors import PhotoError, UsageError
+from wasmgraph.models.description import check_preprocessing
 from wasmgraph.models.packages import Package, package_file
 from wasmgraph.tensors import Array
 
@@ -105,8 +106,14 @@ def preprocess(image: Image.Image, how: Mapping[str, Any]) -> Array:
     Returns
     -------
     float32, ``(1, 3, crop, crop)`` or ``(1, crop, crop, 3)``
+
+    Raises
+    ------
+    ModelError
+        ``how`` says something else.
     """
-    short, crop = int(how["resize_short_side"]), int(how["center_crop"])
+    check_preprocessing(how)
+    short, crop = how["resize_short_side"], how["center_crop"]
     scale = short / min(image.size)
     width, height = (max(short, round(side * scale)) for side in image.size)
     left, top = (width - crop) // 2, (height - crop) // 2

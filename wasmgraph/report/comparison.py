@@ -14,7 +14,7 @@ from rich.table import Table
 from wasmgraph.analysis import Comparison, Verdict
 from wasmgraph.analysis.compare import BY_KERNEL, OUTCOMES, TIME
 from wasmgraph.report.summary import format_bytes, format_ms
-from wasmgraph.report.text import markdown, terminal
+from wasmgraph.text import markdown, terminal
 
 _STYLES = {"worse": "bold red", "better": "green"}
 _COLUMNS = ("series", "metric", "base", "head", "change", "verdict")

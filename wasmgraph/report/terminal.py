@@ -20,7 +20,7 @@ from wasmgraph.report.summary import (
     format_ms,
     format_ratio,
 )
-from wasmgraph.report.text import terminal
+from wasmgraph.text import terminal
 
 
 def result_table(summary: Summary, console: Console) -> None:

@@ -13,7 +13,7 @@ from rich.table import Table
 from wasmgraph.analysis.history import History, Step, Trend
 from wasmgraph.errors import MissingDependencyError, UsageError
 from wasmgraph.files import write_atomically
-from wasmgraph.report.text import terminal
+from wasmgraph.text import terminal
 
 MOST_PLOTTED = 24
 

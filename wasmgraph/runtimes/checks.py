@@ -57,8 +57,8 @@ def _exports(manifest: Manifest, module: Module) -> str | None:
         if module.signatures.get(name) != signature
     ]
     if module.memory_shared:
-        if module.exports.get(STACK_POINTER) != "global":
-            wrong.append(STACK_POINTER)
+        if STACK_POINTER not in module.global_values:
+            wrong.append(f"{STACK_POINTER} i32")
     elif module.exports.get("memory") != "memory":
         wrong.append("memory")
     return f"it does not export {', '.join(wrong)}" if wrong else None

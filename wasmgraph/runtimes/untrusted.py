@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from wasmgraph.artifact import DTYPES
 from wasmgraph.errors import ExecutionError, LimitError, WasmgraphError, error_from
 from wasmgraph.limits import Limits, child_environment
 from wasmgraph.runtimes.base import LoadOptions, Session
@@ -28,6 +29,7 @@ from wasmgraph.tensors import Array, TensorSpec
 
 _LONGEST = 1 << 22  # bytes of an answer
 _ALIGNMENT = 64
+_COMMAND = ("-B", "-m", "wasmgraph.runtimes.untrusted_child")
 
 
 class UntrustedSession(Session):
@@ -52,7 +54,10 @@ class UntrustedSession(Session):
         try:
             request = {"path": str(path.resolve()), **asdict(options), **asdict(limits)}
             answer = self._ask("load", request)
-            inputs, outputs = (_specs(answer[side]) for side in ("inputs", "outputs"))
+            try:
+                inputs, outputs = (_specs(answer[side]) for side in ("inputs", "outputs"))
+            except (KeyError, TypeError, ValueError) as error:
+                raise ExecutionError(f"{path}: the child answered with no tensors ({error}).") from error
             super().__init__(inputs, outputs)
             self._share(shared, (*inputs, *outputs))
             self._ask("map", shared)
@@ -99,12 +104,14 @@ class UntrustedSession(Session):
             if size > _LONGEST:
                 raise ExecutionError(f"{self._where}: the child answered with {size} bytes.")
             answer: dict[str, Any] = json.loads(self._receive(size))
+            if not isinstance(answer, dict):
+                raise TypeError("no object")
         except TimeoutError:
             self._give_up()
             raise LimitError(
                 f"{self._where} took longer than {self._limits.wall_s:g} s, and was ended."
             ) from None
-        except (OSError, EOFError, ValueError) as error:
+        except (OSError, EOFError, ValueError, TypeError, RecursionError) as error:
             status = self._give_up()
             raise self._epitaph(status) from error
         if "error" in answer:
@@ -162,7 +169,7 @@ def views(memory: mmap.mmap, specs: tuple[TensorSpec, ...], offsets: list[int]) 
 
 def _start(channel: socket.socket, shared: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-B", "-m", "wasmgraph.runtimes.untrusted_child", str(channel.fileno())],
+        [sys.executable, *_COMMAND, str(channel.fileno())],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -182,4 +189,9 @@ def _end(process: subprocess.Popen[bytes], channel: socket.socket) -> int:
 
 
 def _specs(said: Any) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(str(n), tuple(int(d) for d in shape), str(dtype)) for n, shape, dtype in said)
+    """What a child says of its tensors, which may be anything."""
+    specs = tuple(TensorSpec(str(name), tuple(shape), str(dtype)) for name, shape, dtype in said)
+    for spec in specs:
+        if spec.dtype not in DTYPES or any(type(size) is not int or size < 0 for size in spec.shape):
+            raise ValueError(f"{spec.name!r} has shape {spec.shape} and dtype {spec.dtype!r}")
+    return specs

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from wasmgraph.report.text import markdown, terminal
+from wasmgraph.text import markdown, terminal
 
 
 @given(st.text(st.characters(exclude_categories=())))
