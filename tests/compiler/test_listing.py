@@ -95,6 +95,14 @@ def test_machine_code_names_its_kernels(small_onnx: Path, target: str, tmp_path:
     assert machine_code((tmp_path / "graph.wat").read_text()) == code
 
 
+@pytest.mark.parametrize("target", ["wasm32", "wasm32-simd128"])
+def test_a_maximum_begins_with_infinity(target: str, tmp_path: Path) -> None:
+    """LLVM writes ``-infinity``, the text format ``-inf``."""
+    model = model_of([helper.make_node("ReduceMax", ["x"], ["y"], keepdims=0)], {"x": [3, 40]}, ["y"])
+    wg.compile(model, target=target, keep=tmp_path)
+    assert "-inf" in (tmp_path / "graph.wat").read_text()
+
+
 def test_native_keeps_its_intermediate_representation(small_onnx: Path, tmp_path: Path) -> None:
     wg.compile(small_onnx, target="native", keep=tmp_path)
     assert "define" in (tmp_path / "graph.ll").read_text()

@@ -88,6 +88,8 @@ def _instruction(line: str, symbols: set[str]) -> list[str]:
     name, *rest = line.split(None, 1)
     operands = [operand.strip() for operand in rest[0].split(",")] if rest else []
     name = _RENAMED.get(name, name)
+    if name.endswith(".const"):
+        operands = [operand.replace("infinity", "inf") for operand in operands]
     if name in ("block", "loop", "if"):
         return [f"{name} (result {operands[0]})" if operands else name]
     if name in ("memory.fill", "memory.copy"):
