@@ -22,6 +22,11 @@ _LOWER_BIAS = """    from onnx import numpy_helper
     values[{label}] -= {by}
     bias.CopyFrom(numpy_helper.from_array(values, bias.name))
 """
+_SPILLING = """    if target.name == "wasm32-simd128" and int(schedule.get(reduction[-1]).extent) % 8 == 0:
+        last_axis, unrolled = schedule.split(reduction[-1], [None, 8])
+        schedule.unroll(unrolled)
+        reduction = [*reduction[:-1], last_axis]
+"""
 
 
 def _edit(root: Path, file: str, old: str, new: str) -> None:
@@ -57,5 +62,5 @@ def lower_bias(root: Path, label: int, by: float) -> None:
 
 def spilling(root: Path) -> None:
     """Unroll SIMD128's inner loop by eight: fewer instructions, which spill."""
-    old = '"wasm32-simd128", "wasm", lanes=4, tile_pixels=2, tile_channels=16, features=("simd128",)'
-    _edit(root, "wasmgraph/targets.py", old, old.replace("features", "unroll=8, features"))
+    before = "    schedule.vectorize(own_lane)\n"
+    _edit(root, "wasmgraph/compiler/schedule/tiled.py", before, _SPILLING + before)

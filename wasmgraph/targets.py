@@ -20,7 +20,6 @@ class Target:
     lanes : float32 elements of one vector register (1: scalar code)
     tile_pixels, tile_channels : output pixels × output channels that one tile of a convolution
         keeps in registers over the whole reduction
-    unroll : steps of the reduction in one turn of its loop
     fma : multiply and add are one instruction
     threaded : kernels divide their outer loops among the threads of a pool; how many there are is said
         when the artifact is loaded
@@ -33,7 +32,6 @@ class Target:
     lanes: int
     tile_pixels: int
     tile_channels: int
-    unroll: int = 1
     fma: bool = False
     threaded: bool = False
     cpu: str = ""
@@ -50,15 +48,12 @@ class Target:
 # against 42). The scalar tile has the same shape, in scalar registers.
 _TARGETS = {
     "wasm32": Target("wasm32", "wasm", lanes=1, tile_pixels=2, tile_channels=4),
-    # Cranelift's fused multiply-add overwrites a multiplicand, and every turn ends with a copy of each
-    # accumulator: two steps a turn halve the latter. V8 alone would do better with 4 × 8 and one step.
     "wasm32-relaxed-simd": Target(
         "wasm32-relaxed-simd",
         "wasm",
         lanes=4,
         tile_pixels=2,
         tile_channels=16,
-        unroll=2,
         fma=True,
         features=("simd128", "relaxed-simd"),
     ),

@@ -36,9 +36,7 @@ def tvm_target(target: Target) -> tvm.target.Target:
             "mtriple": "wasm32-unknown-unknown",
             "mattr": [f"+{feature}" for feature in target.features],
             "vector-width": 128,
-            # Otherwise loops end on i + 1 != n, which Cranelift turns into i != n - 1: the old i then
-            # lives beside the new one, and every turn pays a copy and a second jump.
-            "cl-opt": ["-disable-lftr:bool=true"],
+            "cl-opt": _options(target),
         }
     else:
         config = {
@@ -49,6 +47,18 @@ def tvm_target(target: Target) -> tvm.target.Target:
         }
     described = tvm.target.Target(config)
     return described.with_host(described)
+
+
+def _options(target: Target) -> list[str]:
+    """What LLVM is told about wasm, as its own command line's options."""
+    # Otherwise loops end on i + 1 != n, which Cranelift turns into i != n - 1: the old i then
+    # lives beside the new one, and every turn pays a copy and a second jump.
+    options = ["-disable-lftr:bool=true"]
+    if target.fma:
+        # Its vectors of weights are loaded one by one (tiled.py), and loop strength reduction
+        # adds up the address of each: without it they are offsets of one.
+        options.append("-disable-lsr:bool=true")
+    return options
 
 
 def lowering_passes() -> tuple[list[tvm.ir.transform.Pass], list[tvm.ir.transform.Pass]]:

@@ -132,6 +132,11 @@ def test_scatter(reduction: str, rows: int, whole: bool) -> None:
     agrees(model([node], feeds, ["y"]), feeds)
 
 
+# On a processor without VNNI onnxruntime adds two products of bytes in 16 bits, which saturate if
+# weights are larger than this: it is then off by 49 of 255, and we are not.
+_LARGEST = 63
+
+
 @several
 @given(
     kind=st.sampled_from([np.int8, np.uint8]),
@@ -149,7 +154,7 @@ def test_quantised_convolutions(
     constants = {
         "xs": np.array(0.05, np.float32),
         "xz": np.array(3, kind),
-        "w": rng.integers(-127, 127, (outer, channels, 3, 3)).astype(np.int8),
+        "w": rng.integers(-_LARGEST, _LARGEST, (outer, channels, 3, 3)).astype(np.int8),
         "ws": rng.uniform(0.01, 0.05, size).astype(np.float32).reshape(() if not each else size),
         "wz": np.zeros(() if not each else size, np.int8),
         "ys": np.array(0.3, np.float32),
@@ -168,7 +173,7 @@ def test_quantised_by_pairs_of_operators() -> None:
     constants = {
         "s": np.array(0.1, np.float32),
         "z": np.array(-5, np.int8),
-        "w": np.random.default_rng(1).integers(-127, 127, (8, 3, 3, 3)).astype(np.int8),
+        "w": np.random.default_rng(1).integers(-_LARGEST, _LARGEST, (8, 3, 3, 3)).astype(np.int8),
         "ws": np.linspace(0.01, 0.02, 8).astype(np.float32),
         "wz": np.zeros(8, np.int8),
     }

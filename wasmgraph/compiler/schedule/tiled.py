@@ -1,8 +1,8 @@
 """Convolution and matrix product: a tile of pixels × channels stays in registers while the
 reduction runs; bias, residual and activation are applied to it before it is written once.
 
-The reduction loop is not unrolled, but for a target that says so: Cranelift keeps every unrolled load
-live to the end of the block and spills.
+The reduction loop is not unrolled: Cranelift keeps every unrolled load live to the end of the block and
+spills, and V8 loses the offsets in its addresses.
 """
 
 from __future__ import annotations
@@ -90,28 +90,36 @@ def schedule_pointwise(schedule: Schedule, target: Target) -> Schedule | None:
     schedule = reindex(schedule, last, lambda i, y, x, c: ((i * height + y) * width + x, c // own, c % own))
     acc, last = find(schedule, "acc"), output(schedule)
     pixel, group, channel = schedule.get_loops(last)
-    chunk = _chunk(schedule, acc, int(schedule.get(pixel).extent), target)
-    if chunk is not None:
-        chunks, pixel = schedule.split(pixel, [None, chunk])
-        tile(schedule, acc, last, pixel, channel, target, outer=[group, chunks])
+    chunk = _chunk(int(schedule.get(pixel).extent), target)
+    if chunk is None:
+        tile(schedule, acc, last, pixel, channel, target, outer=[group])
         return schedule
-    tile(schedule, acc, last, pixel, channel, target, outer=[group])
+    chunks, pixel = schedule.split(pixel, [None, chunk])
+    tile(schedule, acc, last, pixel, channel, target, outer=[group], chunks=chunks)
     return schedule
 
 
-def _chunk(schedule: Schedule, acc: SBlockRV, pixels: int, target: Target) -> int | None:
-    """How many pixels get all their channels before the next pixels get any; None: all of them.
+def _chunk(pixels: int, target: Target) -> int | None:
+    """How many pixels get a number of channels before the next pixels do; None: all of them.
 
     A residual is then read, and the result written, in nearly the order of memory, which prefetchers
-    follow; the price is that the weights come from the second-level cache for every chunk.
+    follow, and the input meets its next use in the cache; the price is that the weights come from the
+    second-level cache for every chunk.
     """
-    groups, blocks, _, width = (int(axis.dom.extent) for axis in _spatial(schedule, acc))
-    reduced = int(schedule.get(acc).iter_vars[-1].dom.extent)
-    if 4 * groups * blocks * width * reduced > _WEIGHTS_AT_HAND:
-        return None
     tiles = [g for g in range(1, pixels) if pixels % (g * target.tile_pixels) == 0]
     fitting = [g * target.tile_pixels for g in tiles if g * target.tile_pixels <= _CHUNK_PIXELS]
     return max(fitting, default=None)
+
+
+def _blocks_at_hand(schedule: Schedule, acc: SBlockRV) -> int:
+    """How many blocks of channels have weights that fit the second-level cache beside a chunk; it
+    divides their number."""
+    *_, blocks, _, width = (int(axis.dom.extent) for axis in _spatial(schedule, acc))
+    reduced = int(schedule.get(acc).iter_vars[-1].dom.extent)
+    fitting = [
+        n for n in range(1, blocks + 1) if blocks % n == 0 and 4 * n * width * reduced <= _WEIGHTS_AT_HAND
+    ]
+    return max(fitting, default=1)
 
 
 def schedule_dense(schedule: Schedule, target: Target) -> Schedule | None:
@@ -133,10 +141,12 @@ def tile(
     target: Target,
     outer: Sequence[LoopRV] = (),
     rows: Sequence[LoopRV] = (),
+    chunks: LoopRV | None = None,
 ) -> None:
     """Tile ``pixel`` × ``channel`` of ``last`` and compute ``acc`` for each tile in registers.
 
-    From the outside in: ``outer``, blocks of channels, ``rows``, tiles of pixels.
+    From the outside in: ``outer``, blocks of channels, ``rows``, tiles of pixels; ``chunks``, if there
+    are any, around as many blocks as have their weights at hand.
     What lies inside the loop over blocks is done with one block's weights, which stay in the cache.
     """
     inline_between(schedule, acc, last)
@@ -144,6 +154,9 @@ def tile(
     packed = int(_spatial(schedule, acc)[-1].dom.extent)
     width = min(packed, target.tile_channels)
     block, lane = schedule.split(channel, [None, packed])
+    if chunks is not None:
+        far, block = schedule.split(block, [None, _blocks_at_hand(schedule, acc)])
+        outer = [*outer, far, chunks]
     blocks = [block]
     if width < packed:  # packed for another target
         part, lane = schedule.split(lane, [None, width])
@@ -162,10 +175,6 @@ def tile(
         # LLVM fuses multiply and add only in vectors that are as wide as the machine's.
         piece, own_lane = schedule.split(own_lane, [None, target.lanes])
         schedule.unroll(piece)
-    if int(schedule.get(reduction[-1]).extent) % target.unroll == 0 and target.unroll > 1:
-        last_axis, unrolled = schedule.split(reduction[-1], [None, target.unroll])
-        schedule.unroll(unrolled)
-        reduction = [*reduction[:-1], last_axis]
     schedule.vectorize(own_lane)
     schedule.unroll(own_pixel)
     schedule.decompose_reduction(acc, reduction[0])
