@@ -62,5 +62,5 @@ def lower_bias(root: Path, label: int, by: float) -> None:
 
 def spilling(root: Path) -> None:
     """Unroll SIMD128's inner loop by eight: fewer instructions, which spill."""
-    before = "    schedule.vectorize(own_lane)\n"
+    before = "    vectorize(schedule, own_lane, target)\n"
     _edit(root, "wasmgraph/compiler/schedule/tiled.py", before, _SPILLING + before)

@@ -21,6 +21,8 @@ class Target:
     tile_pixels, tile_channels : output pixels × output channels that one tile of a convolution
         keeps in registers over the whole reduction
     fma : multiply and add are one instruction
+    exact_vectors : vectors in the code have ``lanes`` elements; otherwise those of a tile have more, and
+        LLVM divides them, which makes for better addresses
     threaded : kernels divide their outer loops among the threads of a pool; how many there are is said
         when the artifact is loaded
     cpu : LLVM's name of the processor to compile for; empty: this host's (native), generic (wasm)
@@ -33,6 +35,7 @@ class Target:
     tile_pixels: int
     tile_channels: int
     fma: bool = False
+    exact_vectors: bool = False
     threaded: bool = False
     cpu: str = ""
     features: tuple[str, ...] = ()
@@ -55,6 +58,7 @@ _TARGETS = {
         tile_pixels=2,
         tile_channels=16,
         fma=True,
+        exact_vectors=True,  # LLVM divides a multiplication and an addition before it would fuse them
         features=("simd128", "relaxed-simd"),
     ),
     "wasm32-simd128": Target(
@@ -87,16 +91,19 @@ def _native() -> Target:
 def _native_128() -> Target:
     """The twin of SIMD128: 128-bit vectors in 16 registers, no fused multiply-add.
 
-    On x86-64 that is SSE 4.2: with AVX, LLVM would join vectors into 256 bits.
+    On x86-64 it is encoded as engines encode it, with AVX's three operands and broadcasts from memory, if
+    this processor has them.
     """
-    x86 = "sse4_2" in cpu_features()
+    available = cpu_features()
     return Target(
         "native-128",
         "native",
         lanes=4,
         tile_pixels=2,
         tile_channels=16,
-        cpu="x86-64-v2" if x86 else "",
+        exact_vectors=True,  # with AVX, LLVM would make them 256 bits wide
+        cpu="x86-64-v2" if "sse4_2" in available else "",
+        features=("+avx", "+prefer-128-bit") if "avx" in available else (),
     )
 
 

@@ -45,6 +45,8 @@ def tvm_target(target: Target) -> tvm.target.Target:
             "mattr": list(target.features),
             "vector-width": 32 * target.lanes,
         }
+        if target.exact_vectors:
+            config["cl-opt"] = ["-vectorize-slp:bool=false"]  # it joins them to wider ones
     described = tvm.target.Target(config)
     return described.with_host(described)
 

@@ -1,4 +1,4 @@
-"""What every rule asks of a kernel's blocks, and the two things most rules do to them."""
+"""What every rule asks of a kernel's blocks, and the things most rules do to them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from tvm.s_tir import SBlock, Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.sym import Analyzer
 from tvm.tirx import Add, BufferStore, FloatImm, FloorDiv, FloorMod, IterVar, const
+
+from wasmgraph.targets import Target
 
 # LoopPartition then peels the iterations that the guard of a non-dividing split would burden.
 PEEL = "pragma_loop_partition_hint"
@@ -114,6 +116,14 @@ def vectorize_copy(schedule: Schedule, block: SBlockRV, lanes: int) -> None:
     if extent % lanes == 0 and extent > 1:
         _, inner = schedule.split(loops[-1], [None, lanes])
         schedule.vectorize(inner)
+
+
+def vectorize(schedule: Schedule, loop: LoopRV, target: Target) -> None:
+    """Make a loop over a tile's channels one vector, or several if they must be as wide as a register."""
+    if target.exact_vectors and int(schedule.get(loop).extent) > target.lanes:
+        several, loop = schedule.split(loop, [None, target.lanes])
+        schedule.unroll(several)
+    schedule.vectorize(loop)
 
 
 def begin_with_infinity(body: Any) -> Any:

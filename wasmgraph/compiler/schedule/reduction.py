@@ -13,6 +13,7 @@ from wasmgraph.compiler.schedule.blocks import (
     output,
     reduces,
     share,
+    vectorize,
     vectorize_copy,
 )
 from wasmgraph.targets import Target
@@ -50,9 +51,9 @@ def schedule_reduction(schedule: Schedule, target: Target) -> Schedule | None:
     own = schedule.get_loops(acc)[len(loops) :]
     own_lane, reduction = own[len(spatial) - 1], own[len(spatial) :]
     schedule.reorder(*reduction, own_lane)
-    schedule.vectorize(own_lane)
+    vectorize(schedule, own_lane, target)
     schedule.decompose_reduction(acc, reduction[0])
-    schedule.vectorize(lane)
+    vectorize(schedule, lane, target)
     schedule.annotate(outer, PEEL, 1)
     share(schedule, *loops[:-1], outer)
     return schedule

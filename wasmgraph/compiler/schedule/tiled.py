@@ -20,6 +20,7 @@ from wasmgraph.compiler.schedule.blocks import (
     output,
     reindex,
     share,
+    vectorize,
     vectorize_copy,
 )
 from wasmgraph.targets import Target
@@ -171,14 +172,10 @@ def tile(
     spatial = len(_spatial(schedule, acc))
     own_pixel, own_lane, reduction = own[spatial - 2], own[spatial - 1], own[spatial:]
     schedule.reorder(*reduction, own_pixel, own_lane)
-    if target.fma and target.kind == "wasm" and width > target.lanes:
-        # LLVM fuses multiply and add only in vectors that are as wide as the machine's.
-        piece, own_lane = schedule.split(own_lane, [None, target.lanes])
-        schedule.unroll(piece)
-    schedule.vectorize(own_lane)
+    vectorize(schedule, own_lane, target)
     schedule.unroll(own_pixel)
     schedule.decompose_reduction(acc, reduction[0])
-    schedule.vectorize(lane)
+    vectorize(schedule, lane, target)
     schedule.unroll(within)
     for loop in (tile, *blocks):
         schedule.annotate(loop, PEEL, 1)
