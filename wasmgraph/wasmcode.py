@@ -7,7 +7,8 @@ proposal for the prefix 0xFE.
 from __future__ import annotations
 
 from collections import Counter
-from typing import BinaryIO
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
 
 from wasmgraph.wasmfile import MalformedError, Module, Reader
 
@@ -20,6 +21,45 @@ _ONE_INDEX = {0x0C, 0x0D, 0x10, 0x12, *range(0x20, 0x27), 0x3F, 0x40, 0x41, 0x42
 _MEMORY = set(range(0x28, 0x3F))
 _MISC_INDICES = {**dict.fromkeys(range(8), 0), 8: 2, 9: 1, 10: 2, 11: 1, 12: 2, 13: 1, 14: 2}
 _MISC_INDICES |= dict.fromkeys(range(15, 18), 1)
+
+
+class Instruction(NamedTuple):
+    """One instruction: its prefix (0 for none), its opcode, and all of it as bytes."""
+
+    prefix: int
+    opcode: int
+    raw: bytes
+
+    @property
+    def operands(self) -> Reader:
+        """What follows the opcode."""
+        reader = Reader(self.raw)
+        reader.byte()
+        if self.prefix:
+            reader.unsigned()
+        return reader
+
+
+class Function(NamedTuple):
+    """A function's body: its declared locals as (how many, type), and its instructions."""
+
+    variables: tuple[tuple[int, int], ...]
+    instructions: tuple[Instruction, ...]
+
+
+def functions(code: bytes) -> Iterator[Function]:
+    """Decode the content of a code section.
+
+    Raises
+    ------
+    MalformedError
+        It holds something that is no known instruction.
+    """
+    reader = Reader(code)
+    for _ in range(reader.unsigned()):
+        end = reader.unsigned() + reader.at
+        variables = tuple((reader.unsigned(), reader.byte()) for _ in range(reader.unsigned()))
+        yield Function(variables, tuple(_instructions(reader, end)))
 
 
 def opcodes(stream: BinaryIO, module: Module) -> Counter[tuple[int, int]]:
@@ -36,21 +76,26 @@ def opcodes(stream: BinaryIO, module: Module) -> Counter[tuple[int, int]]:
     stream.seek(module.code.offset)
     reader = Reader(stream.read(module.code.size))
     for _ in range(reader.unsigned()):
-        size = reader.unsigned()
-        end = reader.at + size
+        end = reader.unsigned() + reader.at
         for _ in range(reader.unsigned()):
             reader.unsigned()
             reader.byte()
-        while reader.at < end:
-            found[_instruction(reader)] += 1
-        if reader.at != end:
-            raise MalformedError("an instruction runs over the end of its function")
+        found.update((prefix, opcode) for prefix, opcode, _ in _instructions(reader, end))
     return found
 
 
 def relaxed_count(found: Counter[tuple[int, int]]) -> int:
     """How many instructions are of relaxed SIMD, whose results may differ between engines."""
     return sum(n for (prefix, opcode), n in found.items() if prefix == SIMD and opcode in _RELAXED)
+
+
+def _instructions(reader: Reader, end: int) -> Iterator[Instruction]:
+    while reader.at < end:
+        began = reader.at
+        prefix, opcode = _instruction(reader)
+        yield Instruction(prefix, opcode, reader.data[began : reader.at])
+    if reader.at != end:
+        raise MalformedError("an instruction runs over the end of its function")
 
 
 def _instruction(reader: Reader) -> tuple[int, int]:

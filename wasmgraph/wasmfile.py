@@ -14,7 +14,8 @@ from typing import BinaryIO, NamedTuple
 
 MAGIC = b"\0asm\x01\0\0\0"
 PAGE_BYTES = 65536
-_CUSTOM, _TYPE, _IMPORT, _FUNCTION, _MEMORY, _GLOBAL, _EXPORT, _START, _CODE = 0, 1, 2, 3, 5, 6, 7, 8, 10
+FUNCTION, CODE = 3, 10  # sections
+_CUSTOM, _TYPE, _IMPORT, _MEMORY, _GLOBAL, _EXPORT, _START = 0, 1, 2, 5, 6, 7, 8
 _VALUE_TYPES = {0x7F: "i32", 0x7E: "i64", 0x7D: "f32", 0x7C: "f64", 0x7B: "v128"}
 # More than any graph needs; a small file may claim millions, which take minutes to read here.
 _MOST_SECTIONS, _MOST_ENTRIES, _MOST_VALUES, _LARGEST_BYTES = 1_000, 100_000, 1_000, 1 << 26
@@ -42,7 +43,8 @@ class Module:
 
     ``exports`` maps a name to its kind, ``signatures`` an imported (``module.name``) or exported
     function to its type, as in ``(i32, i32) -> i32``; ``global_values`` holds the exported globals that
-    are constant ``i32`` (addresses that the linker exported); memory sizes are in pages of 64 KiB.
+    are constant ``i32`` (addresses that the linker exported); memory sizes are in pages of 64 KiB;
+    ``functions`` are the types of all functions, imported ones first, as indices of ``types``.
     """
 
     imports: tuple[tuple[str, str, str], ...]
@@ -55,6 +57,8 @@ class Module:
     memory_shared: bool
     memory_64: bool
     has_start: bool
+    types: tuple[str, ...]
+    functions: tuple[int, ...]
     sections: tuple[Section, ...]
 
     @property
@@ -65,7 +69,11 @@ class Module:
     @property
     def code(self) -> Section | None:
         """The section of function bodies."""
-        return next((s for s in self.sections if s.id == _CODE), None)
+        return self.section(CODE)
+
+    def section(self, number: int) -> Section | None:
+        """The first section of that number."""
+        return next((s for s in self.sections if s.id == number), None)
 
     def custom(self, name: str) -> Section | None:
         """The last custom section of that name."""
@@ -84,10 +92,23 @@ def leb128(value: int) -> bytes:
             return bytes(out)
 
 
+def signed_leb128(value: int) -> bytes:
+    """Encode a signed integer."""
+    out = bytearray()
+    while not -0x40 <= value < 0x40:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes(out) + bytes([value & 0x7F])
+
+
+def section(number: int, body: bytes) -> bytes:
+    """Encode a section."""
+    return bytes([number]) + leb128(len(body)) + body
+
+
 def custom_section(name: str, data: bytes) -> bytes:
     """Encode a custom section, ready to be appended to a module."""
-    body = leb128(len(name.encode())) + name.encode() + data
-    return bytes([_CUSTOM]) + leb128(len(body)) + body
+    return section(_CUSTOM, leb128(len(name.encode())) + name.encode() + data)
 
 
 def export_start(path: Path, name: str) -> None:
@@ -108,7 +129,7 @@ def export_start(path: Path, name: str) -> None:
     count = reader.unsigned()
     entry = leb128(len(name)) + name.encode() + b"\0" + index
     body = leb128(count + 1) + reader.data[reader.at :] + entry
-    exports = bytes([_EXPORT]) + leb128(len(body)) + body
+    exports = section(_EXPORT, body)
     before, between = raw[: export.start], raw[export.offset + export.size : start.start]
     path.write_bytes(before + exports + between + raw[start.offset + start.size :])
 
@@ -232,7 +253,7 @@ class _Shape:
 
     def __init__(self) -> None:
         self.types: list[str] = []
-        self.functions: list[str] = []  # imported ones first
+        self.functions: list[int] = []  # imported ones first
         self.imports: list[tuple[str, str, str]] = []
         self.exports: dict[str, tuple[str, int]] = {}
         self.signatures: dict[str, str] = {}
@@ -243,19 +264,19 @@ class _Shape:
     def type(self, reader: Reader) -> None:
         self.types += [reader.function_type() for _ in range(reader.count())]
 
-    def _signature(self, reader: Reader) -> str:
+    def _function_type(self, reader: Reader) -> int:
         index = reader.unsigned()
         if index >= len(self.types):
             raise MalformedError(f"a function has type {index} of {len(self.types)}")
-        return self.types[index]
+        return index
 
     def import_(self, reader: Reader) -> None:
         for _ in range(reader.count()):
             where, name, kind = reader.text(), reader.text(), reader.byte()
             self.imports.append((where, name, _KINDS.get(kind, "unknown")))
             if kind == 0:
-                self.functions.append(self._signature(reader))
-                self.signatures[f"{where}.{name}"] = self.functions[-1]
+                self.functions.append(self._function_type(reader))
+                self.signatures[f"{where}.{name}"] = self.types[self.functions[-1]]
             elif kind == 1:
                 reader.byte()
                 reader.limits()
@@ -269,7 +290,7 @@ class _Shape:
                 raise MalformedError(f"import {where}.{name} is of unknown kind {kind}")
 
     def function(self, reader: Reader) -> None:
-        self.functions += [self._signature(reader) for _ in range(reader.count())]
+        self.functions += [self._function_type(reader) for _ in range(reader.count())]
 
     def memory(self, reader: Reader) -> None:
         self.memories += [reader.limits() for _ in range(reader.count())]
@@ -291,13 +312,13 @@ class _Shape:
             if kind == 0:
                 if index >= len(self.functions):
                     raise MalformedError(f"export {name} is function {index} of {len(self.functions)}")
-                self.signatures[name] = self.functions[index]
+                self.signatures[name] = self.types[self.functions[index]]
 
 
 _READ = {
     _TYPE: _Shape.type,
     _IMPORT: _Shape.import_,
-    _FUNCTION: _Shape.function,
+    FUNCTION: _Shape.function,
     _MEMORY: _Shape.memory,
     _GLOBAL: _Shape.global_,
     _EXPORT: _Shape.export,
@@ -342,5 +363,7 @@ def read_module(stream: BinaryIO) -> Module:
         memory_shared=memory.shared,
         memory_64=memory.wide,
         has_start=any(section.id == _START for section in sections),
+        types=tuple(shape.types),
+        functions=tuple(shape.functions),
         sections=sections,
     )

@@ -32,7 +32,9 @@ def test_vectors_are_less_work(small_artifact: Callable[[str], Path], small_inpu
         meter(wg.Artifact.open(small_artifact(target)), {"x": small_input})
         for target in ("wasm32", "wasm32-simd128")
     )
-    assert simd.work_fuel < 0.6 * scalar.work_fuel
+    # A quarter of the arithmetic, but fuel also counts what costs no machine time: pipelined loops move
+    # more between locals, which Cranelift's registers swallow.
+    assert simd.work_fuel < 0.7 * scalar.work_fuel
 
 
 def test_native_code_has_sizes_only(small_artifact: Callable[[str], Path], small_input: np.ndarray) -> None:

@@ -99,6 +99,24 @@ def test_a_trap_is_named_and_survived(tmp_path: Path, small_artifact, small_inpu
 
 
 @needs_node
+def test_v8_is_given_the_loops_that_suit_it(
+    tmp_path: Path, small_artifact, small_input: np.ndarray
+) -> None:
+    output = wg.Artifact.open(small_artifact("wasm32")).manifest.outputs[0]
+    wat = f"""(module (memory (export "memory") 200 200)
+      (global (export "wasmgraph_arena") i32 (i32.const 0))
+      (global (export "wasmgraph_plain_loops") i32 (i32.const 40000))
+      (func (export "wasmgraph_run") (result i32)
+        (f32.store (i32.const {output.offset}) (f32.convert_i32_u (i32.load (i32.const 40000))))
+        (i32.const 0))
+      (func (export "wasmgraph_step") (param i32) (result i32) i32.const 0))"""
+    path = forge(tmp_path / "loops.wasm", small_artifact("wasm32"), wat)
+    for runtime, plain in (("node", 1), ("wasmtime", 0)):
+        with wg.load(path, runtime=runtime) as session:
+            assert session.run({"x": small_input})[output.name].flat[0] == plain
+
+
+@needs_node
 def test_the_loader_by_itself(small_artifact) -> None:
     """The ES module in a script of its own: wrong feeds are named, results are copies."""
     loader = Path(wg.__file__).parent / "web" / "loader.mjs"

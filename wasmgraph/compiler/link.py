@@ -14,18 +14,20 @@ from pathlib import Path
 
 from wasmgraph.artifact import Params
 from wasmgraph.compiler.phases import Phase
+from wasmgraph.compiler.pipelining import MOST_STRIDE, pipeline
 from wasmgraph.compiler.plan import ALIGNMENT, COPY, Address, Call, Plan, symbol_of
 from wasmgraph.compiler.wasi import command_values, params_values, place_params
 from wasmgraph.errors import CompileError, ModelError
 from wasmgraph.targets import Target
 from wasmgraph.tensors import Array, TensorSpec
-from wasmgraph.wasmfile import PAGE_BYTES, export_start
+from wasmgraph.wasmfile import PAGE_BYTES, export_start, read_module
 
 _STACK_BYTES = 65536
 _CONSTANTS_BYTES = 1 << 20
 # Addresses of these symbols are exported as globals, so that the manifest can say where they are.
 ARENA_SYMBOL = "wasmgraph_arena"
 INIT_SYMBOL = "wasmgraph_init"
+PLAIN_SYMBOL = "wasmgraph_plain_loops"
 _WASM_EXPORTS = ("wasmgraph_run", "wasmgraph_step", ARENA_SYMBOL)
 _POOL_EXPORTS = (
     *("wasmgraph_threads", "wasmgraph_worker", "wasmgraph_fail", "wasmgraph_stop"),
@@ -143,9 +145,15 @@ def compile_object(source: Path, output: Path, target: Target, flags: Sequence[s
 
 
 def link_objects(
-    objects: Sequence[Path], directory: Path, target: Target, data_bytes: int, form: Form | None = None
+    objects: Sequence[Path],
+    directory: Path,
+    target: Target,
+    data_bytes: int,
+    form: Form | None = None,
+    also: Sequence[str] = (),
 ) -> Path:
-    """Link objects that define the entry; ``data_bytes`` is the size of parameters and arena."""
+    """Link objects that define the entry; ``data_bytes`` is the size of parameters and arena, ``also``
+    are symbols for a wasm module to export besides those that every graph has."""
     form = form or Form()
     if target.kind == "native":
         linked = directory / "graph.so"
@@ -154,13 +162,13 @@ def link_objects(
         return linked
     linked = directory / "graph.wasm"
     # Linear memory never grows: stack, data, and room for kernels' constants.
-    needed = _STACK_BYTES + data_bytes + _CONSTANTS_BYTES
+    needed = _STACK_BYTES + data_bytes + _CONSTANTS_BYTES + MOST_STRIDE
     memory = -(-needed // PAGE_BYTES) * PAGE_BYTES
     # Zig puts the stack first: an overflow traps instead of overwriting data. As a reactor the
     # module gets an `_initialize` that does nothing, and imports nothing but what the form asks for.
     options = ["-mexec-model=command"] if form.command else ["-mexec-model=reactor", "-Wl,--no-entry"]
     options += ["-Wl,--gc-sections", "-s"]
-    exports: tuple[str, ...] = _COMMAND_EXPORTS if form.command else _WASM_EXPORTS
+    exports: tuple[str, ...] = (*(_COMMAND_EXPORTS if form.command else _WASM_EXPORTS), *also)
     if form.params == "wasi":
         exports += (LOAD_SYMBOL,)
     most = memory
@@ -188,7 +196,7 @@ def link_objects(
 def check_memory(plan: Plan, target: Target) -> None:
     """Raise ModelError if a plan is larger than what a module can address."""
     workers = _WORKER_PAGES * PAGE_BYTES if target.threaded else 0
-    needed = plan.param_bytes + plan.arena_bytes + _STACK_BYTES + _CONSTANTS_BYTES + workers
+    needed = plan.param_bytes + plan.arena_bytes + _STACK_BYTES + _CONSTANTS_BYTES + MOST_STRIDE + workers
     if target.kind == "wasm" and needed > 1 << 32:
         raise ModelError(
             f"the model's tensors take {needed:,} bytes ({plan.param_bytes:,} of them parameters); a"
@@ -232,7 +240,12 @@ def link(
     _zig("ar", "rcs", archive, directory / "graph.o", compiled.pop("entry"))
     objects = [archive, *compiled.values()]
     data_bytes = plan.param_bytes + plan.arena_bytes
-    return link_objects(objects, directory, target, data_bytes, form), digest
+    linked = link_objects(objects, directory, target, data_bytes, form, (PLAIN_SYMBOL,))
+    if target.kind == "wasm":
+        with linked.open("rb") as stream:
+            plain = read_module(stream).global_values[PLAIN_SYMBOL]
+        pipeline(linked, plain)
+    return linked, digest
 
 
 def archive_name(target: Target) -> str:

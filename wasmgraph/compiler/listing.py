@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import wasmtime
 
+from wasmgraph.compiler.pipelining import pipelined
+
 # LLVM's assembly names some instructions otherwise than the text format.
 _RENAMED = {
     "end_block": "end",
@@ -130,7 +132,8 @@ def _memory_access(name: str, operands: list[str], symbols: set[str]) -> list[st
 def machine_code(text: str) -> bytes:
     """Compile a module of :func:`wat` with Cranelift: an ELF file, for ``objdump -d``.
 
-    The functions are those of the linked module, instruction by instruction, but carry their names.
+    The functions are those that the linked module runs in Wasmtime, instruction by instruction, but carry
+    their names.
     """
-    module = wasmtime.Module(wasmtime.Engine(), text)
+    module = wasmtime.Module(wasmtime.Engine(), pipelined(wasmtime.wat2wasm(text)))
     return bytes(module.serialize())

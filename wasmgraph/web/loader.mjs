@@ -175,12 +175,14 @@ export async function load(source, { threads = 1, start = startWorker, params } 
     if (threads > 1) throw new TypeError('this graph was compiled for one thread');
     const instance = await WebAssembly.instantiate(module, imports);
     memory = instance.exports.memory;
+    chooseLoops(instance, memory);
     return withParameters(new Graph(module, manifest, instance, memory), instance);
   }
   const [pages, maximum] = manifest.memory_pages;
   memory = new WebAssembly.Memory({ initial: pages + threads - 1, maximum, shared: true });
   const instance = await WebAssembly.instantiate(module, { ...imports, env: { memory } });
   instance.exports.wasmgraph_init();
+  chooseLoops(instance, memory);
   const trap = new SharedArrayBuffer(TRAP_BYTES);
   instance.exports.wasmgraph_threads(threads);
   const workers = Array.from({ length: threads - 1 }, (_, number) =>
@@ -188,6 +190,12 @@ export async function load(source, { threads = 1, start = startWorker, params } 
   );
   await Promise.all(workers);
   return withParameters(new Graph(module, manifest, instance, memory, trap), instance);
+}
+
+/** Of a module's two versions of its loops, take the one that is not made for Wasmtime. */
+function chooseLoops(instance, memory) {
+  const place = instance.exports.wasmgraph_plain_loops;
+  if (place) new Int32Array(memory.buffer, place.value, 1)[0] = 1;
 }
 
 /** Have the module read and check its parameters, if it has them from a file. */

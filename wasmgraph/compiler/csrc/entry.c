@@ -48,6 +48,8 @@ static int32_t run(byte *arena SHARE) {
 
 #ifdef __wasm__
 _Alignas(64) byte wasmgraph_arena[@ARENA_BYTES@];
+/* Not 0: kernels run as LLVM made them, which is best in V8 (pipelining.py). */
+int32_t wasmgraph_plain_loops;
 #ifdef __wasm_atomics__
 int32_t wasmgraph_shared_step(int32_t index SHARE) {
     return index < 0 ? run(wasmgraph_arena SHARED) : step(wasmgraph_arena, index SHARED);
