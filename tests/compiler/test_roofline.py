@@ -10,12 +10,12 @@ from wasmgraph.measure.profile import by_kernel, profile_steps, roofline_share, 
 @pytest.mark.parametrize("target", ["wasm32", "wasm32-simd128", "native", "native-128"])
 def test_a_roofline_runs_all_its_steps(target: str) -> None:
     roof = build_roofline(target)
-    assert [s.kernel for s in roof.manifest.steps] == ["peak", "fill", "stream"]
+    assert [s.kernel for s in roof.manifest.steps] == ["chains", "tile", "fill", "stream"]
     with wg.load(roof) as session:
-        for index in range(3):
+        for index in range(4):
             session.run_step(index)
         with pytest.raises(wg.WasmgraphError, match="returned -1"):
-            session.run_step(3)
+            session.run_step(4)
 
 
 @pytest.mark.parametrize("target", ["wasm32-simd128", "native"])

@@ -15,7 +15,7 @@ from typing import Protocol
 from wasmgraph.runtimes.base import Session
 from wasmgraph.tensors import Array
 
-PEAK, FILL, STREAM = 0, 1, 2  # the steps of a roofline artifact
+CHAINS, TILE, FILL, STREAM = range(4)  # the steps of a roofline artifact
 DIRECT_RULES = ("direct-conv2d", "pointwise-conv2d")
 
 
@@ -104,7 +104,8 @@ def profile_steps(
     session.run(feeds)
     limit.run_step(FILL)  # memory that nobody wrote is one shared page of zeros
     seconds: list[list[float]] = [[] for _ in steps]
-    peaks: list[float] = []
+    chains: list[float] = []
+    tiles: list[float] = []
     streams: list[float] = []
 
     def timed(run: Session, index: int, times: list[float]) -> None:
@@ -115,11 +116,12 @@ def profile_steps(
     for number in range(rounds):
         for index, times in enumerate(seconds):
             timed(session, index, times)
-        timed(limit, PEAK, peaks)
+        timed(limit, CHAINS, chains)
+        timed(limit, TILE, tiles)
         timed(limit, STREAM, streams)
         done(number + 1)
     roofline = Roofline(
-        threads * limit_steps[PEAK].flops / min(peaks),
+        threads * max(limit_steps[CHAINS].flops / min(chains), limit_steps[TILE].flops / min(tiles)),
         limit_steps[STREAM].traffic_bytes / min(streams),
     )
     timings = [

@@ -1,10 +1,13 @@
-/* What a core can do at most: multiply-add on registers, and reading memory once.
-   Step 0 is arithmetic, step 1 writes the whole arena, step 2 reads it. LANES, CHAINS and the sizes are given on
-   the command line; operands come from memory, so that nothing can be computed ahead. Of several threads, each
-   does the whole of the arithmetic and its part of the memory. */
+/* What a core can do at most: multiply-add on registers, in two forms, and reading memory once.
+   Steps 0 and 1 are arithmetic, step 2 writes the whole arena, step 3 reads it. LANES, CHAINS, ROWS, COLUMNS and the
+   sizes are given on the command line; operands come from memory, so that nothing can be computed ahead. Of several
+   threads, each does the whole of the arithmetic and its part of the memory. */
 typedef __INT32_TYPE__ int32_t;
 typedef unsigned char byte;
 typedef float vec __attribute__((vector_size(4 * LANES)));
+
+#define TILE_CELLS (COLUMNS * (ROWS + 1))
+#define TURNS 64 /* rows that the first-level cache holds; ITERATIONS divides by it */
 
 #if RELAXED
 #define MADD(a, x, y) __builtin_wasm_relaxed_madd_f32x4((a), (x), (y))
@@ -12,7 +15,8 @@ typedef float vec __attribute__((vector_size(4 * LANES)));
 #define MADD(a, x, y) ((a) * (x) + (y))
 #endif
 
-static int32_t peak(byte *arena) {
+/* Independent chains: each multiply and add waits for the one before it in its chain. */
+static int32_t chains(byte *arena) {
     vec *cell = (vec *)arena;
     vec x = cell[0], y = cell[1], a[CHAINS];
     for (int c = 0; c < CHAINS; ++c) a[c] = cell[2 + c];
@@ -21,6 +25,31 @@ static int32_t peak(byte *arena) {
         for (int c = 0; c < CHAINS; ++c) a[c] = MADD(a[c], x, y);
     }
     for (int c = 0; c < CHAINS; ++c) cell[2 + c] = a[c];
+    return 0;
+}
+
+/* A register tile, ROWS vectors by COLUMNS, that only reads the rows: products wait for nothing, so that a processor
+   with more units than CHAINS can keep busy is busy. */
+static int32_t tile(byte *arena) {
+    vec *cell = (vec *)arena;
+    vec y[COLUMNS], a[ROWS][COLUMNS];
+    for (int c = 0; c < COLUMNS; ++c) y[c] = cell[c];
+    for (int r = 0; r < ROWS; ++r)
+        for (int c = 0; c < COLUMNS; ++c) a[r][c] = cell[COLUMNS + r * COLUMNS + c];
+    for (int32_t i = 0; i < ITERATIONS / TURNS; ++i) {
+        const vec *x = cell + TILE_CELLS, *end = x + TURNS * ROWS;
+#pragma clang loop unroll(disable)
+        for (; x != end; x += ROWS) {
+#pragma clang loop unroll(full)
+            for (int r = 0; r < ROWS; ++r) {
+                vec row = x[r];
+#pragma clang loop unroll(full)
+                for (int c = 0; c < COLUMNS; ++c) a[r][c] = MADD(row, y[c], a[r][c]);
+            }
+        }
+    }
+    for (int r = 0; r < ROWS; ++r)
+        for (int c = 0; c < COLUMNS; ++c) cell[COLUMNS + r * COLUMNS + c] = a[r][c];
     return 0;
 }
 
@@ -45,9 +74,10 @@ static int32_t stream(byte *arena, int32_t bytes) {
 
 static int32_t step(byte *arena, int32_t index, int32_t bytes) {
     switch (index) {
-    case 0: return peak(arena);
-    case 1: return fill(arena, bytes);
-    case 2: return stream(arena, bytes);
+    case 0: return chains(arena);
+    case 1: return tile(arena);
+    case 2: return fill(arena, bytes);
+    case 3: return stream(arena, bytes);
     default: return -1;
     }
 }
@@ -66,10 +96,10 @@ int32_t wasmgraph_shared_step(int32_t index, int32_t threads) {
     return wasmgraph_barrier(threads);
 }
 #else
-int32_t wasmgraph_run(void) { return peak(wasmgraph_arena); }
+int32_t wasmgraph_run(void) { return chains(wasmgraph_arena); }
 int32_t wasmgraph_step(int32_t index) { return step(wasmgraph_arena, index, ARENA_BYTES); }
 #endif
 #else
-int32_t wasmgraph_native_run(byte *arena) { return peak(arena); }
+int32_t wasmgraph_native_run(byte *arena) { return chains(arena); }
 int32_t wasmgraph_native_step(byte *arena, int32_t index) { return step(arena, index, ARENA_BYTES); }
 #endif
