@@ -45,6 +45,11 @@ class Target:
         """Multiplications and additions a cycle of a core with two vector units: the roofline."""
         return 2 * self.lanes * (2 if self.fma else 1)
 
+    @property
+    def prefetch(self) -> bool:
+        """Whether an instruction fetches memory into the cache without waiting: WebAssembly has none."""
+        return self.kind == "native"
+
 
 # Register tiles in wasm: Wasmtime's Cranelift has 16 vector registers on x86-64; 2 × 16 channels
 # is 8 accumulators, 4 weight vectors and a broadcast. Larger tiles spill (24 to 30 GFLOP/s

@@ -15,6 +15,7 @@ from tvm import s_tir, tirx
 
 from wasmgraph.compiler.phases import LOCAL_BYTES, Phase, buffer_bytes, divide
 from wasmgraph.compiler.plan import symbol_of
+from wasmgraph.compiler.prefetch import fetch_ahead
 from wasmgraph.targets import Target
 
 
@@ -78,6 +79,7 @@ def lowering_passes() -> tuple[list[tvm.ir.transform.Pass], list[tvm.ir.transfor
         s.LowerOpaqueBlock(),
         t.FlattenBuffer(),
         t.BF16ComputeLegalize(),
+        t.prim_func_pass(lambda function, *_: fetch_ahead(function), opt_level=0, name="FetchAhead"),
         # Before NarrowDataType, which renames loops under the hints that name them.
         s.LoopPartition(),
         t.NarrowDataType(32),

@@ -14,6 +14,7 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.tirx import IterVar
 
 from wasmgraph.compiler.schedule.blocks import (
+    FETCH_AHEAD,
     PEEL,
     find,
     inline_between,
@@ -179,4 +180,6 @@ def tile(
     schedule.unroll(within)
     for loop in (tile, *blocks):
         schedule.annotate(loop, PEEL, 1)
+    if target.prefetch:
+        schedule.annotate([*rows, tile][0], FETCH_AHEAD, len(rows) + 1)
     share(schedule, *outer, block, *rows, tile)
