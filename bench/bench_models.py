@@ -31,7 +31,8 @@ from wasmgraph.runtimes import load
 pytestmark = pytest.mark.benchmark(timer=CLOCK.now)
 
 _COLD_STARTS = 3
-_PROFILE_ROUNDS = 8
+_PROFILE_ROUNDS = 4
+_PROFILE_SECONDS = 0.5  # a block of the latency: six seconds
 _SESSION_CALLS = 5
 
 
@@ -159,6 +160,7 @@ def test_profile(benchmark: Any, bench: Bench, backend: Backend) -> None:
             limit,
             roof.manifest.steps,
             _PROFILE_ROUNDS,
+            _PROFILE_SECONDS * bench.schedule.blocks,
             backend.threads,
         )
     CLOCK.replay(benchmark, [sum(step.seconds for step in profile.steps)])

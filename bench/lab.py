@@ -166,7 +166,7 @@ class Bench:
             except WasmgraphError as error:  # one backend's fault must not cost the others theirs
                 self._failures[backend.name] = error
                 continue
-            blocks[backend.name] = block_of(partial(session.run, self.inputs[0]))
+            blocks[backend.name] = block_of(partial(session.run, self.inputs[0]), backend.threads)
         return interleave(blocks, self.schedule)
 
     def close(self) -> None:

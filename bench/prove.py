@@ -180,7 +180,7 @@ def _interleaving() -> Outcome:
             except (MissingDependencyError, UnsupportedOperatorError) as error:
                 _say(f"skipped: {backend.name}: {error}")
                 continue
-            blocks[backend.name] = block_of(partial(session.run, bench.inputs[0]))
+            blocks[backend.name] = block_of(partial(session.run, bench.inputs[0]), backend.threads)
         ratios: dict[str, list[float]] = {name: [] for name in blocks}
         for _ in range(_PASSES):
             in_turn = {name: block(2) for name, block in blocks.items()}

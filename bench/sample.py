@@ -7,8 +7,9 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from wasmgraph.analysis.conformance import OperatorCases, read_conformance
 from wasmgraph.report import Row, build_report, summarize
@@ -27,7 +28,7 @@ from wasmgraph.text import markdown as markdown_text
 ROOT = Path(__file__).parent.parent
 CONFORMANCE = ROOT / "results" / "conformance.json"
 BASELINE, SAMPLE = ROOT / "results" / "baseline.json", ROOT / "reports" / "sample"
-MODEL = "resnet50"
+MODEL, PROFILED = "resnet50", "wasm32-simd128@wasmtime"
 ZOO = ROOT / "results" / "zoo.json"
 RELIABILITY = ROOT / "results" / "reliability.json"
 _NETWORKS = "<!-- from results/zoo.json, by `make sample` -->"
@@ -70,6 +71,17 @@ def readme_tables(path: Path) -> str:
             format_ms(row.get("first_output_s")),
         ]
 
+    def kernel(found: Mapping[str, Any]) -> list[str]:
+        return [
+            f"`{found['kernel']}`",
+            found["rule"],
+            str(found["calls"]),
+            f"{found['seconds'] * 1e3:.1f}",
+            f"{found['share']:.1%}",
+            "–" if found["gflops_per_s"] is None else f"{found['gflops_per_s']:.1f}",
+            "–" if found["roofline_share"] is None else f"{found['roofline_share']:.0%}",
+        ]
+
     columns = (
         "backend",
         "median, ms",
@@ -99,6 +111,13 @@ def readme_tables(path: Path) -> str:
             ),
             1,
             (deployment(row) for row in rows if row.get("sessions") is not None),
+        ),
+        f"Where the time goes, `{PROFILED}`, the ten longest kernels (`wasmgraph profile` shows all; a\n"
+        "Winograd convolution's flops are counted as if direct, so that it may exceed the roofline):",
+        _table(
+            ("kernel", "rule", "calls", "ms", "share", "GFLOP/s", "of roofline"),
+            2,
+            map(kernel, next(row for row in rows if row.backend == PROFILED).profile[:10]),
         ),
         "What the project sets out to reach, and what that run measured:",
         _table(

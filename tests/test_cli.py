@@ -64,6 +64,16 @@ def test_what_no_rule_schedules_is_named(tmp_path: Path) -> None:
     assert "fallback" in invoke("profile", tmp_path / "m.wasm", "--rounds", "1").output
 
 
+def test_winograd_can_be_refused(tmp_path: Path) -> None:
+    weights = {"w": np.ones((64, 64, 3, 3), np.float32)}
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], pads=[1] * 4)]
+    onnx.save(model_of(nodes, {"x": [1, 64, 56, 56]}, ["y"], weights), tmp_path / "m.onnx")
+    for options, rule in ((), "winograd-conv2d"), (("--no-winograd",), "direct-conv2d"):
+        done = invoke("compile", tmp_path / "m.onnx", "-o", tmp_path / "m.wasm", *options)
+        assert done.exit_code == 0, done.output
+        assert rule in {step.rule for step in wg.Artifact.open(tmp_path / "m.wasm").manifest.steps}
+
+
 def classifier(path: Path, weights: str = "trained") -> Path:
     model = small_model()
     how = {

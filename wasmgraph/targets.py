@@ -42,7 +42,8 @@ class Target:
 
     @property
     def flops_per_cycle(self) -> int:
-        """Multiplications and additions a cycle of a core with two vector units: the roofline."""
+        """Multiplications and additions a cycle that a core with two vector units can do: what the cost
+        model reckons with. What this core can do is measured (``compiler/roofline.py``)."""
         return 2 * self.lanes * (2 if self.fma else 1)
 
     @property

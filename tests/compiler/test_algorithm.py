@@ -18,7 +18,8 @@ def test_large_images_get_the_larger_tile(size: int, channels: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lanes", "fma", "algorithm"), [(4, False, "winograd-4"), (4, True, "winograd-2"), (16, True, "direct")]
+    ("lanes", "fma", "algorithm"),
+    [(1, False, "winograd-4"), (4, False, "winograd-2"), (4, True, "winograd-2"), (16, True, "direct")],
 )
 def test_weights_that_outgrow_the_cache_count(lanes: int, fma: bool, algorithm: str) -> None:
     """At 7×7 F(4×4) streams 38 MB of weights: the faster the arithmetic, the less it is worth."""

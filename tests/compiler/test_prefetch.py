@@ -10,7 +10,9 @@ import tvm
 import tvm_ffi
 from onnx import helper
 from tvm import tirx
+from tvm.ir.expr import TensorLoad
 
+from tests.compiler.test_schedule import check
 from tests.conftest import model_of
 from wasmgraph.compiler import codegen, passes, prefetch
 from wasmgraph.compiler.importer import import_model
@@ -18,14 +20,17 @@ from wasmgraph.compiler.schedule import schedule_module
 from wasmgraph.targets import get_target
 
 CHANNELS, INNER = 96, 16
+WHOLE = (CHANNELS, INNER, 1, 1)
 
 
-def kernel(target_name: str, size: int) -> tirx.PrimFunc:
-    """A convolution of 4×7 outputs, ``size`` × ``size``, before loops are divided."""
-    weights = np.ones((CHANNELS, INNER, size, size), np.float32)
-    node = helper.make_node("Conv", ["x", "w"], ["y"], strides=[2, 2] if size > 1 else [1, 1])
-    high, wide = (4, 7) if size == 1 else (2 * 3 + size, 2 * 6 + size)
-    model = model_of([node], {"x": [1, INNER, high, wide]}, ["y"], {"w": weights})
+def kernel(
+    target_name: str, weights: tuple[int, ...], high: int, wide: int, groups: int = 1
+) -> tirx.PrimFunc:
+    """A convolution of ``high`` × ``wide`` outputs, before its loops are divided."""
+    size = weights[2]
+    node = helper.make_node("Conv", ["x", "w"], ["y"], strides=[2, 2], group=groups)
+    shape = [1, weights[1] * groups, 2 * (high - 1) + size, 2 * (wide - 1) + size]
+    model = model_of([node], {"x": shape}, ["y"], {"w": np.ones(weights, np.float32)})
     target = get_target(target_name)
     described = codegen.tvm_target(target)
     with described:
@@ -46,17 +51,33 @@ def turns(body: tirx.Stmt, known: list[tuple[tirx.Var, int]]) -> Iterator[tuple[
     elif isinstance(body, tirx.AttrStmt):
         yield from turns(body.body, known)
     elif isinstance(body, tirx.SeqStmt):
-        fetched = [
-            at(part.value.args[0].args[0].indices[0], known)
-            for part in body.seq
-            if isinstance(part, tirx.Evaluate)
-        ]
+        fetched = [part.value.args[0].args[0] for part in body.seq if isinstance(part, tirx.Evaluate)]
         if fetched:
-            found = prefetch._weights(body)
-            assert found is not None
-            yield at(prefetch._at_zero(found[0].indices[0], prefetch._loops(body)), known), fetched
+            weights = fetched[0].source
+            inner = prefetch._loops(body)
+            (read,) = {
+                at(prefetch._at_zero(load.indices[0], inner), known)
+                for load in loads(body)
+                if load.source.same_as(weights) and any(lane(load, loop) for loop in inner)
+            }
+            yield read, [at(load.indices[0], known) for load in fetched]
         for part in body.seq:
             yield from turns(part, known)
+
+
+def lane(load: TensorLoad, loop: tirx.For) -> bool:
+    return prefetch._mentions(load.indices[0], loop.loop_var)
+
+
+def loads(body: tirx.Stmt) -> list[TensorLoad]:
+    found: list[TensorLoad] = []
+
+    def note(load: TensorLoad) -> TensorLoad:
+        found.append(load)
+        return load
+
+    tvm_ffi.structural_map(body, [(TensorLoad, note)])
+    return found
 
 
 def at(index: tvm.ir.Expr, known: list[tuple[tirx.Var, int]]) -> int:
@@ -67,25 +88,61 @@ def at(index: tvm.ir.Expr, known: list[tuple[tirx.Var, int]]) -> int:
     return int(tvm.sym.Analyzer().simplify(tvm_ffi.structural_map(index, [(tirx.Var, value)])))
 
 
-@pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("target", ["native", "native-128"])
-def test_a_block_fetches_the_next_one(target: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("size", "high", "wide"), [(1, 4, 7), (1, 7, 7), (1, 5, 3), (1, 10, 11), (3, 4, 7), (3, 3, 13)]
+)
+def test_the_tiles_of_a_block_fetch_the_next_one(
+    target: str, size: int, high: int, wide: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(prefetch, "_OUTGROWN", 0)
-    block = get_target(target).tile_channels * INNER * size * size
-    fetched: dict[int, set[int]] = {}
-    for first, ahead in turns(kernel(target, size).body, []):
-        fetched.setdefault(first // block, set()).update(i // 16 for i in ahead)
+    width = get_target(target).tile_channels
+    block = width * INNER * size * size
+    fetched: dict[int, list[int]] = {}
+    lowered = kernel(target, (CHANNELS, INNER, size, size), high, wide)
+    for first, ahead in turns(lowered.body, []):
+        fetched.setdefault(first // block, []).extend(ahead)
     assert sorted(fetched) == list(range(CHANNELS * INNER * size * size // block))
-    for number, lines in fetched.items():
-        behind = range((number + 1) * block // 16, (number + 2) * block // 16)
-        assert lines <= set(behind)
-        assert len(lines) >= 0.8 * len(behind)
+    for number, indices in fetched.items():
+        begin, end = (number + 1) * block, (number + 2) * block
+        assert min(indices) == begin
+        assert set(range(begin // 16, end // 16)) <= {index // 16 for index in indices}
+        # Tiles whose share was rounded up end a little behind the block.
+        assert max(indices) < end + block / width
+
+
+@pytest.mark.parametrize("target", ["native", "native-128"])
+def test_a_depthwise_convolution_fetches_weights_not_pixels(
+    target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefetch, "_OUTGROWN", 0)
+    lowered = kernel(target, (CHANNELS, 1, 3, 3), 9, 11, groups=CHANNELS)
+    found = list(turns(lowered.body, []))
+    assert found
+    assert max(index for _, ahead in found for index in ahead) < 2 * CHANNELS * 9
 
 
 def test_weights_that_the_cache_holds_are_not_fetched() -> None:
-    assert not list(turns(kernel("native", 1).body, []))
+    assert not list(turns(kernel("native", WHOLE, 4, 7).body, []))
 
 
 def test_webassembly_cannot_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefetch, "_OUTGROWN", 0)
-    assert not list(turns(kernel("wasm32-simd128", 1).body, []))
+    assert not list(turns(kernel("wasm32-simd128", WHOLE, 4, 7).body, []))
+
+
+@pytest.mark.parametrize("target", ["native", "native-128"])
+@pytest.mark.parametrize("rule", ["pointwise-conv2d", "direct-conv2d", "winograd-conv2d", "dense"])
+def test_kernels_that_fetch_are_right(rule: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefetch, "_OUTGROWN", 0)
+    algorithm = "winograd-4" if rule == "winograd-conv2d" else "direct"
+    monkeypatch.setattr("wasmgraph.compiler.operators.choose", lambda *_: algorithm)
+    rng = np.random.default_rng(0)
+    size = 1 if rule == "pointwise-conv2d" else 3
+    if rule == "dense":
+        nodes, shape = [helper.make_node("MatMul", ["x", "w"], ["y"])], [5, 70]
+        weights = rng.normal(size=(70, 45)).astype(np.float32)
+    else:
+        nodes, shape = [helper.make_node("Conv", ["x", "w"], ["y"], pads=[size // 2] * 4)], [1, 19, 9, 11]
+        weights = rng.normal(size=(45, 19, size, size)).astype(np.float32)
+    check(model_of(nodes, {"x": shape}, ["y"], {"w": weights}), target, rule)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
 import wasmgraph as wg
@@ -7,7 +9,9 @@ from wasmgraph.compiler.roofline import build_roofline
 from wasmgraph.measure.profile import by_kernel, profile_steps, roofline_share, time_share_without
 
 
-@pytest.mark.parametrize("target", ["wasm32", "wasm32-simd128", "native", "native-128"])
+@pytest.mark.parametrize(
+    "target", ["wasm32", "wasm32-simd128", "wasm32-relaxed-simd", "native", "native-128"]
+)
 def test_a_roofline_runs_all_its_steps(target: str) -> None:
     roof = build_roofline(target)
     assert [s.kernel for s in roof.manifest.steps] == ["chains", "tile", "fill", "stream"]
@@ -16,6 +20,30 @@ def test_a_roofline_runs_all_its_steps(target: str) -> None:
             session.run_step(index)
         with pytest.raises(wg.WasmgraphError, match="returned -1"):
             session.run_step(4)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_share_a_roofline(threads: int) -> None:
+    roof = build_roofline("wasm32-simd128-threads")
+    with wg.load(roof, threads=threads) as session:
+        for index in range(4):
+            session.run_step(index)
+
+
+def test_a_profile_goes_on_for_as_long_as_it_is_told(small_artifact, small_input) -> None:
+    artifact = wg.Artifact.open(small_artifact("wasm32-simd128"))
+    roof = build_roofline("wasm32-simd128")
+    shares: list[float] = []
+    with wg.load(artifact) as session, wg.load(roof) as limit:
+        steps = artifact.manifest.steps, roof.manifest.steps
+        began = time.perf_counter()
+        profile_steps(
+            session, {"x": small_input}, steps[0], limit, steps[1], 2, seconds=0.4, done=shares.append
+        )
+    assert time.perf_counter() - began >= 0.4
+    assert len(shares) > 2
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
 
 
 @pytest.mark.parametrize("target", ["wasm32-simd128", "native"])

@@ -130,7 +130,7 @@ def shapes_of(options: Sequence[str]) -> dict[str, tuple[int, ...]]:
 @click.option(
     "--keep",
     type=click.Path(path_type=Path),
-    help="Keep graph.json, graph.o, graph.params, the archive and the kernels as text here.",
+    help="Keep graph.json, graph.o, graph.params, the archive and the kernels (text, machine code) here.",
 )
 @click.option("--no-winograd", is_flag=True, help="Direct convolutions only, for the last bit.")
 @trust_options(COMPILE_LIMITS, "the model")
@@ -391,10 +391,14 @@ def inspect(artifact: Path, as_json: bool) -> None:
 
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--rounds", default=10, show_default=True, type=click.IntRange(1), help="Runs of the plan.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    help="Runs of the plan. By default as many as five seconds hold, at least ten.",
+)
 @threads_option
 @json_option
-def profile(artifact: Path, rounds: int, threads: int, as_json: bool) -> None:
+def profile(artifact: Path, rounds: int | None, threads: int, as_json: bool) -> None:
     """Show where an ARTIFACT spends its time: per kernel, against the roofline of its target.
 
     Inputs are seeded noise. A Winograd convolution's GFLOP/s count its operations as if direct, so
@@ -418,10 +422,11 @@ def profile(artifact: Path, rounds: int, threads: int, as_json: bool) -> None:
     with (
         load(opened, threads=threads) as session,
         load(roof, threads=threads) as limit,
-        progress(rounds, "profiling") as advance,
+        progress(1, "profiling") as advance,
     ):
         steps, roof_steps = opened.manifest.steps, roof.manifest.steps
-        measured = profile_steps(session, feeds, steps, limit, roof_steps, rounds, threads, advance)
+        least, seconds = (rounds, 0.0) if rounds else (10, 5.0)
+        measured = profile_steps(session, feeds, steps, limit, roof_steps, least, seconds, threads, advance)
     found, roofline = by_kernel(measured), measured.roofline
     if as_json:
         rows = [asdict(row) for row in found]

@@ -1,8 +1,9 @@
 """Which algorithm a convolution gets: a cost model that counts arithmetic and memory.
 
 Costs are in cycles of one core. Arithmetic runs at the target's ``flops_per_cycle``; weights come
-from beyond the cache once an inference, because a whole network's weights outgrow it, in the order
-of memory, so that prefetchers load them behind the arithmetic: the longer of the two counts.
+from beyond the cache once an inference, because a whole network's weights outgrow it. Where a target can
+prefetch, they come behind the arithmetic, and the longer of the two counts. Elsewhere the first tile of
+pixels that needs a block of them waits for memory, which is idle while the others compute: both add up.
 Intermediates are written to and read from the cache. The model ranks algorithms, it does not
 predict times; ``wasmgraph profile`` on the whole network is what confirms it.
 """
@@ -46,7 +47,7 @@ class Convolution:
     @property
     def is_pointwise(self) -> bool:
         """Whether it is a matrix product over pixels, one a group (if nothing is padded)."""
-        return (self.kernel, self.stride) == ((1, 1), (1, 1))
+        return self.kernel == (1, 1)
 
     @property
     def fits_winograd(self) -> bool:
@@ -55,9 +56,14 @@ class Convolution:
         return unit and self.kernel == (3, 3)
 
 
+def _with_weights(arithmetic: float, weight_bytes: int, target: Target) -> float:
+    memory = weight_bytes / _WEIGHT_BYTES_PER_CYCLE
+    return max(arithmetic, memory) if target.prefetch else arithmetic + memory
+
+
 def _direct_cycles(conv: Convolution, target: Target) -> float:
     weights = 4 * conv.kernel[0] * conv.kernel[1] * conv.in_channels // conv.groups * conv.out_channels
-    return max(conv.direct_flops / target.flops_per_cycle, weights / _WEIGHT_BYTES_PER_CYCLE)
+    return _with_weights(conv.direct_flops / target.flops_per_cycle, weights, target)
 
 
 def _winograd_cycles(conv: Convolution, target: Target, m: int) -> float:
@@ -68,7 +74,7 @@ def _winograd_cycles(conv: Convolution, target: Target, m: int) -> float:
     elements = positions * tiles * (conv.in_channels + conv.out_channels)
     weights = 4 * positions * conv.in_channels * conv.out_channels
     arithmetic = (product + 4 * 2 * elements) / target.flops_per_cycle
-    return max(arithmetic, weights / _WEIGHT_BYTES_PER_CYCLE) + 8 * elements / _CACHE_BYTES_PER_CYCLE
+    return _with_weights(arithmetic, weights, target) + 8 * elements / _CACHE_BYTES_PER_CYCLE
 
 
 def choose(conv: Convolution, target: Target, winograd: bool = True) -> Algorithm:

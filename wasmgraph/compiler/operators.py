@@ -168,19 +168,24 @@ def depthwise_compute(data: te.Tensor, weight: te.Tensor, channels: int, window:
     )
 
 
-def pointwise_compute(data: te.Tensor, weight: te.Tensor, channels: int) -> te.Tensor:
-    """1×1 convolution of stride 1, ``[N][H][W][G·I]`` by packed weights ``[G][O/G/T][1][1][I][T]``.
+def pointwise_compute(
+    data: te.Tensor, weight: te.Tensor, channels: int, stride: tuple[int, int]
+) -> te.Tensor:
+    """1×1 convolution, ``[N][H][W][G·I]`` by packed weights ``[G][O/G/T][1][1][I][T]``.
 
     A matrix product over all pixels at once: rows that no tile divides matter only at the end.
     """
-    n, h, w, _ = (int(d) for d in data.shape)
+    n = int(data.shape[0])
+    sy, sx = stride
+    h, w = ((int(d) - 1) // s + 1 for d, s in zip(data.shape[1:3], stride, strict=True))
     groups, blocks, _, _, inner, block = (int(d) for d in weight.shape)
     own = channels // groups
     k = te.reduce_axis((0, inner), "k")
     acc = te.compute(
         (groups, blocks, n * h * w, block),
         lambda g, b, p, lane: te.sum(
-            data[p // (h * w), p % (h * w) // w, p % w, g * inner + k] * weight[g, b, 0, 0, k, lane],
+            data[p // (h * w), p % (h * w) // w * sy, p % w * sx, g * inner + k]
+            * weight[g, b, 0, 0, k, lane],
             axis=[k],
         ),
         name="acc",
@@ -227,7 +232,7 @@ def _conv2d(bb: relax.BlockBuilder, call: relax.Call, target: Target, winograd: 
             return bb.call_te(partial(depthwise_compute, window=window), data, packed, channels, **hints)
         packed = relax.const(pack_conv2d(values, channel_block(own, target), conv.groups))
         if conv.is_pointwise and not any(padding):
-            return bb.call_te(pointwise_compute, data, packed, channels, **hints)
+            return bb.call_te(pointwise_compute, data, packed, channels, conv.stride, **hints)
         return bb.call_te(partial(conv2d_compute, window=window), data, packed, channels, **hints)
     m = 2 if algorithm == "winograd-2" else 4
     packed = relax.const(pack_weights(values, channel_block(channels, target), m))

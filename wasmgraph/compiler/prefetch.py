@@ -74,7 +74,7 @@ def _with_body(loop: tirx.For, body: tirx.Stmt) -> tirx.For:
 
 def _prefetches(turn: tirx.Stmt, tiles: list[tirx.For], reduction: list[tirx.For]) -> list[tirx.Stmt]:
     """What a turn of the reduction fetches: its share, by tiles and turns, of the block behind this one."""
-    weights = _weights(turn)
+    weights = _weights(turn, tiles)
     if weights is None:
         return []
     load, width = weights
@@ -83,12 +83,13 @@ def _prefetches(turn: tirx.Stmt, tiles: list[tirx.For], reduction: list[tirx.For
         return []
     first = _at_zero(index, _loops(turn))
     block = _at_zero(first, reduction)
-    turns = prod(int(loop.extent) for loop in reduction)
-    share = max(1, width // prod(int(loop.extent) for loop in tiles))  # elements a turn
+    size = width * prod(int(loop.extent) for loop in reduction)
+    count = prod(int(loop.extent) for loop in tiles)
     tile = tirx.const(0, "int64")
     for loop in tiles:
         tile = tile * loop.extent + loop.loop_var
-    ahead = block + turns * width + tile * (turns * share) + (first - block) // width * share
+    share = -(-width // count)  # elements a turn; tiles overlap where it was rounded up
+    ahead = block + size + tile * size // count + (first - block) // width * share
     step = _LINE // tvm_dtype_bytes(str(buffer.dtype))
     return [
         tirx.Evaluate(
@@ -105,9 +106,9 @@ def _prefetches(turn: tirx.Stmt, tiles: list[tirx.For], reduction: list[tirx.For
     ]
 
 
-def _weights(turn: tirx.Stmt) -> tuple[TensorLoad, int] | None:
+def _weights(turn: tirx.Stmt, tiles: list[tirx.For]) -> tuple[TensorLoad, int] | None:
     """What a turn multiplies by, one weight for each output channel: the load whose index has the lane in
-    it; and how many channels there are."""
+    it and no pixel; and how many channels there are."""
     stored: list[tirx.Buffer] = []
     loads: list[TensorLoad] = []
 
@@ -122,9 +123,13 @@ def _weights(turn: tirx.Stmt) -> tuple[TensorLoad, int] | None:
     tvm_ffi.structural_map(turn, [(tirx.BufferStore, note_store), (TensorLoad, note_load)])
     lanes = [loop for loop in _loops(turn) if loop.kind == tirx.ForKind.VECTORIZED]
     for load in loads:
-        accumulates = any(load.source.same_as(buffer) for buffer in stored)
-        if not accumulates and any(_mentions(load.indices[0], loop.loop_var) for loop in lanes):
-            channels = [loop for loop in _loops(turn) if _mentions(load.indices[0], loop.loop_var)]
+        if any(load.source.same_as(buffer) for buffer in stored):
+            continue  # the accumulator
+        index = load.indices[0]
+        if any(_mentions(index, lane.loop_var) for lane in lanes) and not any(
+            _mentions(index, tile.loop_var) for tile in tiles
+        ):
+            channels = [loop for loop in _loops(turn) if _mentions(index, loop.loop_var)]
             return load, prod(int(loop.extent) for loop in channels)
     return None
 

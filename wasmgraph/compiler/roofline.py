@@ -14,7 +14,7 @@ from wasmgraph.artifact import SCHEMA, Artifact, Manifest, Step, seal
 from wasmgraph.compiler.link import compile_object, link_objects
 from wasmgraph.targets import Target, get_target
 
-_ITERATIONS = 1 << 21
+_ITERATIONS = 1 << 19  # about a millisecond: short enough to find a quiet one
 # Chains hide the latency of a dependent multiply and add, as far as registers go: more would spill. For
 # Golden Cove, which can multiply and add three times in two cycles, they are too few; a tile, whose
 # products wait for nothing, then shows more.

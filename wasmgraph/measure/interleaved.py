@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import bootstrap
 
+from wasmgraph.measure.processors import on_quiet_processor
+
 _CONFIDENCE = 0.95
 _RESAMPLES = 2000
 _SEED = 0
@@ -38,16 +40,17 @@ class Ratio:
 Block = Callable[[int], list[float]]  # so many timed calls after an untimed one → their seconds
 
 
-def block_of(call: Callable[[], object]) -> Block:
-    """The block that calls ``call`` in this process."""
+def block_of(call: Callable[[], object], threads: int = 1) -> Block:
+    """The block that calls ``call``, which computes with so many threads; see :mod:`.processors`."""
 
     def block(calls: int) -> list[float]:
-        call()
-        seconds = []
-        for _ in range(calls):
-            began = time.perf_counter()
+        with on_quiet_processor(threads):
             call()
-            seconds.append(time.perf_counter() - began)
+            seconds = []
+            for _ in range(calls):
+                began = time.perf_counter()
+                call()
+                seconds.append(time.perf_counter() - began)
         return seconds
 
     return block

@@ -2,7 +2,8 @@
 that caches hold what they hold in a real inference, not one warm kernel.
 
 The best round counts, of steps and roofline alike: a profile is about the code, and whoever shares the
-core only ever adds time, to a step or to the peak, never to both alike. (Latencies are medians.)
+core only ever adds time, to a step or to the peak, never to both alike. (Latencies are medians.) Neighbours
+stay for seconds; fast code is therefore measured for as long as slow code, not for as many rounds.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from wasmgraph.measure.processors import on_quiet_processor
 from wasmgraph.runtimes.base import Session
 from wasmgraph.tensors import Array
 
 CHAINS, TILE, FILL, STREAM = range(4)  # the steps of a roofline artifact
 DIRECT_RULES = ("direct-conv2d", "pointwise-conv2d")
+_PEAKS = 4  # short as they are, a round has several
 
 
 @dataclass(frozen=True)
@@ -87,10 +90,12 @@ def profile_steps(
     limit: Session,
     limit_steps: Sequence[Work],
     rounds: int,
+    seconds: float = 0.0,
     threads: int = 1,
-    done: Callable[[int], None] = lambda _: None,
+    done: Callable[[float], None] = lambda _: None,
 ) -> Profile:
-    """Time every step, ``rounds`` times through the whole plan, after one untimed run.
+    """Time every step, ``rounds`` times through the whole plan and for ``seconds`` at least, after one
+    untimed run.
 
     Parameters
     ----------
@@ -99,11 +104,11 @@ def profile_steps(
         peak meet the same disturbances
     limit_steps : the calls of its plan
     threads : of both sessions; every one of them does the whole of the roofline's arithmetic
-    done : told after each round how many there have been
+    done : told after each round which share of them is done
     """
     session.run(feeds)
     limit.run_step(FILL)  # memory that nobody wrote is one shared page of zeros
-    seconds: list[list[float]] = [[] for _ in steps]
+    durations: list[list[float]] = [[] for _ in steps]
     chains: list[float] = []
     tiles: list[float] = []
     streams: list[float] = []
@@ -113,20 +118,24 @@ def profile_steps(
         run.run_step(index)
         times.append(time.perf_counter() - began)
 
-    for number in range(rounds):
-        for index, times in enumerate(seconds):
-            timed(session, index, times)
-        timed(limit, CHAINS, chains)
-        timed(limit, TILE, tiles)
-        timed(limit, STREAM, streams)
-        done(number + 1)
+    start, number, passed = time.perf_counter(), 0, 0.0
+    while number < rounds or passed < seconds:
+        with on_quiet_processor(threads):
+            for index, times in enumerate(durations):
+                timed(session, index, times)
+            for _ in range(_PEAKS):
+                timed(limit, CHAINS, chains)
+                timed(limit, TILE, tiles)
+            timed(limit, STREAM, streams)
+        number, passed = number + 1, time.perf_counter() - start
+        done(min(number / rounds, passed / seconds if seconds else 1.0, 1.0))
     roofline = Roofline(
         threads * max(limit_steps[CHAINS].flops / min(chains), limit_steps[TILE].flops / min(tiles)),
         limit_steps[STREAM].traffic_bytes / min(streams),
     )
     timings = [
         StepTime(s.kernel, s.operator, s.rule, s.flops, s.traffic_bytes, min(times))
-        for s, times in zip(steps, seconds, strict=True)
+        for s, times in zip(steps, durations, strict=True)
     ]
     return Profile(timings, roofline)
 

@@ -27,6 +27,8 @@ from wasmgraph.compiler.schedule.blocks import (
 from wasmgraph.targets import Target
 
 _CHUNK_PIXELS = 32
+_FEW_TILES = 4
+_INDEPENDENT = 8  # accumulators that hide the latency of multiply and add in two units
 _WEIGHTS_AT_HAND = 512 << 10  # bytes; a second-level cache holds them and a chunk's data
 
 # Where the group's axis is among the spatial axes of ``acc``, by how many of those there are:
@@ -124,6 +126,16 @@ def _blocks_at_hand(schedule: Schedule, acc: SBlockRV) -> int:
     return max(fitting, default=1)
 
 
+def _tile_pixels(pixels: int, target: Target) -> int:
+    """How many of a loop's pixels a tile takes: ``tile_pixels``, or fewer, if the tiles are few, so that no
+    pixels are left (LLVM keeps a large remainder's accumulators in memory) and enough accumulators."""
+    full = min(target.tile_pixels, pixels)
+    if pixels % full == 0 or pixels > _FEW_TILES * full:
+        return full
+    least = max(full / 2, _INDEPENDENT * target.lanes / target.tile_channels)
+    return next((t for t in range(full, 0, -1) if pixels % t == 0 and t >= least), full)
+
+
 def schedule_dense(schedule: Schedule, target: Target) -> Schedule | None:
     """Matrix product (``operators.dense_compute``): channel block, row tile, reduction."""
     parts = _parts(schedule, (3,), 2)
@@ -152,7 +164,7 @@ def tile(
     What lies inside the loop over blocks is done with one block's weights, which stay in the cache.
     """
     inline_between(schedule, acc, last)
-    pixels = min(target.tile_pixels, int(schedule.get(pixel).extent))
+    pixels = _tile_pixels(int(schedule.get(pixel).extent), target)
     packed = int(_spatial(schedule, acc)[-1].dom.extent)
     width = min(packed, target.tile_channels)
     block, lane = schedule.split(channel, [None, packed])
