@@ -38,10 +38,10 @@ def test_a_profile_goes_on_for_as_long_as_it_is_told(small_artifact, small_input
         steps = artifact.manifest.steps, roof.manifest.steps
         began = time.perf_counter()
         profile_steps(
-            session, {"x": small_input}, steps[0], limit, steps[1], 2, seconds=0.4, done=shares.append
+            session, {"x": small_input}, steps[0], limit, steps[1], 1, seconds=0.5, done=shares.append
         )
-    assert time.perf_counter() - began >= 0.4
-    assert len(shares) > 2
+    assert time.perf_counter() - began >= 0.5
+    assert len(shares) >= 2
     assert shares == sorted(shares)
     assert shares[-1] == 1
 

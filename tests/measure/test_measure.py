@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,6 +11,14 @@ from hypothesis import strategies as st
 from wasmgraph.measure.accuracy import augment, judge
 from wasmgraph.measure.coldstart import cold_start
 from wasmgraph.measure.interleaved import Schedule, block_of, interleave, pair, ratio_of_medians
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_waiting() -> Iterator[None]:
+    """Nothing here takes time that a neighbour could lengthen."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("wasmgraph.measure.interleaved.on_quiet_processor", lambda threads: nullcontext())
+        yield
 
 
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4))

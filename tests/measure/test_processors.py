@@ -40,19 +40,32 @@ def test_an_engine_in_a_child_process_goes_along() -> None:
         child.communicate(b"\n")
 
 
-def test_the_quickest_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, processor = 0.0, 0
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[float]]:
+    """Processors whose probes take the seconds that a test puts here; the last ones for good."""
+    seconds: dict[int, list[float]] = {}
 
-    def bind(process: int, allowed: list[int]) -> None:
-        nonlocal processor
-        assert process == 0
-        (processor,) = allowed
+    def probe(processor: int) -> float:
+        left = seconds[processor]
+        return left.pop(0) if len(left) > 1 else left[0]
 
-    def clock() -> float:
-        nonlocal now
-        now += {3: 1.5, 5: 1.0, 7: 1.4}[processor]
-        return now
+    monkeypatch.setattr(processors, "_probe", probe)
+    monkeypatch.setattr(processors, "_fastest", [])
+    return seconds
 
-    monkeypatch.setattr(processors.os, "sched_setaffinity", bind)
-    monkeypatch.setattr(processors.time, "perf_counter", clock)
-    assert processors._quickest([3, 5, 7]) == 5
+
+def test_the_quickest_is_found(machine: dict[int, list[float]]) -> None:
+    machine.update({3: [1.5], 5: [1.0], 7: [1.4]})
+    assert processors._wait([3, 5, 7], 1, 9) == 5
+
+
+def test_as_many_as_there_are_threads_must_be_quiet(machine: dict[int, list[float]]) -> None:
+    machine.update({0: [1.0, 1.5, 1.0, 1.1], 1: [1.5, 1.0, 1.5, 1.05]})
+    assert processors._wait([0, 1], 2, 9) == 1
+    assert machine == {0: [1.1], 1: [1.05]}
+
+
+def test_patience_ends(machine: dict[int, list[float]]) -> None:
+    machine.update({0: [1.0, 2.0], 1: [2.0, 1.9]})
+    processors._wait([0, 1], 1, 9)
+    assert processors._wait([0, 1], 1, 0) == 1

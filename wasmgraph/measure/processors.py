@@ -1,9 +1,9 @@
-"""On which processor to measure: the one that others leave alone at the moment.
+"""On which processor to measure, and when: where and while the neighbours are quiet.
 
 A virtual processor is often one of a core's two threads, the other of which is somebody else's. While that
-computes, everything takes up to 1.5 times as long here, for seconds, on one processor and not on the next;
-and the system moves a session between them. Which processor is quick now is asked of a loop that has
-nothing to do with what is measured.
+computes, everything takes up to 1.5 times as long here, for tenths of a second or for minutes, on one
+processor and not on the next; and the system moves a session between them. How quick a processor is now is
+asked of a loop that has nothing to do with what is measured.
 """
 
 from __future__ import annotations
@@ -12,46 +12,74 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from wasmgraph.host import processors_of_this_process
+from wasmgraph.tensors import Array
 
-# Products of vectors in the first-level cache: about half a millisecond, and what a neighbour slows most.
+# Products of vectors in the first-level cache: some tenths of a millisecond of what a neighbour slows most.
 _PRODUCTS, _ELEMENTS, _TRIES = 300, 4096, 4
+_LINE = 64  # bytes: how the vectors are aligned, so that all probes are alike
+_QUIET = 1.12  # of the quickest probe there was
+_PAUSE = 0.02  # seconds between two looks
+_fastest: list[float] = []  # seconds of the quickest probe of this process, once there was one
 
 
 @contextmanager
-def on_quiet_processor(threads: int) -> Iterator[None]:
-    """Run what follows on the processor that is quickest now: this thread, and the main threads of child
-    processes, which are engines. With more ``threads`` than one it runs anywhere, as it does where a system
-    binds no threads.
+def on_quiet_processor(threads: int, patience: float = 1.0) -> Iterator[None]:
+    """Run what follows when as many processors as ``threads`` are quiet, after ``patience`` seconds in any
+    case. One thread is bound to the quickest: this one, and the main threads of child processes, which are
+    engines; several run on all processors. Where a system binds no threads nothing is done.
     """
-    allowed = processors_of_this_process()
-    if threads > 1 or len(allowed) == 1 or not hasattr(os, "sched_setaffinity"):
+    if not hasattr(os, "sched_setaffinity"):
         yield
         return
+    allowed = processors_of_this_process()
     try:
-        _bind([_quickest(allowed)])
+        quickest = _wait(allowed, threads, patience)
+        _bind([quickest] if threads == 1 else allowed)
         yield
     finally:
         _bind(allowed)
 
 
-def _quickest(processors: Sequence[int]) -> int:
-    vector = np.ones(_ELEMENTS, np.float32)
-    product = np.empty_like(vector)
-    seconds: dict[int, float] = {}
-    for processor in processors:
-        os.sched_setaffinity(0, [processor])
-        for _ in range(_TRIES):
-            began = time.perf_counter()
-            for _ in range(_PRODUCTS):
-                np.multiply(vector, vector, product)
-            passed = time.perf_counter() - began
-            seconds[processor] = min(passed, seconds.get(processor, passed))
-    return min(seconds, key=seconds.__getitem__)
+def _wait(processors: Sequence[int], threads: int, patience: float) -> int:
+    """Wait for quiet; return the processor that is quickest then."""
+    deadline = time.monotonic() + patience
+    while True:
+        seconds = {processor: _probe(processor) for processor in processors}
+        _fastest[:] = [min([*_fastest, *seconds.values()])]
+        quiet = sum(passed <= _QUIET * _fastest[0] for passed in seconds.values())
+        if quiet >= min(threads, len(processors)) or time.monotonic() >= deadline:
+            return min(seconds, key=seconds.__getitem__)
+        time.sleep(_PAUSE)
+
+
+def _probe(processor: int) -> float:
+    """Seconds of the probe on a processor, to which this thread is bound then."""
+    os.sched_setaffinity(0, [processor])
+    factor, product = _vectors()
+    passed = []
+    for _ in range(_TRIES):
+        began = time.perf_counter()
+        for _ in range(_PRODUCTS):
+            np.multiply(factor, factor, product)
+        passed.append(time.perf_counter() - began)
+    return min(passed)
+
+
+@cache
+def _vectors() -> tuple[Array, Array]:
+    """Two vectors, aligned."""
+    size = 4 * _ELEMENTS
+    memory = np.ones(2 * size + _LINE, np.uint8)
+    begin = -memory.ctypes.data % _LINE
+    factor, product = memory[begin : begin + 2 * size].view(np.float32).reshape(2, _ELEMENTS)
+    factor[:] = 1.0
+    return factor, product
 
 
 def _bind(processors: Sequence[int]) -> None:

@@ -19,6 +19,7 @@ from wasmgraph.tensors import Array
 
 CHAINS, TILE, FILL, STREAM = range(4)  # the steps of a roofline artifact
 DIRECT_RULES = ("direct-conv2d", "pointwise-conv2d")
+_PATIENCE = 0.2  # seconds a round waits for quiet: there are many
 _PEAKS = 4  # short as they are, a round has several
 
 
@@ -120,7 +121,7 @@ def profile_steps(
 
     start, number, passed = time.perf_counter(), 0, 0.0
     while number < rounds or passed < seconds:
-        with on_quiet_processor(threads):
+        with on_quiet_processor(threads, _PATIENCE):
             for index, times in enumerate(durations):
                 timed(session, index, times)
             for _ in range(_PEAKS):
