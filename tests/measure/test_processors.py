@@ -54,14 +54,14 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[float]]:
     return seconds
 
 
-def test_the_quickest_is_found(machine: dict[int, list[float]]) -> None:
-    machine.update({3: [1.5], 5: [1.0], 7: [1.4]})
+def test_the_first_quiet_one_is_found(machine: dict[int, list[float]]) -> None:
+    machine.update({3: [1.5], 5: [1.1], 7: [1.0]})
     assert processors._wait([3, 5, 7], 1, 9) == 5
 
 
 def test_as_many_as_there_are_threads_must_be_quiet(machine: dict[int, list[float]]) -> None:
     machine.update({0: [1.0, 1.5, 1.0, 1.1], 1: [1.5, 1.0, 1.5, 1.05]})
-    assert processors._wait([0, 1], 2, 9) == 1
+    assert processors._wait([0, 1], 2, 9) == 0
     assert machine == {0: [1.1], 1: [1.05]}
 
 

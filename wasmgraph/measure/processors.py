@@ -31,30 +31,31 @@ _fastest: list[float] = []  # seconds of the quickest probe of this process, onc
 @contextmanager
 def on_quiet_processor(threads: int, patience: float = 1.0) -> Iterator[None]:
     """Run what follows when as many processors as ``threads`` are quiet, after ``patience`` seconds in any
-    case. One thread is bound to the quickest: this one, and the main threads of child processes, which are
-    engines; several run on all processors. Where a system binds no threads nothing is done.
+    case. One thread is bound to a quiet one: this thread, and the main threads of child processes, which
+    are engines; several run on all processors. Where a system binds no threads nothing is done.
     """
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
     allowed = processors_of_this_process()
     try:
-        quickest = _wait(allowed, threads, patience)
-        _bind([quickest] if threads == 1 else allowed)
+        chosen = _wait(allowed, threads, patience)
+        _bind([chosen] if threads == 1 else allowed)
         yield
     finally:
         _bind(allowed)
 
 
 def _wait(processors: Sequence[int], threads: int, patience: float) -> int:
-    """Wait for quiet; return the processor that is quickest then."""
+    """Wait for quiet; return a quiet processor, or the quickest if none became quiet."""
     deadline = time.monotonic() + patience
     while True:
         seconds = {processor: _probe(processor) for processor in processors}
         _fastest[:] = [min([*_fastest, *seconds.values()])]
-        quiet = sum(passed <= _QUIET * _fastest[0] for passed in seconds.values())
-        if quiet >= min(threads, len(processors)) or time.monotonic() >= deadline:
-            return min(seconds, key=seconds.__getitem__)
+        quiet = [processor for processor in processors if seconds[processor] <= _QUIET * _fastest[0]]
+        if len(quiet) >= min(threads, len(processors)) or time.monotonic() >= deadline:
+            # The first that is quiet, so that a session stays where its caches are.
+            return quiet[0] if quiet else min(seconds, key=seconds.__getitem__)
         time.sleep(_PAUSE)
 
 
