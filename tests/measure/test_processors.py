@@ -50,7 +50,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[float]]:
         return left.pop(0) if len(left) > 1 else left[0]
 
     monkeypatch.setattr(processors, "_probe", probe)
-    monkeypatch.setattr(processors, "_fastest", [])
+    monkeypatch.setattr(processors, "_seen", processors._Seen())
     return seconds
 
 
@@ -69,3 +69,5 @@ def test_patience_ends(machine: dict[int, list[float]]) -> None:
     machine.update({0: [1.0, 2.0], 1: [2.0, 1.9]})
     processors._wait([0, 1], 1, 9)
     assert processors._wait([0, 1], 1, 0) == 1
+    processors._seen.waited = processors._MOST_WAITING
+    assert processors._wait([0, 1], 1, 9) == 1

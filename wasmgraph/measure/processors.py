@@ -8,10 +8,12 @@ asked of a loop that has nothing to do with what is measured.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -25,14 +27,26 @@ _PRODUCTS, _ELEMENTS, _TRIES = 300, 4096, 4
 _LINE = 64  # bytes: how the vectors are aligned, so that all probes are alike
 _QUIET = 1.12  # of the quickest probe there was
 _PAUSE = 0.02  # seconds between two looks
-_fastest: list[float] = []  # seconds of the quickest probe of this process, once there was one
+_MOST_WAITING = 120.0  # seconds of a process, for a machine that is never quiet
+
+
+@dataclass
+class _Seen:
+    """Of this process: seconds of the quickest probe, and of all waiting."""
+
+    fastest: float = math.inf
+    waited: float = 0.0
+
+
+_seen = _Seen()
 
 
 @contextmanager
 def on_quiet_processor(threads: int, patience: float = 1.0) -> Iterator[None]:
     """Run what follows when as many processors as ``threads`` are quiet, after ``patience`` seconds in any
-    case. One thread is bound to a quiet one: this thread, and the main threads of child processes, which
-    are engines; several run on all processors. Where a system binds no threads nothing is done.
+    case, or at once if this process has waited for two minutes in all. One thread is bound to a quiet one:
+    this thread, and the main threads of child processes, which are engines; several run on all processors.
+    Where a system binds no threads nothing is done.
     """
     if not hasattr(os, "sched_setaffinity"):
         yield
@@ -48,12 +62,15 @@ def on_quiet_processor(threads: int, patience: float = 1.0) -> Iterator[None]:
 
 def _wait(processors: Sequence[int], threads: int, patience: float) -> int:
     """Wait for quiet; return a quiet processor, or the quickest if none became quiet."""
-    deadline = time.monotonic() + patience
+    began = time.monotonic()
+    patience = min(patience, _MOST_WAITING - _seen.waited)
     while True:
         seconds = {processor: _probe(processor) for processor in processors}
-        _fastest[:] = [min([*_fastest, *seconds.values()])]
-        quiet = [processor for processor in processors if seconds[processor] <= _QUIET * _fastest[0]]
-        if len(quiet) >= min(threads, len(processors)) or time.monotonic() >= deadline:
+        _seen.fastest = min(_seen.fastest, *seconds.values())
+        quiet = [processor for processor in processors if seconds[processor] <= _QUIET * _seen.fastest]
+        passed = time.monotonic() - began
+        if len(quiet) >= min(threads, len(processors)) or passed >= patience:
+            _seen.waited += passed
             # The first that is quiet, so that a session stays where its caches are.
             return quiet[0] if quiet else min(seconds, key=seconds.__getitem__)
         time.sleep(_PAUSE)
