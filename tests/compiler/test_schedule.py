@@ -21,9 +21,16 @@ from wasmgraph.compiler.schedule import FALLBACK, RULES
 
 # Two threads share what the rules say they may; relaxed SIMD and native-128 have vectors of their own.
 TARGETS = (*ONE_THREAD, "wasm32-simd128-threads", "wasm32-relaxed-simd", "native-128")
-several = settings(
-    max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
-)
+
+
+def several(target: str) -> settings:
+    """How many shapes a rule is tried on: fewer where a target's code is another's, shared or widened."""
+    return settings(
+        max_examples=6 if target in ONE_THREAD else 3,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
 
 
 def check(model: onnx.ModelProto, target: str, *rules: str, tolerance: float = 1e-5) -> None:
@@ -109,7 +116,7 @@ def convolutions(draw: st.DrawFn) -> onnx.ModelProto:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_convolutions(target: str) -> None:
-    @several
+    @several(target)
     @given(convolutions())
     def run(model: onnx.ModelProto) -> None:
         check(model, target, "direct-conv2d", "pointwise-conv2d", "winograd-conv2d")
@@ -123,7 +130,7 @@ def test_winograd(algorithm: str, target: str, monkeypatch: pytest.MonkeyPatch) 
     """Forced onto shapes that the cost model would never give it."""
     monkeypatch.setattr("wasmgraph.compiler.operators.choose", lambda *_: algorithm)
 
-    @several
+    @several(target)
     @given(
         st.integers(1, 13),
         st.integers(1, 21),
@@ -150,7 +157,7 @@ def test_winograd(algorithm: str, target: str, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_pointwise_convolutions_with_residual(target: str) -> None:
-    @several
+    @several(target)
     @given(
         st.integers(1, 9),
         st.integers(1, 70),
@@ -177,7 +184,7 @@ def test_pointwise_convolutions_with_residual(target: str) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_depthwise_convolutions(target: str) -> None:
-    @several
+    @several(target)
     @given(
         st.integers(1, 37),
         st.integers(1, 2),
@@ -209,7 +216,7 @@ def test_depthwise_convolutions(target: str) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_matrix_products(target: str) -> None:
-    @several
+    @several(target)
     @given(st.integers(1, 33), st.integers(1, 40), st.integers(1, 70))
     def run(rows: int, inner: int, columns: int) -> None:
         rng = np.random.default_rng(0)
@@ -223,7 +230,7 @@ def test_matrix_products(target: str) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("operator", ["MaxPool", "AveragePool"])
 def test_pooling(operator: str, target: str) -> None:
-    @several
+    @several(target)
     @given(
         st.integers(1, 37),
         st.lists(st.integers(2, 4), min_size=2, max_size=2),
@@ -252,7 +259,7 @@ def test_pooling(operator: str, target: str) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_elementwise(target: str) -> None:
-    @several
+    @several(target)
     @given(st.lists(st.integers(1, 9), min_size=1, max_size=4))
     def run(shape: list[int]) -> None:
         nodes = [
@@ -268,7 +275,7 @@ def test_elementwise(target: str) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("operator", ["Softmax", "LogSoftmax", "LayerNormalization", "ReduceMean"])
 def test_rows(operator: str, target: str) -> None:
-    @several
+    @several(target)
     @given(st.lists(st.integers(1, 5), max_size=3), st.integers(1, 40))
     def run(rows: list[int], inner: int) -> None:
         scale = {"s": np.arange(inner, dtype=np.float32)} if operator == "LayerNormalization" else {}
