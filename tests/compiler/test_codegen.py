@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import tvm
 from onnx import helper
 from tvm import tirx
@@ -15,12 +16,8 @@ from wasmgraph.compiler.schedule import schedule_module
 from wasmgraph.targets import get_target
 
 
-def lowered(target_name: str, finish: bool) -> tvm.IRModule:
-    """A 1×1 convolution over 49 pixels, which no tile of two divides."""
-    weights = np.ones((32, 8, 1, 1), np.float32)
-    model = model_of(
-        [helper.make_node("Conv", ["x", "w"], ["y"])], {"x": [1, 8, 7, 7]}, ["y"], {"w": weights}
-    )
+def lower(model: onnx.ModelProto, target_name: str, finish: bool) -> tvm.IRModule:
+    """A model's kernels, scheduled and lowered; not ``finish``: only until their loops are settled."""
     target = get_target(target_name)
     described = codegen.tvm_target(target)
     with described:
@@ -32,6 +29,13 @@ def lowered(target_name: str, finish: bool) -> tvm.IRModule:
     with described, tvm.transform.PassContext(opt_level=3, config=config):
         bound = tirx.transform.BindTarget(described)(tvm.IRModule(kernels))
         return tvm.ir.transform.Sequential([*settling, *(finishing if finish else [])])(bound)
+
+
+def lowered(target_name: str, finish: bool) -> tvm.IRModule:
+    """A 1×1 convolution over 49 pixels, which no tile of two divides."""
+    weights = np.ones((32, 8, 1, 1), np.float32)
+    node = helper.make_node("Conv", ["x", "w"], ["y"])
+    return lower(model_of([node], {"x": [1, 8, 7, 7]}, ["y"], {"w": weights}), target_name, finish)
 
 
 def test_a_split_that_does_not_divide_leaves_no_guard() -> None:

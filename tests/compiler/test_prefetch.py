@@ -12,11 +12,10 @@ from onnx import helper
 from tvm import tirx
 from tvm.ir.expr import TensorLoad
 
+from tests.compiler.test_codegen import lower
 from tests.compiler.test_schedule import check
 from tests.conftest import model_of
-from wasmgraph.compiler import codegen, passes, prefetch
-from wasmgraph.compiler.importer import import_model
-from wasmgraph.compiler.schedule import schedule_module
+from wasmgraph.compiler import prefetch
 from wasmgraph.targets import get_target
 
 CHANNELS, INNER = 96, 16
@@ -26,20 +25,14 @@ WHOLE = (CHANNELS, INNER, 1, 1)
 def kernel(
     target_name: str, weights: tuple[int, ...], high: int, wide: int, groups: int = 1
 ) -> tirx.PrimFunc:
-    """A convolution of ``high`` × ``wide`` outputs, before its loops are divided."""
+    """A convolution of ``high`` × ``wide`` outputs, its loops settled."""
     size = weights[2]
     node = helper.make_node("Conv", ["x", "w"], ["y"], strides=[2, 2], group=groups)
     shape = [1, weights[1] * groups, 2 * (high - 1) + size, 2 * (wide - 1) + size]
     model = model_of([node], {"x": shape}, ["y"], {"w": np.ones(weights, np.float32)})
-    target = get_target(target_name)
-    described = codegen.tvm_target(target)
-    with described:
-        mod = tvm.ir.transform.Sequential(passes.relax_passes(target, True))(import_model(model, {}).module)
-        mod, rules = schedule_module(mod, target)
-        (name,) = (name for name, rule in rules.items() if "conv2d" in rule)
-        settling, _ = codegen.lowering_passes()
-        bound = tirx.transform.BindTarget(described)(tvm.IRModule({name: mod[name]}))
-        return tvm.ir.transform.Sequential(settling)(bound)[name]
+    mod = lower(model, target_name, finish=False)
+    (found,) = (f for g, f in mod.functions.items() if "conv2d" in g.name_hint)
+    return found
 
 
 def turns(body: tirx.Stmt, known: list[tuple[tirx.Var, int]]) -> Iterator[tuple[int, list[int]]]:
@@ -57,7 +50,7 @@ def turns(body: tirx.Stmt, known: list[tuple[tirx.Var, int]]) -> Iterator[tuple[
             inner = prefetch._loops(body)
             (read,) = {
                 at(prefetch._at_zero(load.indices[0], inner), known)
-                for load in loads(body)
+                for load in prefetch._within(body, TensorLoad)
                 if load.source.same_as(weights) and any(lane(load, loop) for loop in inner)
             }
             yield read, [at(load.indices[0], known) for load in fetched]
@@ -67,17 +60,6 @@ def turns(body: tirx.Stmt, known: list[tuple[tirx.Var, int]]) -> Iterator[tuple[
 
 def lane(load: TensorLoad, loop: tirx.For) -> bool:
     return prefetch._mentions(load.indices[0], loop.loop_var)
-
-
-def loads(body: tirx.Stmt) -> list[TensorLoad]:
-    found: list[TensorLoad] = []
-
-    def note(load: TensorLoad) -> TensorLoad:
-        found.append(load)
-        return load
-
-    tvm_ffi.structural_map(body, [(TensorLoad, note)])
-    return found
 
 
 def at(index: tvm.ir.Expr, known: list[tuple[tirx.Var, int]]) -> int:

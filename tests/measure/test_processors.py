@@ -9,12 +9,13 @@ import pytest
 from wasmgraph.measure import processors
 from wasmgraph.measure.processors import on_quiet_processor
 
-pytestmark = pytest.mark.skipif(
+binding = pytest.mark.skipif(
     not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2,
     reason="binds threads to one of several processors, which takes Linux and two of them",
 )
 
 
+@binding
 def test_one_thread_runs_on_one_processor_and_is_let_go() -> None:
     before = os.sched_getaffinity(0)
     with pytest.raises(KeyError), on_quiet_processor(1):
@@ -23,12 +24,14 @@ def test_one_thread_runs_on_one_processor_and_is_let_go() -> None:
     assert os.sched_getaffinity(0) == before
 
 
+@binding
 def test_several_threads_run_anywhere() -> None:
     before = os.sched_getaffinity(0)
     with on_quiet_processor(2):
         assert os.sched_getaffinity(0) == before
 
 
+@binding
 def test_an_engine_in_a_child_process_goes_along() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:

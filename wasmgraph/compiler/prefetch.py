@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
+from typing import Any
 
 import tvm
 import tvm_ffi
@@ -109,20 +110,9 @@ def _prefetches(turn: tirx.Stmt, tiles: list[tirx.For], reduction: list[tirx.For
 def _weights(turn: tirx.Stmt, tiles: list[tirx.For]) -> tuple[TensorLoad, int] | None:
     """What a turn multiplies by, one weight for each output channel: the load whose index has the lane in
     it and no pixel; and how many channels there are."""
-    stored: list[tirx.Buffer] = []
-    loads: list[TensorLoad] = []
-
-    def note_store(store: tirx.BufferStore) -> tirx.BufferStore:
-        stored.append(store.buffer)
-        return store
-
-    def note_load(load: TensorLoad) -> TensorLoad:
-        loads.append(load)
-        return load
-
-    tvm_ffi.structural_map(turn, [(tirx.BufferStore, note_store), (TensorLoad, note_load)])
+    stored = [store.buffer for store in _within(turn, tirx.BufferStore)]
     lanes = [loop for loop in _loops(turn) if loop.kind == tirx.ForKind.VECTORIZED]
-    for load in loads:
+    for load in _within(turn, TensorLoad):
         if any(load.source.same_as(buffer) for buffer in stored):
             continue  # the accumulator
         index = load.indices[0]
@@ -135,25 +125,23 @@ def _weights(turn: tirx.Stmt, tiles: list[tirx.For]) -> tuple[TensorLoad, int] |
 
 
 def _loops(body: tirx.Stmt) -> list[tirx.For]:
-    found: list[tirx.For] = []
-
-    def note(loop: tirx.For) -> tirx.For:
-        found.append(loop)
-        return loop
-
-    tvm_ffi.structural_map(body, [(tirx.For, note)])
-    return found
+    return _within(body, tirx.For)
 
 
 def _mentions(expression: tvm.ir.Expr, variable: tirx.Var) -> bool:
-    found: list[bool] = []
+    return any(other.same_as(variable) for other in _within(expression, tirx.Var))
 
-    def note(other: tirx.Var) -> tirx.Var:
-        found.append(other.same_as(variable))
-        return other
 
-    tvm_ffi.structural_map(expression, [(tirx.Var, note)])
-    return any(found)
+def _within(tree: Any, kind: type) -> list[Any]:
+    """All nodes of a kind in a statement or expression."""
+    found: list[Any] = []
+
+    def note(node: Any) -> Any:
+        found.append(node)
+        return node
+
+    tvm_ffi.structural_map(tree, [(kind, note)])
+    return found
 
 
 def _at_zero(expression: tvm.ir.Expr, loops: Sequence[tirx.For]) -> tvm.ir.Expr:
