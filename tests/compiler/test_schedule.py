@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from tests.conftest import TARGETS as ONE_THREAD
 from tests.conftest import model_of
 from wasmgraph.compiler.operators import pack_conv2d
 from wasmgraph.compiler.schedule import FALLBACK, RULES
+from wasmgraph.compiler.schedule.tiled import _tile_pixels
+from wasmgraph.targets import get_target
 
 # Two threads share what the rules say they may; relaxed SIMD and native-128 have vectors of their own.
 TARGETS = (*ONE_THREAD, "wasm32-simd128-threads", "wasm32-relaxed-simd", "native-128")
@@ -356,3 +359,19 @@ def test_packing_keeps_every_weight_and_pads_with_zeros(
     for o in range(out):
         np.testing.assert_array_equal(packed[o // own, o % own // block, ..., o % own % block], weight[o])
     assert np.count_nonzero(packed) == weight.size
+
+
+@pytest.mark.parametrize(
+    ("target", "tile", "pixels", "taken"),
+    [
+        ("native", (14, 32, 16), 49, 7),  # no remainder of 7
+        ("native", (14, 32, 16), 47, 14),  # nothing divides a prime
+        ("native", (14, 32, 16), 3136 + 7, 14),  # one of many tiles
+        ("wasm32-simd128", (2, 16, 4), 7, 2),  # one pixel at a time has too few accumulators
+    ],
+)
+def test_few_tiles_leave_no_pixels(
+    target: str, tile: tuple[int, int, int], pixels: int, taken: int
+) -> None:
+    wide = replace(get_target(target), tile_pixels=tile[0], tile_channels=tile[1], lanes=tile[2])
+    assert _tile_pixels(pixels, wide) == taken

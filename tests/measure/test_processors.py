@@ -37,6 +37,7 @@ def test_an_engine_in_a_child_process_goes_along() -> None:
     try:
         before = os.sched_getaffinity(child.pid)
         with on_quiet_processor(1):
+            assert len(os.sched_getaffinity(child.pid)) == 1
             assert os.sched_getaffinity(child.pid) == os.sched_getaffinity(0)
         assert os.sched_getaffinity(child.pid) == before
     finally:
