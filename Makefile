@@ -44,25 +44,25 @@ regress: $(READY)
 # be with REV=…, the commit that it is of.
 REV ?= HEAD
 prove: $(READY)
-	$(BIN)/python -m bench.prove $(REV)
+	$(BIN)/python -m trials.prove $(REV)
 
 # ONNX's own backend tests, all of them, on three targets, into results/conformance.json: half an hour. An
 # interrupted run goes on.
 conformance: $(READY)
-	$(BIN)/python -m bench.conformance
+	$(BIN)/python -m trials.conformance
 
 # Inputs that nobody meant well, thousands of each kind, into results/reliability.json: a quarter of an hour.
 fuzz: $(READY)
-	$(BIN)/python -m bench.fuzz
+	$(BIN)/python -m trials.fuzz
 
 # What holds when processes are killed, disks are full and graphs are hostile, into results/reliability.json:
 # half an hour.
 faults: $(READY)
-	$(BIN)/python -m bench.faults
+	$(BIN)/python -m trials.faults
 
 # Millions of inferences, eight sessions at once, and what that leaves in memory: a quarter of an hour.
 soak: $(READY)
-	$(BIN)/python -m bench.soak
+	$(BIN)/python -m trials.soak
 
 # Sizes, work and accuracy of this tree against results/baseline.json, no time: about three minutes.
 GATED := wasm32@wasmtime,wasm32-simd128@wasmtime,wasm32-relaxed-simd@wasmtime,wasm32-simd128-threads@wasmtime:2
@@ -94,7 +94,7 @@ check: $(READY)
 
 # What is committed of results/baseline.json: sample report, README's tables, screenshots.
 sample: $(READY)
-	$(BIN)/python -m bench.sample
+	$(BIN)/python -m docs.sample
 
 $(READY): pyproject.toml constraints.txt bench/js/package-lock.json tests/js/package-lock.json
 	$(PYTHON) -m venv $(VENV)

@@ -14,7 +14,7 @@ import onnx
 import onnx.shape_inference
 from google.protobuf.message import DecodeError
 
-from wasmgraph.compiler.importer import simplify
+from wasmgraph.compiler.importing.importer import simplify
 from wasmgraph.errors import ModelError, UnsupportedOperatorError
 from wasmgraph.tensors import Array, TensorSpec
 

@@ -12,7 +12,7 @@ import wasmtime
 import wasmgraph as wg
 from wasmgraph import artifact as a
 from wasmgraph.errors import ArtifactError, SchemaError
-from wasmgraph.wasmfile import read_module
+from wasmgraph.wasm.wasmfile import read_module
 
 
 @pytest.fixture(params=["wasm32-simd128", "native"])

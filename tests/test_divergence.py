@@ -13,7 +13,7 @@ from onnx import helper
 import wasmgraph as wg
 from tests.conftest import model_of
 from wasmgraph.cli import main
-from wasmgraph.compiler.frontend import registry
+from wasmgraph.compiler.importing.frontend import registry
 from wasmgraph.divergence import compare_with_onnxruntime, difference
 from wasmgraph.errors import FeedError
 

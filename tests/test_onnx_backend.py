@@ -11,8 +11,8 @@ import pytest
 from onnx import helper
 
 import wasmgraph.onnx_backend as backend
-from bench.conformance import RESULTS, TARGETS, Worker, cases, run_cases
 from tests.conftest import model_of
+from trials.conformance import RESULTS, TARGETS, Worker, cases, run_cases
 from wasmgraph.errors import FeedError, ModelError, UnsupportedOperatorError, UsageError
 
 RELU = helper.make_node("Relu", ["x"], ["y"])

@@ -30,7 +30,7 @@ from wasmgraph.errors import ArtifactError, SchemaError
 from wasmgraph.files import replacing, sha256_file
 from wasmgraph.targets import Kind
 from wasmgraph.tensors import TensorSpec
-from wasmgraph.wasmfile import MAGIC, MalformedError, Module, custom_section, read_module
+from wasmgraph.wasm.wasmfile import MAGIC, MalformedError, Module, custom_section, read_module
 
 SCHEMA = 2
 MANIFEST_SECTION = "wasmgraph"

@@ -18,7 +18,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from wasmgraph.compiler import compile
-from wasmgraph.compiler.importer import bind_shapes, read_model
+from wasmgraph.compiler.importing.importer import bind_shapes, read_model
 from wasmgraph.errors import FeedError
 from wasmgraph.files import replacing
 from wasmgraph.runtimes import load

@@ -21,7 +21,7 @@ from onnx import helper, numpy_helper
 from onnx.backend.base import Backend, BackendRep, namedtupledict
 
 from wasmgraph.compiler import CompileLog, compile
-from wasmgraph.compiler.static_inputs import STATIC_INPUTS, static_inputs
+from wasmgraph.compiler.importing.static_inputs import STATIC_INPUTS, static_inputs
 from wasmgraph.errors import FeedError, ModelError, UsageError
 from wasmgraph.runtimes import load
 from wasmgraph.runtimes.base import Session
@@ -102,7 +102,7 @@ class WasmgraphBackend(Backend):
 
         What an operator does with its attributes is only known once :meth:`prepare` has compiled it.
         """
-        from wasmgraph.compiler.frontend import check_border, missing
+        from wasmgraph.compiler.importing.frontend import check_border, missing
 
         if not cls.supports_device(device) or missing(model):
             return False

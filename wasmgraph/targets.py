@@ -43,7 +43,7 @@ class Target:
     @property
     def flops_per_cycle(self) -> int:
         """Multiplications and additions a cycle that a core with two vector units can do: what the cost
-        model reckons with. What this core can do is measured (``compiler/roofline.py``)."""
+        model reckons with. What this core can do is measured (``compiler/inspect/roofline.py``)."""
         return 2 * self.lanes * (2 if self.fma else 1)
 
     @property

@@ -17,7 +17,7 @@ from onnx.reference import ReferenceEvaluator
 import wasmgraph as wg
 from tests.conftest import TARGETS as ONE_THREAD
 from tests.conftest import model_of
-from wasmgraph.compiler.operators import pack_conv2d
+from wasmgraph.compiler.operators.packing import pack_conv2d
 from wasmgraph.compiler.schedule import FALLBACK, RULES
 from wasmgraph.compiler.schedule.tiled import _tile_pixels
 from wasmgraph.targets import get_target
@@ -131,7 +131,7 @@ def test_convolutions(target: str) -> None:
 @pytest.mark.parametrize("algorithm", ["winograd-2", "winograd-4"])
 def test_winograd(algorithm: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forced onto shapes that the cost model would never give it."""
-    monkeypatch.setattr("wasmgraph.compiler.operators.choose", lambda *_: algorithm)
+    monkeypatch.setattr("wasmgraph.compiler.operators.convolution.choose", lambda *_: algorithm)
 
     @several(target)
     @given(

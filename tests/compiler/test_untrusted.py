@@ -10,7 +10,7 @@ import pytest
 
 import wasmgraph as wg
 from wasmgraph.compiler import CompileLog
-from wasmgraph.compiler import untrusted as parent
+from wasmgraph.compiler.untrusted import parent
 from wasmgraph.errors import CompileError, LimitError, ModelError, UnsupportedOperatorError, UsageError
 from wasmgraph.limits import Limits
 

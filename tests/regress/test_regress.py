@@ -103,7 +103,7 @@ def test_a_backend_that_traps_in_head_is_worse_and_costs_the_others_nothing(
     repo: Path, small_onnx: Path, tmp_path: Path
 ) -> None:
     with checkout(repo, "HEAD~1", print) as base, checkout(repo, "HEAD~1", print) as head:
-        entry = head.root / "wasmgraph" / "compiler" / "csrc" / "entry.c"
+        entry = head.root / "wasmgraph" / "compiler" / "link" / "csrc" / "entry.c"
         trapping = entry.read_text().replace(
             "#ifdef __wasm__\n", "#ifdef __wasm__\n#define run(a) (__builtin_trap(), 0)\n"
         )

@@ -15,10 +15,10 @@ import pytest
 
 import wasmgraph as wg
 from wasmgraph.artifact import Artifact, Manifest, Placed, Step, seal
-from wasmgraph.compiler.link import compile_object, link_objects
+from wasmgraph.compiler.link.linker import compile_object, link_objects
 from wasmgraph.errors import ExecutionError, UsageError
 from wasmgraph.targets import get_target
-from wasmgraph.wasmfile import read_module
+from wasmgraph.wasm.wasmfile import read_module
 
 TARGET = "wasm32-simd128-threads"
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="there is no `node` on the PATH")

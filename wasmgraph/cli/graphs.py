@@ -314,7 +314,7 @@ def classify(
 
 def _instructions(artifact: Artifact) -> dict[str, int]:
     """Counts of instructions by kind; empty for native code."""
-    from wasmgraph.wasmcode import ATOMIC, SIMD, opcodes, relaxed_count
+    from wasmgraph.wasm.wasmcode import ATOMIC, SIMD, opcodes, relaxed_count
 
     if artifact.module is None:
         return {}

@@ -24,9 +24,9 @@ from wasmgraph.tensors import TensorSpec
 if TYPE_CHECKING:
     import onnx
 
-    from wasmgraph.compiler.codegen import Kernels
-    from wasmgraph.compiler.importer import ImportedModel
-    from wasmgraph.compiler.link import Form
+    from wasmgraph.compiler.importing.importer import ImportedModel
+    from wasmgraph.compiler.link.linker import Form
+    from wasmgraph.compiler.lower.codegen import Kernels
     from wasmgraph.compiler.plan import Plan
 
 # The processor features that native code of ours may need: what LLVM's vector code depends on.
@@ -119,7 +119,7 @@ def compile(
     _check_form(chosen, params, command)
     log = log or CompileLog()
     if untrusted:
-        from wasmgraph.compiler.untrusted import compile_untrusted
+        from wasmgraph.compiler.untrusted.parent import compile_untrusted
 
         options: dict[str, Any] = {"target": target, "shapes": shapes, "params": params}
         options |= {"keep": keep, "winograd": winograd, "command": command}
@@ -127,7 +127,7 @@ def compile(
     if limits is not None:
         raise UsageError("limits are kept for untrusted models only: compile with untrusted=True.")
     try:
-        from wasmgraph.compiler.importer import import_model
+        from wasmgraph.compiler.importing.importer import import_model
     except ImportError as error:
         raise MissingDependencyError(
             f"compiling needs {error.name}: pip install 'wasmgraph[compile]'."
@@ -138,7 +138,7 @@ def compile(
         stage.outcome = ", ".join(map(str, imported.inputs))
     owner: tempfile.TemporaryDirectory[str] = tempfile.TemporaryDirectory(prefix="wasmgraph-")
     try:
-        from wasmgraph.compiler.link import Form
+        from wasmgraph.compiler.link.linker import Form
 
         form = Form(params, command)
         linked, kernels = _build(imported, chosen, winograd, form, Path(owner.name), log)
@@ -158,14 +158,14 @@ def compile(
 
 
 def build_roofline(target: str) -> Artifact:
-    """The roofline of a target as an artifact; see ``compiler/roofline.py``."""
+    """The roofline of a target as an artifact; see ``compiler/inspect/roofline.py``."""
     try:
         import ziglang  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError(
             "the roofline is compiled for the target: pip install 'wasmgraph[compile]'."
         ) from error
-    from wasmgraph.compiler import roofline
+    from wasmgraph.compiler.inspect import roofline
 
     return roofline.build_roofline(target)
 
@@ -185,11 +185,12 @@ def _build(
     import tvm
     from tvm.tirx import PrimFunc
 
-    from wasmgraph.compiler import codegen, passes
-    from wasmgraph.compiler.link import link
+    from wasmgraph.compiler.inspect.work import kernel_flops
+    from wasmgraph.compiler.link.linker import link
+    from wasmgraph.compiler.lower import codegen
     from wasmgraph.compiler.plan import COPY, make_plan
+    from wasmgraph.compiler.relax import passes
     from wasmgraph.compiler.schedule import FALLBACK, schedule_module
-    from wasmgraph.compiler.work import kernel_flops
 
     with log.stage("transform") as stage:
         mod = imported.module
@@ -239,9 +240,9 @@ def _operators(kernel: str) -> str:
 def _manifest(
     imported: ImportedModel, target: Target, plan: Plan, steps: tuple[Step, ...], linked: Path
 ) -> Manifest:
-    from wasmgraph.compiler.link import ARENA_SYMBOL
+    from wasmgraph.compiler.link.linker import ARENA_SYMBOL
     from wasmgraph.compiler.schedule import FALLBACK
-    from wasmgraph.wasmfile import read_module
+    from wasmgraph.wasm.wasmfile import read_module
 
     base = 0
     if target.kind == "wasm":
@@ -278,8 +279,8 @@ def _manifest(
 
 
 def _keep(directory: Path, keep: Path, target: Target, kernels: Kernels) -> None:
-    from wasmgraph.compiler import listing
-    from wasmgraph.compiler.link import archive_name
+    from wasmgraph.compiler.inspect import listing
+    from wasmgraph.compiler.link.linker import archive_name
 
     keep.mkdir(parents=True, exist_ok=True)
     for name in ("graph.json", "graph.o", "graph.params", archive_name(target)):

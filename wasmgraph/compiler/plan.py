@@ -17,7 +17,7 @@ import tvm
 from tvm import relax
 from tvm.ir import GenericConst, GlobalVar, Op
 
-from wasmgraph.compiler.operators import tvm_dtype_bytes
+from wasmgraph.compiler.lower.buffers import tvm_dtype_bytes
 from wasmgraph.errors import UnsupportedOperatorError
 from wasmgraph.tensors import Array
 

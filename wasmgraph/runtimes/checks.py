@@ -12,7 +12,7 @@ from itertools import pairwise
 from wasmgraph.artifact import Artifact, Manifest
 from wasmgraph.errors import ArtifactError
 from wasmgraph.targets import WASM_FEATURES
-from wasmgraph.wasmfile import PAGE_BYTES, Module
+from wasmgraph.wasm.wasmfile import PAGE_BYTES, Module
 
 _ALIGNMENT = 8  # of the largest element
 _MEMORY = ("env", "memory", "memory")

@@ -7,7 +7,7 @@ from pathlib import Path
 from wasmgraph.artifact import Artifact
 from wasmgraph.errors import ArtifactError
 
-_COMPLAINTS = {  # by what wasmgraph_load returns: compiler/csrc/params.c
+_COMPLAINTS = {  # by what wasmgraph_load returns: compiler/link/csrc/params.c
     1: "cannot be opened",
     2: "cannot be read",
     3: "has another length than the one that the module was compiled with",

@@ -19,7 +19,7 @@ from wasmgraph.runtimes import get_runtime
 from wasmgraph.runtimes.base import LoadOptions, Session
 from wasmgraph.runtimes.untrusted import layout, views
 from wasmgraph.tensors import Array
-from wasmgraph.wasmfile import PAGE_BYTES
+from wasmgraph.wasm.wasmfile import PAGE_BYTES
 
 _NO_MEMORY = f"(os error {errno.ENOMEM})"  # as Wasmtime says it
 

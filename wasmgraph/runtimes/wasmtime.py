@@ -19,7 +19,7 @@ from wasmgraph.runtimes.wasmtime_engine import EngineConfig, compiled_module, ne
 from wasmgraph.runtimes.wasmtime_pool import Pool, Thread, cause
 from wasmgraph.runtimes.wasmtime_wasi import instantiate
 from wasmgraph.tensors import Array
-from wasmgraph.wasmfile import PAGE_BYTES
+from wasmgraph.wasm.wasmfile import PAGE_BYTES
 
 
 class WasmtimeSession(Session):

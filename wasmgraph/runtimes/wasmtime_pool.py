@@ -1,6 +1,6 @@
 """The threads of a graph in Wasmtime: a store and an instance each, over one shared memory.
 
-What they do there is in ``compiler/csrc/pool.c``.
+What they do there is in ``compiler/link/csrc/pool.c``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from wasmgraph.errors import ExecutionError, UsageError
 from wasmgraph.runtimes.checks import LOAD, STACK_POINTER
 from wasmgraph.runtimes.wasmtime_engine import EngineConfig, engine, new_store
 from wasmgraph.runtimes.wasmtime_wasi import instantiate
-from wasmgraph.wasmfile import PAGE_BYTES, Module
+from wasmgraph.wasm.wasmfile import PAGE_BYTES, Module
 
 _RETURNING = ("wasmgraph_run", "wasmgraph_step", "wasmgraph_worker", LOAD)
 

@@ -22,7 +22,7 @@ PEEL = "pragma_loop_partition_hint"
 # A loop whose turns may run on different threads, together with all marked loops around it.
 SHARE = "wasmgraph_share"
 # On the outermost of the loops over a block of weights' tiles of pixels; its value is how many loops those
-# are: while a tile is computed, its share of the next block is fetched (``compiler/prefetch.py``).
+# are: while a tile is computed, its share of the next block is fetched (``compiler/lower/prefetch.py``).
 FETCH_AHEAD = "wasmgraph_fetch_ahead"
 
 

@@ -1,0 +1,181 @@
+"""``make fuzz``: thousands of inputs that nobody meant well, into ``results/reliability.json``.
+
+A worker that dies is a crash, one that says nothing for ten seconds hangs: finds, as is any exception
+that wasmgraph does not mean to raise. ``python -m trials.fuzz modules --seed 4711`` does one again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import IO, Any
+
+import click
+from rich.console import Console
+from rich.progress import track
+
+from trials.fuzzing.graphs import histogram
+from trials.fuzzing.modules import EVERY_CHECK
+from wasmgraph.files import write_atomically
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "results" / "reliability.json"
+SIZES = {
+    "modules": 10_000,
+    "onnx_files": 2_000,
+    "graphs": 500,
+    "results_files": 2_000,
+    "command_lines": 500,
+}
+_PATIENCE_S = {"graphs": 120.0}  # a graph of thirty operators is compiled; all others are refused, or small
+_FIRST_S = 120.0  # imports, and what a worker compiles before its first case
+_FINDS = ("untyped", "unexpected", "crashed", "hung", "disagrees")
+
+
+@dataclass
+class Tally:
+    """Outcomes, and of the finds the seed and what was said."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    finds: list[tuple[int, str, str | None]] = field(default_factory=list)
+
+    def add(self, seed: int, outcome: str, said: str | None) -> None:
+        self.outcomes[outcome] += 1
+        if outcome.startswith(_FINDS):
+            self.finds.append((seed, outcome, said))
+
+
+class Worker:
+    """A process that does cases, begun anew when it dies or hangs."""
+
+    def __init__(self, kind: str, cache: Path) -> None:
+        self._kind, self._environment = kind, {**os.environ, "WASMGRAPH_CACHE": str(cache)}
+        self._process: subprocess.Popen[str] | None = None
+
+    def do(self, seed: int) -> tuple[int, str, str | None]:
+        """One case: seed, outcome, and what is to be said of it."""
+        patience = _PATIENCE_S.get(self._kind, 10.0)
+        if self._process is None:
+            patience += _FIRST_S
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "trials.fuzzing.worker", self._kind],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                cwd=ROOT,
+                env=self._environment,
+            )
+        to, from_ = self._process.stdin, self._process.stdout
+        assert to is not None
+        assert from_ is not None
+        to.write(f"{seed}\n")
+        to.flush()
+        answered = _wait(from_, patience)
+        line = from_.readline() if answered else ""
+        if line:
+            return tuple(json.loads(line))
+        if not answered:
+            self._process.kill()
+        status = self._process.wait()
+        self._process = None
+        return (
+            (seed, "hung", f"over {patience:g} s")
+            if not answered
+            else (seed, "crashed", f"status {status}")
+        )
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+
+def _wait(stream: IO[str], seconds: float) -> bool:
+    return bool(select.select([stream], [], [], seconds)[0])
+
+
+def fuzz(kind: str, count: int, first: int = 0, workers: int = 2) -> Tally:
+    """Do ``count`` cases of a kind, from the seed ``first`` on."""
+    tally, lock = Tally(), Lock()
+    seeds = iter(track(range(first, first + count), kind, console=Console(stderr=True)))
+
+    def work(cache: Path) -> None:
+        worker = Worker(kind, cache)
+        try:
+            while True:
+                with lock:
+                    seed = next(seeds, None)
+                if seed is None:
+                    return
+                done = worker.do(seed)
+                with lock:
+                    tally.add(*done)
+        finally:
+            worker.close()
+
+    with tempfile.TemporaryDirectory() as place, ThreadPoolExecutor(workers) as pool:
+        caches = [Path(place) / str(number) for number in range(workers)]
+        for done in [pool.submit(work, cache) for cache in caches]:
+            done.result()
+    return tally
+
+
+def record(section: str, figures: dict[str, Any]) -> None:
+    """Put figures into ``results/reliability.json``, and leave the others."""
+    held = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    write_atomically(
+        RESULTS, (json.dumps({**held, section: figures}, indent=1, sort_keys=True) + "\n").encode()
+    )
+
+
+@click.command()
+@click.argument("kinds", nargs=-1, type=click.Choice(list(SIZES)))
+@click.option("--count", type=click.IntRange(1), help="Cases of each kind; the default is the whole size.")
+@click.option("--seed", type=int, help="Do this one case, and show what is raised.")
+def main(kinds: tuple[str, ...], count: int | None, seed: int | None) -> None:
+    """Fuzz KINDS, or everything."""
+    console, bad = Console(), 0
+    for kind in kinds or SIZES:
+        if seed is not None:
+            from importlib import import_module
+
+            with tempfile.TemporaryDirectory() as place:
+                console.print(import_module(f"trials.fuzzing.{kind}").case(seed, Path(place)))
+            continue
+        began = time.monotonic()
+        tally = fuzz(kind, count or SIZES[kind])
+        figures = {
+            "cases": tally.outcomes.total(),
+            "outcomes": dict(tally.outcomes.most_common()),
+            "finds": len(tally.finds),
+            "seconds": round(time.monotonic() - began),
+        }
+        if kind == "graphs":
+            figures["operators"] = dict(histogram(tally.outcomes.total()).most_common())
+        console.print(kind, figures)
+        for number, outcome, said in tally.finds[:20]:
+            console.print(number, outcome, (said or "").strip()[-300:], markup=False)
+        bad += len(tally.finds)
+        if kind == "modules" and count is None:
+            missed = EVERY_CHECK - {outcome.removeprefix("refused: ") for outcome in tally.outcomes}
+            console.print(f"checks that no module failed: {', '.join(sorted(missed)) or 'none'}")
+            bad += len(missed)
+        if count is None:
+            record(f"fuzz_{kind}", figures)
+    sys.exit(1 if bad else 0)
+
+
+if __name__ == "__main__":
+    main()

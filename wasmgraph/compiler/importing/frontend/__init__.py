@@ -1,0 +1,103 @@
+"""Stage 2, second half: a bound ONNX model becomes a Relax module.
+
+``graph.py`` walks the graph; ``converters/`` has one file for each family of operators that TVM's
+frontend lacks or converts otherwise than ONNX defines.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import tvm
+from onnx import helper
+from tvm import relax
+
+from wasmgraph.compiler.importing.frontend import converters, half  # noqa: F401  (importing converters registers them)
+from wasmgraph.compiler.importing.frontend.graph import Walk
+from wasmgraph.compiler.importing.frontend.registry import missing
+from wasmgraph.compiler.importing.frontend.values import DTYPES, Value, dtype_of, expression, shape_of
+from wasmgraph.errors import ModelError, WasmgraphError
+from wasmgraph.tensors import TensorSpec
+
+Converted = tuple[tvm.IRModule, tuple[TensorSpec, ...], tuple[TensorSpec, ...], tuple[str, ...]]
+
+
+def convert(proto: onnx.ModelProto, name: str) -> Converted:
+    """A model whose inputs have static shapes; ``name`` is for errors.
+
+    Returns
+    -------
+    The module, the specs of its inputs and outputs, and the names of outputs that are constants.
+
+    Raises
+    ------
+    UnsupportedOperatorError
+        An operator, or this use of it, has no implementation.
+    ModelError
+        It does not fit together, its shapes depend on data, or its inputs or outputs are no tensors.
+    """
+    inputs, declared = check_border(proto, name)
+    builder = relax.BlockBuilder()
+    opsets = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in proto.opset_import}
+    walk = Walk(builder, opsets, {(f.domain, f.name): f for f in proto.functions})
+    params = [relax.Var(f"input{i}", relax.TensorType(s.shape, s.dtype)) for i, s in enumerate(inputs)]
+    try:
+        with builder.function("main", params=params):
+            with builder.dataflow():
+                scope = {spec.name: walk.enter(var) for spec, var in zip(inputs, params, strict=True)}
+                found = walk.graph(proto.graph, scope, opsets)
+                results = [_leave(v, o, walk) for v, o in zip(found, declared.items(), strict=True)]
+                fields = [expression(value) for value in results]
+                value = builder.emit_output(fields[0] if len(fields) == 1 else relax.Tuple(fields))
+            builder.emit_func_output(value)
+    except WasmgraphError as error:
+        error.args = (f"{name}: {error}.",)
+        raise
+    outputs = tuple(TensorSpec(o, shape_of(v), dtype_of(v)) for o, v in zip(declared, results, strict=True))
+    known = tuple(o for o, v in zip(declared, results, strict=True) if isinstance(v, np.ndarray))
+    return builder.get(), tuple(inputs), outputs, known
+
+
+def check_border(proto: onnx.ModelProto, name: str) -> tuple[list[TensorSpec], dict[str, str]]:
+    """The specs of the inputs that are fed, and the outputs' dtypes.
+
+    Raises
+    ------
+    ModelError
+        An input or output is no tensor, or is of a dtype that none can have.
+    """
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    inputs = [_spec(v, name) for v in proto.graph.input if v.name not in constants]
+    return inputs, {v.name: _spec(v, name).dtype for v in proto.graph.output}
+
+
+def _leave(value: Value, declared: tuple[str, str], walk: Walk) -> Value:
+    """An output in the dtype that the model declares: float16 is computed in float32."""
+    name, dtype = declared
+    if value is None or isinstance(value, list):
+        raise ModelError(f"its output {name!r} is a sequence or absent; outputs must be tensors")
+    if dtype == "float16":
+        if isinstance(value, np.ndarray):
+            return value.astype(dtype)
+        return walk.te(half.encode, value, name="to_half")
+    return value
+
+
+def _spec(value: onnx.ValueInfoProto, name: str) -> TensorSpec:
+    kind = value.type.WhichOneof("value") or "tensor_type"
+    if kind != "tensor_type":
+        what = kind.removesuffix("_type").replace("_", " ")
+        raise ModelError(f"{name}: {value.name!r} is a {what}; inputs and outputs must be tensors.")
+    tensor = value.type.tensor_type
+    known = tensor.elem_type in helper.get_all_tensor_dtypes() and tensor.elem_type
+    kind = onnx.TensorProto.DataType.Name(tensor.elem_type).lower() if known else "undefined"
+    dtype = {"float": "float32", "double": "float64"}.get(kind, kind)
+    if dtype not in DTYPES:
+        raise ModelError(
+            f"{name}: {value.name!r} is a tensor of {kind}; inputs and outputs can be of"
+            f" {', '.join(DTYPES)}."
+        )
+    return TensorSpec(value.name, tuple(d.dim_value for d in tensor.shape.dim), dtype)
+
+
+__all__ = ["check_border", "convert", "missing"]

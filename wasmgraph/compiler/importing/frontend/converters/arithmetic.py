@@ -1,0 +1,166 @@
+"""Element-wise arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import reduce
+from typing import Any
+
+import numpy as np
+from onnx import helper
+from tvm import te, tirx, topi
+
+from wasmgraph.compiler.importing.frontend.graph import Operator, converts
+from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, shape_of
+
+
+def cast_to(op: Operator, value: Value, dtype: str) -> Any:
+    """A tensor in another dtype."""
+    if dtype_of(value) == dtype:
+        return value
+    return op("Cast", value, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+
+
+def elementwise(op: Operator, function: Callable[..., Any], *inputs: Value) -> Any:
+    """Apply a function of scalar TE expressions to tensors that are broadcast to each other."""
+    shape = np.broadcast_shapes(*(shape_of(value) for value in inputs))
+
+    def compute(*tensors: te.Tensor) -> te.Tensor:
+        wide = [topi.broadcast_to(tensor, shape) for tensor in tensors]
+        return te.compute(shape, lambda *i: function(*(tensor(*i) for tensor in wide)), name="elementwise")
+
+    return op.te(compute, *inputs)
+
+
+@converts("Sum")
+def sum_(op: Operator, *terms: Value) -> Any:
+    """Additions one after the other: TVM would stack the terms and reduce the stack."""
+    return reduce(lambda a, b: op("Add", a, b), terms)
+
+
+@converts("IsInf")
+def is_inf(op: Operator, data: Value) -> Any:
+    """One comparison for each sign that is asked for."""
+    limits = [np.inf] * bool(op.attr("detect_positive", 1)) + [-np.inf] * bool(
+        op.attr("detect_negative", 1)
+    )
+    dtype = dtype_of(data)
+    found = [op("Equal", data, np.array(limit, dtype)) for limit in limits]
+    if not found:
+        return np.zeros(shape_of(data), bool)
+    return reduce(lambda a, b: op("Or", a, b), found)
+
+
+@converts("Softplus")
+def softplus(op: Operator, data: Value) -> Any:
+    """max(x, 0) + log1p(e^-|x|), which neither overflows nor loses small results."""
+
+    def one(x: Any) -> Any:
+        return te.max(x, tirx.const(0, x.ty.dtype)) + tirx.log1p(tirx.exp(-tirx.abs(x)))
+
+    return elementwise(op, one, data)
+
+
+@converts("Mish")
+def mish(op: Operator, data: Value) -> Any:
+    """x·tanh(softplus(x)) = x·n(n+2) / (n(n+2)+2) with n = e^x; from 20 on it is x."""
+
+    def one(x: Any) -> Any:
+        n = tirx.exp(te.min(x, tirx.const(20, x.ty.dtype)))
+        m = n * (n + tirx.const(2, x.ty.dtype))
+        return x * (m / (m + tirx.const(2, x.ty.dtype)))
+
+    return elementwise(op, one, data)
+
+
+@converts("Cosh", "Sinh")
+def hyperbolic(op: Operator, data: Value) -> Any:
+    """By exponentials; sinh near 0, where they cancel, by its series."""
+    even = op.node.op_type == "Cosh"
+
+    def one(x: Any) -> Any:
+        def number(value: float) -> Any:
+            return tirx.const(value, x.ty.dtype)
+
+        up, down = tirx.exp(x), tirx.exp(-x)
+        if even:
+            return number(0.5) * up + number(0.5) * down
+        square = x * x
+        series = number(1.0)
+        for n in (19, 17, 15, 13, 11, 9, 7, 5, 3):
+            series = number(1.0) + series * square * number(1 / (n * (n - 1)))
+        return tirx.Select(square < number(1.0), x * series, number(0.5) * up - number(0.5) * down)
+
+    return elementwise(op, one, data)
+
+
+@converts("Mod")
+def mod(op: Operator, dividend: Value, divisor: Value) -> Any:
+    """The remainder with the divisor's sign, or with ``fmod`` the dividend's; numpy's mod and fmod."""
+    dtype = dtype_of(dividend)
+    if not dtype.startswith("float") or op.attr("fmod", 0):
+        return op.tvm(dividend, divisor)
+
+    def one(x: Any, y: Any) -> Any:
+        zero = tirx.const(0, dtype)
+        rest = tirx.call_pure_extern(dtype, "fmod" if dtype == "float64" else "fmodf", x, y)
+        apart = tirx.Select(y < zero, rest > zero, rest < zero)
+        moved = tirx.Select(apart, rest + y, rest)
+        return tirx.Select(moved == zero, tirx.copysign(zero, y), moved)
+
+    return elementwise(op, one, dividend, divisor)
+
+
+@converts("BitShift")
+def bit_shift(op: Operator, data: Value, by: Value) -> Any:
+    """A shift by the width or more, or by less than nothing, shifts everything out."""
+    dtype = dtype_of(data)
+    width = 8 * np.dtype(dtype).itemsize
+    left = op.attr("direction") == "LEFT"
+
+    signed = dtype.startswith("int")
+
+    def one(x: Any, y: Any) -> Any:
+        zero, most = tirx.const(0, dtype), tirx.const(width - 1, dtype)
+        # TVM's simplifier does not take a comparison of unsigned numbers with 0.
+        inside = tirx.all(y >= zero, y <= most) if signed else y <= most
+        amount = tirx.Select(inside, y, most)
+        if left:
+            return tirx.Select(inside, x << amount, zero)
+        return x >> amount if signed else tirx.Select(inside, x >> amount, zero)
+
+    return elementwise(op, one, data, by)
+
+
+@converts("Pow")
+def pow_(op: Operator, base: Value, exponent: Value) -> Any:
+    """The result is of the base's dtype; an integer to the power of an integer is exact."""
+    dtype, other = dtype_of(base), dtype_of(exponent)
+    if dtype.startswith("float"):
+        return op.tvm(base, cast_to(op, exponent, dtype))
+    if other.startswith("float"):
+        found = op("Pow", cast_to(op, base, "float64"), cast_to(op, exponent, "float64"))
+        return cast_to(op, found, dtype)
+
+    def one(x: Any, y: Any) -> Any:
+        unit, zero = tirx.const(1, dtype), tirx.const(0, dtype)
+        power, square = unit, x
+        for bit in range(6):  # from 64 on only powers of -1, 0 and 1 fit, and those repeat
+            odd = ((y >> tirx.const(bit, other)) & tirx.const(1, other)) == tirx.const(1, other)
+            power = tirx.Select(odd, power * square, power)
+            square = square * square
+        if other.startswith("uint"):
+            return power
+        inverse = tirx.Select(tirx.any(x == unit, x == -unit), power, zero)
+        return tirx.Select(y < tirx.const(0, other), inverse, power)
+
+    return elementwise(op, one, base, exponent)
+
+
+@converts("PRelu")
+def prelu(op: Operator, data: Value, slope: Value) -> Any:
+    """max(x, 0) + slope·min(x, 0)."""
+    shape, zero = shape_of(data), np.array(0, dtype_of(data))
+    if len(shape) > 1 and len(shape_of(slope)) == 1 and shape_of(slope)[0] not in (1, shape[-1]):
+        slope = op("Reshape", slope, np.array([-1] + [1] * (len(shape) - 2), np.int64))  # a channel
+    return op("Add", op("Max", data, zero), op("Mul", slope, op("Min", data, zero)))

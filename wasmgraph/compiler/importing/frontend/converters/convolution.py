@@ -1,0 +1,139 @@
+"""Convolutions: ``auto_pad`` is spelled out, so that padding stays part of the kernel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from wasmgraph.compiler.importing.frontend.graph import Operator, converts
+from wasmgraph.compiler.importing.frontend.values import Value, shape_of
+from wasmgraph.tensors import Array
+
+
+def explicit_pads(op: Operator, data: Value, kernel: tuple[int, ...]) -> list[int]:
+    """The padding that ``auto_pad`` stands for, before and after each spatial dimension."""
+    rank, size = len(kernel), shape_of(data)[2:]
+    mode = op.attr("auto_pad", "NOTSET")
+    if mode == "NOTSET":
+        return list(op.attr("pads", [0] * 2 * rank))
+    before, after = [0] * rank, [0] * rank
+    if mode != "VALID":
+        strides, dilations = op.attr("strides", [1] * rank), op.attr("dilations", [1] * rank)
+        for i in range(rank):
+            steps = -(-size[i] // strides[i])
+            extent = (steps - 1) * strides[i] + (kernel[i] - 1) * dilations[i] + 1
+            total = max(0, extent - size[i])
+            before[i] = total // 2 if mode == "SAME_UPPER" else total - total // 2
+            after[i] = total - before[i]
+    return before + after
+
+
+@converts("Conv")
+def conv(op: Operator, data: Value, weight: Value, bias: Value = None) -> Any:
+    """TVM's own ``auto_pad`` would be a kernel that copies. One dimension is a row of two, for which there
+    are rules.
+    """
+    kernel = shape_of(weight)[2:]
+    pads = explicit_pads(op, data, kernel)
+    if len(kernel) == 1:
+        axis = np.array([2], np.int64)
+        row = {
+            "group": op.attr("group", 1),
+            "strides": [1, *op.attr("strides", [1])],
+            "dilations": [1, *op.attr("dilations", [1])],
+            "pads": [0, pads[0], 0, pads[1]],
+        }
+        operands = [op("Unsqueeze", data, axis), op("Unsqueeze", weight, axis)]
+        return op("Squeeze", op("Conv", *operands, *([] if bias is None else [bias]), **row), axis)
+    return op.tvm(data, weight, bias, without=["auto_pad"], pads=pads, kernel_shape=kernel)
+
+
+@converts("ConvTranspose")
+def conv_transpose(op: Operator, data: Value, weight: Value, bias: Value = None) -> Any:
+    """``output_shape`` and ``auto_pad`` are spelled out as padding; known weights make it a convolution."""
+    kernel, size = shape_of(weight)[2:], shape_of(data)[2:]
+    rank = len(kernel)
+    mode, wanted = op.attr("auto_pad", "NOTSET"), op.attr("output_shape")
+    strides, dilations = op.attr("strides", [1] * rank), op.attr("dilations", [1] * rank)
+    extra = op.attr("output_padding", [0] * rank)
+    if wanted is None and mode == "NOTSET":
+        pads = op.attr("pads", [0] * 2 * rank)
+    else:
+        full = [
+            strides[i] * (size[i] - 1) + extra[i] + (kernel[i] - 1) * dilations[i] + 1 for i in range(rank)
+        ]
+        if wanted is None:
+            wanted = full if mode == "VALID" else [size[i] * strides[i] for i in range(rank)]
+        wanted = list(wanted)[-rank:]
+        total = [full[i] - wanted[i] for i in range(rank)]
+        # What is missing is added at the end; it must not reach further than a stride.
+        extra = [extra[i] + max(0, -total[i]) for i in range(rank)]
+        total = [max(0, t) for t in total]
+        before = [t // 2 if mode == "SAME_UPPER" else t - t // 2 for t in total]
+        pads = before + [t - b for t, b in zip(total, before, strict=True)]
+    if isinstance(weight, np.ndarray):
+        return _by_phases(op, data, _spread(weight, dilations), bias, strides, pads, extra)
+    left = ["auto_pad", "output_shape"]
+    return op.tvm(data, weight, bias, without=left, pads=pads, output_padding=extra)
+
+
+def _spread(weight: Array, dilations: Sequence[int]) -> Array:
+    """Weights ``[C, O, k...]`` with zeros between them, as far apart as the dilations say."""
+    sizes = [(k - 1) * d + 1 for k, d in zip(weight.shape[2:], dilations, strict=True)]
+    spread = np.zeros((*weight.shape[:2], *sizes), weight.dtype)
+    spread[:, :, *(slice(None, None, d) for d in dilations)] = weight
+    return spread
+
+
+def _by_phases(
+    op: Operator,
+    data: Value,
+    weight: Array,
+    bias: Value,
+    strides: Sequence[int],
+    pads: Sequence[int],
+    extra: Sequence[int],
+) -> Any:
+    """A transposed convolution of stride s as one convolution with s times the channels in each dimension.
+
+    An output ``s·q + r - p`` is the sum over j of ``x[q - j]`` times ``w[r + s·j]``: each phase r is a
+    convolution of x by itself, with ``ceil(k / s)`` taps (Shi et al., 2016). TVM's own dilates the input
+    with zeros and multiplies by them.
+    """
+    group, rank = op.attr("group", 1), len(strides)
+    spatial = range(rank)
+    size, kernel = shape_of(data)[2:], weight.shape[2:]
+    taps = [-(-k // s) for k, s in zip(kernel, strides, strict=True)]
+    filled = [(0, 0), (0, 0), *((0, t * s - k) for t, s, k in zip(taps, strides, kernel, strict=True))]
+    inner, outer = weight.shape[0] // group, weight.shape[1]
+    split = [part for t, s in zip(taps, strides, strict=True) for part in (t, s)]
+    parted = np.pad(weight, filled).reshape(group, inner, outer, *split)
+    order = [0, 2, *(4 + 2 * i for i in spatial), 1, *(3 + 2 * i for i in spatial)]
+    phases = math.prod(strides)
+    filters = parted.transpose(order).reshape(group * outer * phases, inner, *taps)
+    filters = np.ascontiguousarray(np.flip(filters, tuple(range(2, 2 + rank))))
+    # Of all q, those that reach the output.
+    length = [strides[i] * (size[i] - 1) + kernel[i] - pads[i] - pads[i + rank] + extra[i] for i in spatial]
+    before = [max(0, taps[i] - 1 - pads[i] // strides[i]) for i in spatial]
+    after = [max(0, -(-(pads[i] + length[i]) // strides[i]) - size[i]) for i in spatial]
+    operands = [data, filters]
+    if bias is not None:
+        repeated = op("Unsqueeze", bias, np.array([1]))
+        repeated = op("Expand", repeated, np.array([group * outer, phases]))
+        operands.append(op("Reshape", repeated, np.array([-1])))
+    found = op("Conv", *operands, pads=before + after, group=group, kernel_shape=taps)
+    if phases > 1:
+        batch, _, *counts = shape_of(found)
+        found = op("Reshape", found, np.array([batch, group * outer, *strides, *counts]))
+        perm = [0, 1, *(axis for i in spatial for axis in (2 + rank + i, 2 + i))]
+        found = op("Transpose", found, perm=perm)
+        joined = [count * s for count, s in zip(counts, strides, strict=True)]
+        found = op("Reshape", found, np.array([batch, group * outer, *joined]))
+    begins = [pads[i] - (taps[i] - 1 - before[i]) * strides[i] for i in spatial]
+    ends = [begin + count for begin, count in zip(begins, length, strict=True)]
+    if any(begins) or list(shape_of(found)[2:]) != ends:
+        found = op("Slice", found, np.array(begins), np.array(ends), np.arange(2, 2 + rank))
+    return found

@@ -1,0 +1,294 @@
+"""Operators that move elements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import numpy as np
+from tvm import relax, te, tirx
+
+from wasmgraph.compiler.importing.frontend.graph import Operator, converts
+from wasmgraph.compiler.importing.frontend.values import (
+    Value,
+    dtype_of,
+    expression,
+    integers,
+    is_known,
+    scalar,
+    shape_of,
+)
+
+
+@converts("Pad")
+def pad(op: Operator, data: Value, pads: Value = None, fill: Value = None, axes: Value = None) -> Any:
+    """With a value that is only known when the graph runs; else as TVM does it."""
+    if op.opset < 11 or fill is None or is_known(fill) or op.attr("mode", "constant") != "constant":
+        return op.tvm(data, pads, fill, axes)
+    shape = shape_of(data)
+    amounts, chosen = integers(pads), range(len(shape)) if axes is None else integers(axes)
+    before, after = [0] * len(shape), [0] * len(shape)
+    for n, axis in enumerate(chosen):
+        before[axis], after[axis] = amounts[n], amounts[n + len(amounts) // 2]
+    padded = [d + b + a for d, b, a in zip(shape, before, after, strict=True)]
+
+    def compute(x: te.Tensor, value: te.Tensor) -> te.Tensor:
+        def one(*i: Any) -> Any:
+            at = [v - b for v, b in zip(i, before, strict=True)]
+            inside = tirx.all(*(tirx.all(a >= 0, a < d) for a, d in zip(at, shape, strict=True)))
+            return tirx.if_then_else(inside, x(*at), value(*[0] * len(value.shape)))
+
+        return te.compute(padded, one, name="pad")
+
+    return op.te(compute, data, fill)
+
+
+@converts("OneHot")
+def one_hot(op: Operator, indices: Value, depth: Value, values: Value) -> Any:
+    """Off wherever an index does not point, also for one that points nowhere."""
+    count, shape = int(scalar(depth)), shape_of(indices)
+    axis = int(op.attr("axis", -1)) % (len(shape) + 1)
+    dtype = dtype_of(indices)
+
+    def compute(index: te.Tensor, off_on: te.Tensor) -> te.Tensor:
+        def one(*i: Any) -> Any:
+            at = index(*i[:axis], *i[axis + 1 :])
+            here = tirx.Select(at < tirx.const(0, dtype), at + tirx.const(count, dtype), at)
+            return tirx.Select(here == i[axis].astype(dtype), off_on[1], off_on[0])
+
+        return te.compute([*shape[:axis], count, *shape[axis:]], one, name="one_hot")
+
+    return op.te(compute, indices, values)
+
+
+def _reducers(dtype: str) -> dict[str, tuple[Callable[..., Any], Any]]:
+    """By ONNX's name, a TE reduction and its neutral element."""
+    product = te.comm_reducer(lambda a, b: a * b, lambda t: tirx.const(1, t), name="prod")
+    return {
+        "add": (te.sum, tirx.const(0, dtype)),
+        "mul": (product, tirx.const(1, dtype)),
+        "max": (te.max, tirx.min_value(dtype)),
+        "min": (te.min, tirx.max_value(dtype)),
+    }
+
+
+_COMBINE: dict[str, Callable[[Any, Any], Any]] = {
+    "add": lambda a, b: a + b,
+    "mul": lambda a, b: a * b,
+    "max": te.max,
+    "min": te.min,
+}
+
+
+def _scatter(
+    op: Operator,
+    data: Value,
+    indices: Value,
+    updates: Value,
+    count: int,
+    points_at: Callable[..., Any],
+    source: Callable[..., tuple[Any, ...]],
+) -> Any:
+    """Every element asks which of ``count`` updates point at it: no two then write to one place.
+
+    ``points_at(indices, n, i)`` says whether update n points at element i, ``source(n, i)`` is the update's
+    index.
+    """
+    shape, dtype, how = shape_of(data), dtype_of(data), op.attr("reduction", "none")
+    if dtype == "bool" and how != "none":
+        raise op.unsupported(f"with the reduction {how!r} of truth values")
+
+    def last_of(x: te.Tensor, index: te.Tensor, update: te.Tensor) -> te.Tensor:
+        n = te.reduce_axis((0, count), name="n")
+        none = tirx.const(-1, "int32")
+
+        def which(*i: Any) -> Any:
+            here = points_at(index, n.var, i)
+            return te.max(tirx.Select(here, n.var.astype("int32"), none), axis=n)
+
+        chosen = te.compute(shape, which, name="which")
+
+        def one(*i: Any) -> Any:
+            found = chosen(*i)
+            taken = update(*source(te.max(found, tirx.const(0, "int32")), i))
+            return tirx.if_then_else(found >= tirx.const(0, "int32"), taken, x(*i))
+
+        return te.compute(shape, one, name="scatter")
+
+    def all_of(x: te.Tensor, index: te.Tensor, update: te.Tensor) -> te.Tensor:
+        n = te.reduce_axis((0, count), name="n")
+        reducer, neutral = _reducers(dtype)[how]
+
+        def total(*i: Any) -> Any:
+            taken = tirx.if_then_else(points_at(index, n.var, i), update(*source(n.var, i)), neutral)
+            return reducer(taken, axis=n)
+
+        found = te.compute(shape, total, name="total")
+        return te.compute(shape, lambda *i: _COMBINE[how](x(*i), found(*i)), name="scatter")
+
+    return op.te(last_of if how == "none" else all_of, data, indices, updates)
+
+
+def _wrapped(index: Any, size: int) -> Any:
+    """An index from the end where it is negative."""
+    dtype = index.ty.dtype
+    return tirx.Select(index < tirx.const(0, dtype), index + tirx.const(size, dtype), index)
+
+
+@converts("ScatterElements", "Scatter")
+def scatter_elements(op: Operator, data: Value, indices: Value, updates: Value) -> Any:
+    """Updates along one axis."""
+    shape, extent = shape_of(data), shape_of(indices)
+    axis = int(op.attr("axis", 0)) % len(shape)
+
+    def source(n: Any, i: Any) -> tuple[Any, ...]:
+        # Elements beyond the indices have no update; their index must still be one.
+        return tuple(n if a == axis else te.min(v, extent[a] - 1) for a, v in enumerate(i))
+
+    def points_at(index: te.Tensor, n: Any, i: Any) -> Any:
+        at = _wrapped(index(*source(n, i)), shape[axis])
+        inside = [v < extent[a] for a, v in enumerate(i) if a != axis]
+        return tirx.all(at == i[axis].astype(at.ty.dtype), *inside)
+
+    return _scatter(op, data, indices, updates, extent[axis], points_at, source)
+
+
+@converts("ScatterND")
+def scatter_nd(op: Operator, data: Value, indices: Value, updates: Value) -> Any:
+    """Updates of whole slices."""
+    shape, depth = shape_of(data), shape_of(indices)[-1]
+    count = prod(shape_of(indices)[:-1])
+    flat = op("Reshape", indices, np.array([count, depth], np.int64))
+    rows = op("Reshape", updates, np.array([count, *shape[depth:]], np.int64))
+
+    def points_at(index: te.Tensor, n: Any, i: Any) -> Any:
+        found = [_wrapped(index(n, d), shape[d]) for d in range(depth)]
+        return tirx.all(*(at == v.astype(at.ty.dtype) for at, v in zip(found, i, strict=False)))
+
+    return _scatter(op, data, flat, rows, count, points_at, lambda n, i: (n, *i[depth:]))
+
+
+@converts("TensorScatter")
+def tensor_scatter(op: Operator, past: Value, update: Value, starts: Value = None) -> Any:
+    """A cache with new rows written from a position on, one position a batch entry."""
+    shape, rows = shape_of(past), shape_of(update)
+    axis = int(op.attr("axis", -2)) % len(shape)
+    circular = op.attr("mode", "linear") == "circular"
+    if starts is None:
+        starts = np.zeros(shape[0], np.int64)
+
+    def compute(x: te.Tensor, new: te.Tensor, start: te.Tensor) -> te.Tensor:
+        def one(*i: Any) -> Any:
+            offset = i[axis].astype("int64") - start(i[0]).astype("int64")
+            if circular:
+                offset = tirx.floormod(offset, tirx.const(shape[axis], "int64"))
+            inside = tirx.all(offset >= 0, offset < rows[axis])
+            at = te.max(te.min(offset, rows[axis] - 1), 0)
+            return tirx.if_then_else(inside, new(*(at if a == axis else v for a, v in enumerate(i))), x(*i))
+
+        return te.compute(shape, one, name="tensor_scatter")
+
+    return op.te(compute, past, update, starts)
+
+
+@converts("ReverseSequence")
+def reverse_sequence(op: Operator, data: Value, lengths: Value) -> Any:
+    """The first elements of each sequence backwards, as many as it is long."""
+    time, batch, shape = int(op.attr("time_axis", 0)), int(op.attr("batch_axis", 1)), shape_of(data)
+
+    def compute(x: te.Tensor, length: te.Tensor) -> te.Tensor:
+        def one(*i: Any) -> Any:
+            end, at = length(i[batch]).astype("int64"), i[time].astype("int64")
+            source = tirx.Select(at < end, end - at - tirx.const(1, "int64"), at)
+            return x(*(source if a == time else v for a, v in enumerate(i)))
+
+        return te.compute(shape, one, name="reverse_sequence")
+
+    return op.te(compute, data, lengths)
+
+
+@converts("Split")
+def split(op: Operator, data: Value, sizes: Value = None) -> Any:
+    """One operator of TVM's, unless a piece is empty."""
+    axis = int(op.attr("axis", 0)) % len(shape_of(data))
+    length, count = shape_of(data)[axis], op.outputs
+    if sizes is not None:
+        lengths = integers(sizes)
+    elif op.attr("split") is not None:
+        lengths = list(op.attr("split"))
+    else:
+        count = int(op.attr("num_outputs", count))
+        step = -(-length // count)
+        lengths = [min(step, length - step * n) for n in range(count)]
+    if 0 not in lengths and len(lengths) > 1:
+        at = [int(n) for n in np.cumsum(lengths)[:-1]]
+        return tuple(op.emit(relax.op.split(expression(data), at, axis)))
+    starts = np.cumsum([0, *lengths])
+    return tuple(
+        op("Slice", data, *(np.array([n], np.int64) for n in (starts[i], starts[i + 1], axis)))
+        for i in range(len(lengths))
+    )
+
+
+@converts("Slice")
+def slice_(
+    op: Operator,
+    data: Value,
+    starts: Value = None,
+    ends: Value = None,
+    axes: Value = None,
+    steps: Value = None,
+) -> Any:
+    """Every bound within the tensor, as ONNX clamps them."""
+    shape = shape_of(data)
+    if op.opset < 10:
+        begin, end = list(op.attr("starts")), list(op.attr("ends"))
+        along = list(op.attr("axes", range(len(begin))))
+        by = [1] * len(begin)
+    else:
+        begin, end = integers(starts), integers(ends)
+        along = list(range(len(begin))) if axes is None else integers(axes)
+        by = [1] * len(begin) if steps is None else integers(steps)
+    along = [axis % len(shape) for axis in along]
+    bounds = [slice(b, e, s).indices(shape[a]) for b, e, a, s in zip(begin, end, along, by, strict=True)]
+    lengths = [len(range(*bound)) for bound in bounds]
+    if 0 in lengths:
+        empty = [lengths[along.index(a)] if a in along else d for a, d in enumerate(shape)]
+        return np.zeros(empty, dtype_of(data))
+    if all(bound == (0, shape[a], 1) for bound, a in zip(bounds, along, strict=True)):
+        return data
+    # TVM, like ONNX, takes an end before the first element to be one from the end.
+    ends_ = [e if e >= 0 else -(1 << 31) for _, e, _ in bounds]
+    return relax.op.strided_slice(
+        expression(data), along, [b for b, _, _ in bounds], ends_, [s for _, _, s in bounds]
+    )
+
+
+@converts("SpaceToDepth")
+def space_to_depth(op: Operator, data: Value) -> Any:
+    """Blocks of pixels become channels: in the order depth, column, row or the reverse."""
+    n, c, h, w = shape_of(data)
+    b = int(op.attr("blocksize"))
+    pixels = op("Reshape", data, np.array([n, c, h // b, b, w // b, b], np.int64))
+    crd = op.attr("mode", "DCR") == "CRD"
+    moved = op("Transpose", pixels, perm=[0, 1, 3, 5, 2, 4] if crd else [0, 3, 5, 1, 2, 4])
+    return op("Reshape", moved, np.array([n, c * b * b, h // b, w // b], np.int64))
+
+
+@converts("Compress")
+def compress(op: Operator, data: Value, condition: Value) -> Any:
+    """What the condition selects, if it is known."""
+    if not is_known(condition):
+        raise op.unsupported("by a condition that is data has an output whose size depends on data")
+    axis = op.attr("axis")
+    if axis is None:
+        data, axis = op("Reshape", data, np.array([-1], np.int64)), 0
+    chosen = np.flatnonzero(np.asarray(condition)[: shape_of(data)[axis]])
+    return op("Gather", data, chosen.astype(np.int64), axis=int(axis))
+
+
+@converts("NonZero", "Unique", "NonMaxSuppression")
+def size_depends_on_data(op: Operator, *_: Value) -> Any:
+    """Not of a static shape unless its inputs are known."""
+    raise op.unsupported("has an output whose size depends on data, which a compiled graph cannot have")

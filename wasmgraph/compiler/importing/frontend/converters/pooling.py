@@ -1,0 +1,111 @@
+"""Pooling that also says where, and its inverses."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import numpy as np
+from tvm import te, tirx
+
+from wasmgraph.compiler.importing.frontend.converters.convolution import explicit_pads
+from wasmgraph.compiler.importing.frontend.graph import Operator, converts
+from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, integers, shape_of
+
+
+@converts("MaxPool")
+def max_pool(op: Operator, data: Value) -> Any:
+    """The indices are found by comparing with the maxima: the first place that holds one."""
+    found = op.walk.settle(op.tvm(data))[0]
+    if op.outputs == 1:
+        return found
+    shape, out, kernel = shape_of(data), shape_of(found), tuple(op.attr("kernel_shape"))
+    rank = len(kernel)
+    before = explicit_pads(op, data, kernel)[:rank]
+    strides, dilations = op.attr("strides", [1] * rank), op.attr("dilations", [1] * rank)
+    columns = bool(op.attr("storage_order", 0))
+    order = range(rank) if columns else reversed(range(rank))
+    steps = [0] * rank
+    step = 1
+    for axis in order:
+        steps[axis] = step
+        step *= shape[2 + axis]
+    last = tirx.max_value("int64")
+
+    def indices(x: te.Tensor, most: te.Tensor) -> te.Tensor:
+        window = [te.reduce_axis((0, k), name=f"k{a}") for a, k in enumerate(kernel)]
+
+        def one(n: Any, c: Any, *o: Any) -> Any:
+            at = [o[a] * strides[a] + window[a].var * dilations[a] - before[a] for a in range(rank)]
+            inside = tirx.all(*(tirx.all(p >= 0, p < d) for p, d in zip(at, shape[2:], strict=True)))
+            plane = (n.astype("int64") * shape[1] + c.astype("int64")) * prod(shape[2:])
+            place = plane + sum(p.astype("int64") * s for p, s in zip(at, steps, strict=True))
+            same = tirx.if_then_else(inside, x(n, c, *at) == most(n, c, *o), tirx.const(False, "bool"))
+            return te.min(tirx.Select(same, place, last), axis=window)
+
+        return te.compute(out, one, name="indices")
+
+    return found, op.te(indices, data, found)
+
+
+@converts("MaxUnpool")
+def max_unpool(op: Operator, data: Value, indices: Value, shape: Value = None) -> Any:
+    """Maxima back where they came from, zeros elsewhere."""
+    kernel = op.attr("kernel_shape")
+    rank = len(kernel)
+    strides, pads = op.attr("strides", [1] * rank), op.attr("pads", [0] * 2 * rank)
+    size = shape_of(data)
+    natural = [
+        *size[:2],
+        *((size[2 + a] - 1) * strides[a] + kernel[a] - pads[a] - pads[a + rank] for a in range(rank)),
+    ]
+    flat = np.array([-1], np.int64)
+    values, places = op("Reshape", data, flat), op("Reshape", indices, flat)
+    empty = np.zeros(prod(natural), dtype_of(data))
+    found = op("Reshape", op("ScatterElements", empty, places, values, axis=0), np.array(natural, np.int64))
+    if shape is None or integers(shape) == natural:
+        return found
+    rest = [w - d for w, d in zip(integers(shape), natural, strict=True)]
+    return op("Pad", found, np.array([0] * len(rest) + rest, np.int64))
+
+
+@converts("Col2Im")
+def col2im(op: Operator, data: Value, image: Value, block: Value) -> Any:
+    """Columns of blocks, summed where blocks overlap."""
+    size, kernel = integers(image), integers(block)
+    rank = len(size)
+    strides, dilations = op.attr("strides", [1] * rank), op.attr("dilations", [1] * rank)
+    pads = op.attr("pads", [0] * 2 * rank)
+    n, rows, _ = shape_of(data)
+    channels = rows // prod(kernel)
+    counts = [
+        (size[a] + pads[a] + pads[a + rank] - dilations[a] * (kernel[a] - 1) - 1) // strides[a] + 1
+        for a in range(rank)
+    ]
+    columns = op("Reshape", data, np.array([n, channels, *kernel, *counts], np.int64))
+
+    def compute(x: te.Tensor) -> te.Tensor:
+        window = [te.reduce_axis((0, k), name=f"k{a}") for a, k in enumerate(kernel)]
+
+        def one(b: Any, c: Any, *o: Any) -> Any:
+            shifted = [o[a] + pads[a] - window[a].var * dilations[a] for a in range(rank)]
+            at = [tirx.floordiv(v, strides[a]) for a, v in enumerate(shifted)]
+            inside = [
+                tirx.all(v >= 0, tirx.floormod(v, strides[a]) == 0, at[a] < counts[a])
+                for a, v in enumerate(shifted)
+            ]
+            ks = [k.var for k in window]
+            zero = tirx.const(0, dtype_of(data))
+            return te.sum(tirx.if_then_else(tirx.all(*inside), x(b, c, *ks, *at), zero), axis=window)
+
+        return te.compute([n, channels, *size], one, name="col2im")
+
+    return op.te(compute, columns)
+
+
+@converts("RoiAlign")
+def roi_align(op: Operator, data: Value, rois: Value, batches: Value) -> Any:
+    """Averages of bilinear samples."""
+    if op.attr("mode", "avg") != "avg":
+        raise op.unsupported(f"with the mode {op.attr('mode')!r} is not implemented; export it with 'avg'")
+    return op.tvm(data, rois, batches)

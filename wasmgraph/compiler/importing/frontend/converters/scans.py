@@ -1,0 +1,74 @@
+"""Cumulative and ordering operators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tvm import te, tirx
+
+from wasmgraph.compiler.importing.frontend.graph import Operator, converts
+from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, scalar, shape_of
+
+
+@converts("CumSum", "CumProd")
+def cumulative(op: Operator, data: Value, axis: Value) -> Any:
+    """By doubling steps: after k of them every element has taken in 2^k of its predecessors
+    (Hillis & Steele, "Data Parallel Algorithms", 1986).
+    """
+    combine, neutral = ("Add", 0) if op.node.op_type == "CumSum" else ("Mul", 1)
+    shape, backwards = shape_of(data), bool(op.attr("reverse", 0))
+    along = scalar(axis) % len(shape)
+    length = shape[along]
+
+    def shifted(value: Value, by: int) -> Any:
+        ends = (by, length) if backwards else (0, length - by)
+        kept = op("Slice", value, *(np.array([n], np.int64) for n in (*ends, along)))
+        fill = np.full([by if i == along else d for i, d in enumerate(shape)], neutral, dtype_of(data))
+        return op("Concat", *((kept, fill) if backwards else (fill, kept)), axis=along)
+
+    found = data
+    step = 1
+    while step < length:
+        found = op(combine, found, shifted(found, step))
+        step *= 2
+    return shifted(found, 1) if op.attr("exclusive", 0) else found
+
+
+@converts("TopK")
+def top_k(op: Operator, data: Value, k: Value = None) -> Any:
+    """Each element's rank is the number of those before it; the k first ranks are gathered."""
+    count = scalar(k, op.attr("k"))
+    shape, dtype = shape_of(data), dtype_of(data)
+    axis = int(op.attr("axis", -1)) % len(shape)
+    length, largest = shape[axis], bool(op.attr("largest", 1))
+    if count > length:
+        raise op.unsupported(f"takes {count} of {length}")
+
+    def ranks(x: te.Tensor) -> te.Tensor:
+        other = te.reduce_axis((0, length), name="other")
+
+        def rank(*i: Any) -> Any:
+            mine, its = x(*i), x(*(other if n == axis else v for n, v in enumerate(i)))
+            before = its > mine if largest else its < mine
+            tied = tirx.all(its == mine, other.var < i[axis])
+            return te.sum(tirx.any(before, tied).astype("int32"), axis=other)
+
+        return te.compute(shape, rank, name="rank")
+
+    def positions(rank: te.Tensor) -> te.Tensor:
+        at = te.reduce_axis((0, length), name="at")
+
+        def position(*i: Any) -> Any:
+            its = rank(*(at if n == axis else v for n, v in enumerate(i)))
+            here = its == i[axis].astype("int32")
+            return te.max(tirx.Select(here, at.var.astype("int64"), tirx.const(0, "int64")), axis=at)
+
+        return te.compute(
+            [count if n == axis else d for n, d in enumerate(shape)], position, name="position"
+        )
+
+    if dtype == "bool":
+        raise op.unsupported("of truth values")
+    indices = op.te(positions, op.te(ranks, data))
+    return op("GatherElements", data, indices, axis=axis), indices

@@ -1,0 +1,253 @@
+"""The walk through an ONNX graph: what is known is computed now, the rest becomes Relax.
+
+Shapes are static, so everything that only depends on shapes and constants is known here: conditions,
+trip counts, axes, sizes. Control flow over known values is walked as it would run. What is left is a
+straight line of tensor operators.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import tvm
+from onnx import helper, numpy_helper
+from tvm import relax
+from tvm.relax.frontend.onnx.onnx_frontend import _get_convert_map, onnx_input
+
+from wasmgraph.compiler.importing.frontend import half
+from wasmgraph.compiler.importing.frontend.registry import CONVERTERS, SHAPE_ONLY, converts, tvm_has
+from wasmgraph.compiler.importing.frontend.schemas import (
+    bind_attributes,
+    deterministic,
+    domain_of,
+    evaluate,
+    function_body,
+    known,
+)
+from wasmgraph.compiler.importing.frontend.values import (
+    Value,
+    dtype_of,
+    expression,
+    is_known,
+    shape_of,
+    static_shape,
+)
+from wasmgraph.errors import ModelError, UnsupportedOperatorError, WasmgraphError
+
+# The opset of operators that converters use to express others.
+OWN_OPSET = 21
+
+
+@dataclass
+class Operator:
+    """One node as its converter sees it. Calling it applies another operator::
+
+    op("Add", a, b)      # ONNX's Add, of opset OWN_OPSET
+    """
+
+    walk: Walk
+    node: onnx.NodeProto
+    opset: int
+    scope: Mapping[str, Value]
+    attributes: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.attributes = {a.name: helper.get_attribute_value(a) for a in self.node.attribute}
+
+    def __call__(self, operator: str, *inputs: Value, outputs: int = 1, **attributes: Any) -> Any:
+        """The output of another operator, or all of several."""
+        names = [f"o{i}" for i in range(outputs)]
+        node = helper.make_node(operator, [f"i{i}" for i in range(len(inputs))], names, **attributes)
+        operands = [np.asarray(v) if isinstance(v, np.generic) else v for v in inputs]
+        results = self.walk.apply(node, operands, OWN_OPSET, {})
+        return results[0] if outputs == 1 else results
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        """An attribute's value; strings as ``str``."""
+        value = self.attributes.get(name, default)
+        if isinstance(value, bytes):
+            return value.decode()
+        if isinstance(value, list) and value and isinstance(value[0], bytes):
+            return [item.decode() for item in value]
+        return value
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs somebody may use: up to the last that has a name."""
+        return max((i + 1 for i, name in enumerate(self.node.output) if name), default=0)
+
+    def emit(self, expr: relax.Expr) -> relax.Expr:
+        """Bind a Relax expression; its variable."""
+        return self.walk.builder.emit(expr)
+
+    def te(self, compute: Callable[..., Any], *inputs: Value) -> relax.Expr:
+        """Bind what a function of TE tensors computes."""
+        return self.walk.te(compute, *inputs, name=self.node.op_type.lower())
+
+    def tvm(self, *inputs: Value, without: Sequence[str] = (), **attributes: Any) -> Any:
+        """What TVM's frontend makes of this operator, with some attributes other than the node's."""
+        node = onnx.NodeProto()
+        node.CopyFrom(self.node)
+        kept = [a for a in self.node.attribute if a.name not in attributes and a.name not in without]
+        del node.attribute[:]
+        node.attribute.extend(kept + [helper.make_attribute(k, v) for k, v in attributes.items()])
+        return self.walk.convert_by_tvm(node, list(inputs), self.opset)
+
+    def function(self, *inputs: Value) -> list[Value]:
+        """What ONNX says this operator is made of, walked."""
+        body = function_body(self.node, list(inputs), self.opset)
+        if body is None:
+            raise self.unsupported("has no function body for inputs of these types")
+        return self.walk.call(body, self.node, list(inputs))
+
+    def subgraph(self, attribute: str, *inputs: Value) -> list[Value]:
+        """Walk the graph in an attribute, which sees the names around this node."""
+        graph = self.attributes[attribute]
+        scope = {**self.scope, **dict(zip((v.name for v in graph.input), inputs, strict=True))}
+        return self.walk.graph(graph, scope, self.walk.opsets)
+
+    def unsupported(self, what: str) -> UnsupportedOperatorError:
+        """The error for a variant of the operator that has no implementation."""
+        return UnsupportedOperatorError(f"{self.node.op_type} {what}")
+
+
+@dataclass
+class Walk:
+    """One import. ``builder`` is inside of ``main``; ``functions`` are the model's own."""
+
+    builder: relax.BlockBuilder
+    opsets: Mapping[str, int]
+    functions: Mapping[tuple[str, str], onnx.FunctionProto]
+    done: Callable[[int], None] = lambda _: None
+
+    def te(self, compute: Callable[..., Any], *inputs: Value, name: str) -> relax.Expr:
+        """Bind what a function of TE tensors computes, in a kernel of that name."""
+        operands = [expression(value) for value in inputs]
+        return self.builder.emit(self.builder.call_te(compute, *operands, primfunc_name_hint=name))
+
+    def enter(self, tensor: relax.Expr) -> Value:
+        """A tensor as converters get it: one without elements is known, and float16 is float32.
+
+        float16 is what tensors are stored in: arithmetic on it is done in float32 and rounded where the
+        graph casts, as onnxruntime does on processors without it.
+        """
+        shape = static_shape(tensor.ty)
+        if 0 in shape:
+            return known(np.zeros(shape, dtype_of(tensor)))
+        return self.te(half.decode, tensor, name="from_half") if dtype_of(tensor) == "float16" else tensor
+
+    def graph(
+        self, graph: onnx.GraphProto, scope: dict[str, Value], opsets: Mapping[str, int]
+    ) -> list[Value]:
+        """The outputs of a graph; ``scope`` has its inputs and what it sees besides."""
+        for tensor in graph.initializer:
+            scope[tensor.name] = known(numpy_helper.to_array(tensor))
+        self.nodes(graph.node, scope, opsets)
+        return [scope[output.name] for output in graph.output]
+
+    def nodes(
+        self, nodes: Sequence[onnx.NodeProto], scope: dict[str, Value], opsets: Mapping[str, int]
+    ) -> None:
+        """Apply nodes in their order, which ONNX says is topological."""
+        for number, node in enumerate(nodes):
+            inputs = [scope[name] if name else None for name in node.input]
+            with _naming(node):
+                results = self.apply(node, inputs, opsets.get(domain_of(node), 1), scope)
+            scope.update({name: v for name, v in zip(node.output, results, strict=False) if name})
+            self.done(number)
+
+    def apply(
+        self, node: onnx.NodeProto, inputs: list[Value], opset: int, scope: Mapping[str, Value]
+    ) -> list[Value]:
+        """The outputs of one node."""
+        domain, kind = domain_of(node), node.op_type
+        if kind in SHAPE_ONLY and not domain and not is_known(inputs[0]):
+            inputs = [np.zeros(shape_of(inputs[0]), dtype_of(inputs[0]))]
+        function = self.functions.get((domain, kind))
+        if function is not None:
+            return self.call(function, node, inputs)
+        if all(map(is_known, inputs)) and deterministic(node, opset):
+            found = evaluate(node, inputs, opset)
+            if found is not None:
+                return found
+        if (domain, kind) in CONVERTERS:
+            operator = Operator(self, node, opset, scope)
+            return self.settle(CONVERTERS[domain, kind](operator, *inputs))
+        if tvm_has(domain, kind):
+            return self.settle(self.convert_by_tvm(node, inputs, opset))
+        body = function_body(node, inputs, opset)
+        if body is None:
+            raise UnsupportedOperatorError(f"no implementation of {domain + '.' if domain else ''}{kind}")
+        return self.call(body, node, inputs)
+
+    def call(self, function: onnx.FunctionProto, node: onnx.NodeProto, inputs: list[Value]) -> list[Value]:
+        """The outputs of a function, called by a node."""
+        given = {a.name: a for a in [*function.attribute_proto, *node.attribute]}
+        scope: dict[str, Value] = dict.fromkeys(function.input)
+        scope.update(zip(function.input, inputs, strict=False))
+        bound = [bind_attributes(inner, given) for inner in function.node]
+        inside = {**self.opsets, **{opset.domain: opset.version for opset in function.opset_import}}
+        self.nodes(bound, scope, inside)
+        return [scope.get(name) for name in function.output]
+
+    def convert_by_tvm(self, node: onnx.NodeProto, inputs: list[Value], opset: int) -> Any:
+        """Let TVM's frontend convert a node."""
+        converter = _get_convert_map()[node.op_type].get_converter(opset)
+        attributes: dict[str, Any] = {}
+        for a in node.attribute:
+            value = helper.get_attribute_value(a)
+            attributes[a.name] = tuple(value) if isinstance(value, list) else value
+        attributes["tvm_custom"] = {"name": node.name, "num_outputs": len(node.output)}
+        operands = onnx_input(None if value is None else expression(value) for value in inputs)
+        # The frontend prints and warns about what the error says better.
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            return converter(self.builder, operands, attributes, [{}, {}])
+
+    def settle(self, found: Any) -> list[Value]:
+        """Bind what a converter returned to variables, each of a static shape."""
+        if isinstance(found, (tuple, relax.Tuple)):
+            items = list(found.fields if isinstance(found, relax.Tuple) else found)
+            return [value for item in items for value in self.settle(item)]
+        if found is None or isinstance(found, (np.ndarray, list)):
+            return [found]
+        if isinstance(found, tvm.ir.GenericConst):
+            return [known(found.value.numpy())]
+        if not isinstance(found, relax.Var):
+            # Not bound yet: the builder does that at the first use, which lets a residual's bias be added
+            # where its sum is, and kernels of equal blocks be equal.
+            found = self.builder.normalize(found)
+            if isinstance(found, relax.TupleGetItem):  # TVM's converters know calls and variables only
+                found = self.builder.emit(found)
+        if isinstance(found.ty, relax.TupleType):
+            fields = range(len(found.ty.fields))
+            return [v for i in fields for v in self.settle(relax.TupleGetItem(found, i))]
+        return [self.enter(found)]
+
+
+@contextlib.contextmanager
+def _naming(node: onnx.NodeProto) -> Iterator[None]:
+    """Say in an error at which node it happened: the innermost that has a name."""
+    where = f"node {node.name!r}" if node.name else f"the node that makes {', '.join(node.output)!r}"
+    try:
+        yield
+    except WasmgraphError as error:
+        if not getattr(error, "node", None):
+            error.node = where  # type: ignore[attr-defined]
+            error.args = (f"{where} ({node.op_type}): {error}",)
+        raise
+    except Exception as error:  # converters, ours and TVM's, raise whatever they meet
+        last = (str(error).strip() or repr(error)).splitlines()[-1]
+        located = ModelError(f"{where} ({node.op_type}): {last}")
+        located.node = where  # type: ignore[attr-defined]
+        raise located from error
+
+
+__all__ = ["OWN_OPSET", "Operator", "Walk", "converts"]

@@ -1,0 +1,118 @@
+"""What ONNX itself says of an operator: its schema, its reference implementation, its function body."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.defs
+import onnx.reference
+from onnx import helper
+
+from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, shape_of
+
+
+def domain_of(node: onnx.NodeProto) -> str:
+    """A node's domain; ONNX's own is empty."""
+    return "" if node.domain == "ai.onnx" else str(node.domain)
+
+
+def schema(node: onnx.NodeProto, opset: int) -> Any:
+    """A node's ``OpSchema`` (whose type stubs lack what we need of it); None for a foreign operator."""
+    try:
+        return onnx.defs.get_schema(node.op_type, opset, domain_of(node))
+    except onnx.defs.SchemaError:
+        return None
+
+
+def deterministic(node: onnx.NodeProto, opset: int) -> bool:
+    """Whether equal inputs give equal outputs, and ONNX's reference can be asked for them."""
+    found = schema(node, opset)
+    subgraphs = any(a.type in (a.GRAPH, a.GRAPHS) for a in node.attribute)
+    determined = onnx.defs.OpSchema.NodeDeterminism.Deterministic
+    return found is not None and found.node_determinism == determined and not subgraphs
+
+
+def evaluate(node: onnx.NodeProto, inputs: Sequence[Value], opset: int) -> list[Value] | None:
+    """The outputs by ONNX's reference implementation; None if that has none."""
+    alone = onnx.NodeProto()
+    alone.CopyFrom(node)
+    feeds = {f"i{i}": value for i, value in enumerate(inputs) if value is not None}
+    del alone.input[:], alone.output[:]
+    alone.input.extend(f"i{i}" if value is not None else "" for i, value in enumerate(inputs))
+    alone.output.extend(f"o{i}" if name else "" for i, name in enumerate(node.output))
+    values = [
+        helper.make_value_info(name, onnx.TypeProto()) for name in [*feeds, *filter(None, alone.output)]
+    ]
+    graph = helper.make_graph([alone], "known", values[: len(feeds)], values[len(feeds) :])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid(node.domain, opset)])
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            found = onnx.reference.ReferenceEvaluator(model).run(None, feeds)
+    except Exception:  # it has gaps; the converter then says what is wrong, if anything is
+        return None
+    results = dict(zip(filter(None, alone.output), found, strict=True))
+    return [known(results.get(name)) for name in alone.output]
+
+
+def known(value: Any) -> Value:
+    """A known tensor or sequence as converters get it: float16 is float32."""
+    if isinstance(value, list):
+        return [known(item) for item in value]
+    array = np.asarray(value)
+    return array.astype(np.float32) if array.dtype == np.float16 else array
+
+
+def function_body(node: onnx.NodeProto, inputs: list[Value], opset: int) -> onnx.FunctionProto | None:
+    """What ONNX says an operator is made of, for inputs of these types; None if it does not say."""
+    found = schema(node, opset)
+    if found is None:
+        return None
+    body: onnx.FunctionProto | None = None
+    if found.has_context_dependent_function:
+        types = [type_of(value).SerializeToString() for value in inputs]
+        serialized = found.get_context_dependent_function(node.SerializeToString(), types)
+        body = onnx.FunctionProto.FromString(serialized) if serialized else None
+    elif found.has_function:
+        body = onnx.FunctionProto()
+        body.CopyFrom(found.function_body)
+    if body is not None:
+        given = {a.name for a in [*node.attribute, *body.attribute_proto]}
+        defaults = [a.default_value for name, a in found.attributes.items() if name not in given]
+        body.attribute_proto.extend(value for value in defaults if value.name)
+    return body
+
+
+def type_of(value: Value) -> onnx.TypeProto:
+    """A value's type as ONNX writes it."""
+    if value is None:
+        return onnx.TypeProto()
+    if isinstance(value, list):
+        return helper.make_sequence_type_proto(type_of(value[0]) if value else onnx.TypeProto())
+    dtype = helper.np_dtype_to_tensor_dtype(np.dtype(dtype_of(value)))
+    return helper.make_tensor_type_proto(dtype, shape_of(value))
+
+
+def bind_attributes(node: onnx.NodeProto, given: Mapping[str, onnx.AttributeProto]) -> onnx.NodeProto:
+    """A node of a function with its references to the function's attributes replaced, in subgraphs too."""
+    bound = onnx.NodeProto()
+    bound.CopyFrom(node)
+    del bound.attribute[:]
+    for attribute in node.attribute:
+        if attribute.ref_attr_name:
+            if attribute.ref_attr_name in given:
+                value = bound.attribute.add()
+                value.CopyFrom(given[attribute.ref_attr_name])
+                value.name = attribute.name
+            continue
+        kept = bound.attribute.add()
+        kept.CopyFrom(attribute)
+        if attribute.type == attribute.GRAPH:
+            inner = [bind_attributes(n, given) for n in attribute.g.node]
+            del kept.g.node[:]
+            kept.g.node.extend(inner)
+    return bound

@@ -1,0 +1,368 @@
+"""Stage 7, after the linker: loops read the pixels of their next turn at the end of this one.
+
+Cranelift folds the broadcast of a number into the load of it only if that vector has a single use. A pixel
+is used once for every vector of output channels, so it is loaded into a general register, moved to a
+vector register and broadcast there, by units that could multiply and add meanwhile. Handed from turn to
+turn, the vector has a single use where it is loaded: as what the next turn begins with.
+
+Cranelift computes what a loop hands on in the order in which the loop first reads it. Therefore a loop
+begins by reading, for nothing, the accumulators of each pixel and then the pixel: the new pixel is then
+loaded after the last use of the old one, into its register. These readings leave no code in any engine.
+
+V8 folds broadcasts anyway. It moves all loads of a turn to its beginning, where the new pixels want
+registers that are not there. So the kernels are there twice, and a word in memory says which are to run:
+0, as it is unless a host sets it, for Cranelift's. Results are equal bit by bit.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from wasmgraph.files import replacing
+from wasmgraph.wasm.wasmcode import SIMD, Function, Instruction, functions
+from wasmgraph.wasm.wasmfile import CODE, FUNCTION, Module, leb128, read_module, section, signed_leb128
+
+# Bytes by which an address may grow in a turn: the linker adds as many to memory, for the last turn reads
+# the pixels of one more.
+MOST_STRIDE = 4096
+_V128, _I32 = 0x7B, 0x7F
+_LOOP, _END, _BR_IF = (0, 0x03), (0, 0x0B), (0, 0x0D)
+_GET, _SET, _TEE = (0, 0x20), (0, 0x21), (0, 0x22)
+_CONST, _ADD, _MUL, _SHL = (0, 0x41), (0, 0x6A), (0, 0x6C), (0, 0x74)
+_LOAD, _SPLAT = (SIMD, 0), (SIMD, 9)  # v128.load, v128.load32_splat
+_FUSED = (SIMD, 0x105)  # f32x4.relaxed_madd
+_ADD_VECTORS = Instruction(SIMD, 0xE4, b"\xfd\xe4\x01")
+_MUL_VECTORS = Instruction(SIMD, 0xE6, b"\xfd\xe6\x01")
+_DROP = Instruction(0, 0x1A, b"\x1a")
+# Values taken from the stack and left on it. Instructions that are not here (stores, calls, branches) keep
+# a loop as it is.
+_ARITY = {
+    **dict.fromkeys((_CONST, _GET, (SIMD, 0x0C)), (0, 1)),
+    **dict.fromkeys((_SET, (0, 0x1A)), (1, 0)),
+    # i32.eqz, f32.load, f32x4.splat
+    **dict.fromkeys((_TEE, (0, 0x45), (0, 0x2A), _LOAD, _SPLAT, (SIMD, 0x13)), (1, 1)),
+    # of i32: comparisons, add, sub, mul, and, or, xor, shifts
+    **{(0, code): (2, 1) for code in (*range(0x46, 0x50), *range(0x6A, 0x6D), *range(0x71, 0x77))},
+    **{(SIMD, code): (2, 1) for code in (0xE4, 0xE5, 0xE6)},  # f32x4.add, sub, mul
+    _FUSED: (3, 1),
+}
+# Instructions that make an address, and no more of them.
+_LONGEST_ADDRESS = 32
+
+
+def _op(instruction: Instruction) -> tuple[int, int]:
+    return instruction.prefix, instruction.opcode
+
+
+def _make(opcode: tuple[int, int], operand: bytes = b"") -> Instruction:
+    return Instruction(0, opcode[1], bytes([opcode[1]]) + operand)
+
+
+def _index(instruction: Instruction) -> int:
+    return instruction.operands.unsigned()
+
+
+def _get(variable: int) -> Instruction:
+    return _make(_GET, leb128(variable))
+
+
+def _set(variable: int) -> Instruction:
+    return _make(_SET, leb128(variable))
+
+
+def _tee(variable: int) -> Instruction:
+    return _make(_TEE, leb128(variable))
+
+
+@dataclass
+class _Variables:
+    """A function's parameters and local variables, by index, and those that are added."""
+
+    types: list[int | None]
+    added: list[int] = field(default_factory=list)
+
+    def kind(self, variable: int) -> int | None:
+        return self.types[variable] if variable < len(self.types) else None
+
+    def new(self, kind: int) -> int:
+        self.added.append(kind)
+        return len(self.types) + len(self.added) - 1
+
+
+class _Value(NamedTuple):
+    """What is known of a value in a loop's turn.
+
+    ``code`` makes an integer from the variables that the turn began with; it is ``constant`` plus the sum
+    of ``terms``, factors by variable. Without code it is any value. ``pixel`` is the last pixel, by its
+    number, that it is computed from.
+    """
+
+    code: tuple[Instruction, ...] = ()
+    constant: int = 0
+    terms: tuple[tuple[int, int], ...] = ()
+    pixel: int = -1
+
+
+class _Address(NamedTuple):
+    """How a load's address is made from what the first turn begins with, by how many bytes it grows in a
+    turn, and the variable that has the next turn's at the end of a turn, if there is one."""
+
+    code: tuple[Instruction, ...]
+    stride: int
+    variable: int | None
+
+
+def pipeline(path: Path, flag: int | None) -> int:
+    """Rewrite a linked module, in place; return how many loops were.
+
+    Parameters
+    ----------
+    flag : address of the word that says which kernels run; None: only the rewritten ones are there
+    """
+    with path.open("rb") as stream:
+        module = read_module(stream)
+        if module.code is None:
+            return 0
+        end = module.code.offset + module.code.size
+        stream.seek(0)
+        head, loops = _rewritten(stream.read(end), module, flag)
+        if loops:
+            with replacing(path) as copy:
+                copy.write(head)
+                shutil.copyfileobj(stream, copy, 1 << 22)
+    return loops
+
+
+def pipelined(raw: bytes) -> bytes:
+    """A small module with its loops rewritten, and no others beside them."""
+    module = read_module(io.BytesIO(raw))
+    if module.code is None:
+        return raw
+    end = module.code.offset + module.code.size
+    return _rewritten(raw[:end], module, None)[0] + raw[end:]
+
+
+def _rewritten(head: bytes, module: Module, flag: int | None) -> tuple[bytes, int]:
+    """A module up to the end of its code, and how many loops of it were rewritten."""
+    declared, code = module.section(FUNCTION), module.code
+    assert declared and code
+    bodies = list(functions(head[code.offset : code.offset + code.size]))
+    imported = len(module.functions) - len(bodies)
+    kept: list[Function] = []
+    kept_types: list[int] = []
+    loops = 0
+    for number, (body, kind) in enumerate(zip(bodies, module.functions[imported:], strict=True)):
+        parameters = _parameters(module.types[kind])
+        changed, count = _function(body, parameters)
+        if not count:
+            continue
+        loops += count
+        if flag is not None:
+            other = len(module.functions) + len(kept)
+            instructions = (*_choice(flag, parameters, other), *changed.instructions)
+            changed = Function(changed.variables, instructions)
+            kept.append(body)
+            kept_types.append(kind)
+        bodies[number] = changed
+    entries = [*module.functions[imported:], *kept_types]
+    return (
+        head[: declared.start]
+        + section(FUNCTION, leb128(len(entries)) + b"".join(map(leb128, entries)))
+        + head[declared.offset + declared.size : code.start]
+        + section(CODE, leb128(len(entries)) + b"".join(map(_encode, [*bodies, *kept])))
+    ), loops
+
+
+def _parameters(signature: str) -> int:
+    taken = signature[1 : signature.index(")")]
+    return len(taken.split(",")) if taken else 0
+
+
+def _encode(function: Function) -> bytes:
+    variables = b"".join(leb128(count) + bytes([kind]) for count, kind in function.variables)
+    body = leb128(len(function.variables)) + variables + b"".join(i.raw for i in function.instructions)
+    return leb128(len(body)) + body
+
+
+def _choice(flag: int, parameters: int, other: int) -> list[Instruction]:
+    """Run function ``other`` instead if the word at ``flag`` is not 0."""
+    address = flag - (1 << 32) if flag >> 31 else flag
+    return [
+        _make(_CONST, signed_leb128(address)),
+        _make((0, 0x28), b"\x02\x00"),  # i32.load
+        _make((0, 0x04), b"\x40"),  # if
+        *map(_get, range(parameters)),
+        _make((0, 0x10), leb128(other)),  # call
+        _make((0, 0x0F)),  # return
+        _make(_END),
+    ]
+
+
+def _function(function: Function, parameters: int) -> tuple[Function, int]:
+    types: list[int | None] = [None] * parameters
+    for count, kind in function.variables:
+        types += [kind] * count
+    variables = _Variables(types)
+    out: list[Instruction] = []
+    loops = at = 0
+    instructions = function.instructions
+    while at < len(instructions):
+        out.append(instructions[at])
+        at += 1
+        if _op(out[-1]) != _LOOP or out[-1].raw[1:] != b"\x40":
+            continue
+        end = at
+        while _op(instructions[end]) in _ARITY:
+            end += 1
+        if _op(instructions[end]) != _BR_IF or _op(instructions[end + 1]) != _END:
+            continue
+        rewritten = _loop(instructions[at : end + 1], variables)
+        if rewritten:
+            before, body = rewritten
+            out[-1:] = [*before, out[-1], *body]
+            at = end + 1
+            loops += 1
+    declared = (*function.variables, *((1, kind) for kind in variables.added))
+    return Function(declared, tuple(out)), loops
+
+
+def _loop(
+    body: Sequence[Instruction], variables: _Variables
+) -> tuple[list[Instruction], list[Instruction]] | None:
+    """What goes before a loop, and into it, so that its pixels are handed on; None to keep it.
+
+    ``body`` has no branches but the last, back to its beginning, and changes no memory.
+    """
+    condition = _condition(body)
+    loads, now, taken_over = _turn(body)
+    found = {at: _address(value, now, body, condition) for at, value in loads.items()}
+    growing = {at: address for at, address in found.items() if address}
+    pixels = [at for at in loads if _op(body[at]) == _SPLAT]
+    if not pixels or any(at not in growing or growing[at].stride > MOST_STRIDE for at in pixels):
+        return None
+    vectors = [v for v in now if v in taken_over and variables.kind(v) == _V128]
+    before: list[Instruction] = []
+    first: list[Instruction] = []
+    last: list[Instruction] = []
+    instead: dict[int, list[Instruction]] = {}
+    pointers: dict[tuple[object, ...], int] = {}
+
+    def pointer(at: int) -> list[Instruction]:
+        """The variable that holds an address, made before the loop, and made to grow at a turn's end. An
+        expression would have both its old and its new value live at once."""
+        value, address = loads[at], growing[at]
+        key = value.constant, *sorted(value.terms)
+        if key not in pointers:
+            pointers[key] = own = variables.new(_I32)
+            before.extend([*address.code, _set(own)])
+            last.extend([_get(own), _make(_CONST, signed_leb128(address.stride)), _make(_ADD), _set(own)])
+        return [_get(pointers[key])]
+
+    for at, address in growing.items():
+        if at not in pixels and address.variable is None:
+            instead[at] = [_DROP, *pointer(at), body[at]]
+    for number, at in enumerate(pixels):
+        address = growing[at]
+        read = pointer(at) if address.variable is None else [_get(address.variable)]
+        handed = variables.new(_V128)
+        for variable in (*(v for v in vectors if now[v].pixel == number), handed):
+            first += [_get(variable), _DROP]
+        load = [*read, body[at], _set(handed)]
+        before += load
+        last += load
+        instead[at] = [_DROP, _get(handed)]
+    turn = [i for at in range(condition) for i in instead.get(at, [body[at]])]
+    return before, [*first, *_unfused(turn), *last, *body[condition:]]
+
+
+def _unfused(instructions: Sequence[Instruction]) -> list[Instruction]:
+    """Multiplications and additions for fused ones that add to a variable."""
+    out: list[Instruction] = []
+    for instruction in instructions:
+        if _op(instruction) == _FUSED and _op(out[-1]) == _GET:
+            out[-1:] = [_MUL_VECTORS, out[-1], _ADD_VECTORS]
+        else:
+            out.append(instruction)
+    return out
+
+
+def _condition(body: Sequence[Instruction]) -> int:
+    """Where the stack is empty for the last time before the loop's branch."""
+    depth = found = 0
+    for at, instruction in enumerate(body[:-1], 1):
+        taken, left = _ARITY[_op(instruction)]
+        depth += left - taken
+        if not depth:
+            found = at
+    return found
+
+
+def _turn(body: Sequence[Instruction]) -> tuple[dict[int, _Value], dict[int, _Value], set[int]]:
+    """The addresses of a turn's loads by instruction, the variables as it leaves them, and which of them
+    it takes over."""
+    stack: list[_Value] = []
+    addresses: dict[int, _Value] = {}
+    now: dict[int, _Value] = {}
+    taken_over: set[int] = set()
+    pixels = 0
+    for at, instruction in enumerate(body[:-1]):
+        operation = _op(instruction)
+        taken, left = _ARITY[operation]
+        operands = stack[len(stack) - taken :]
+        del stack[len(stack) - taken :]
+        value = _value(instruction, operands)
+        if operation == _GET:
+            variable = _index(instruction)
+            if variable not in now:
+                taken_over.add(variable)
+            value = now.get(variable, value)
+        elif operation in (_SET, _TEE):
+            now[_index(instruction)] = value = operands[0]
+        elif operation in (_SPLAT, _LOAD):
+            addresses[at] = operands[0]
+            if operation == _SPLAT:
+                value = _Value(pixel=pixels)
+                pixels += 1
+        stack += [value] * left
+    return addresses, now, taken_over
+
+
+def _value(instruction: Instruction, operands: Sequence[_Value]) -> _Value:
+    operation = _op(instruction)
+    code = (*(i for operand in operands for i in operand.code), instruction)
+    if operation == _CONST:
+        return _Value(code, instruction.operands.signed())
+    if operation == _GET:
+        return _Value(code, terms=((_index(instruction), 1),))
+    if len(operands) == 2 and all(o.code for o in operands) and len(code) <= _LONGEST_ADDRESS:
+        left, right = operands
+        if operation == _ADD:
+            return _Value(code, left.constant + right.constant, left.terms + right.terms)
+        if operation in (_SHL, _MUL) and not right.terms:
+            factor = 1 << (right.constant & 31) if operation == _SHL else right.constant
+            return _Value(code, left.constant * factor, tuple((v, f * factor) for v, f in left.terms))
+    return _Value(pixel=max((o.pixel for o in operands), default=-1))
+
+
+def _address(
+    value: _Value, now: Mapping[int, _Value], body: Sequence[Instruction], condition: int
+) -> _Address | None:
+    """An address, if it grows by as much in every turn."""
+    stride = 0
+    for variable, factor in value.terms:
+        after = now.get(variable, _Value(terms=((variable, 1),)))
+        if after.terms != ((variable, 1),):
+            return None
+        stride += factor * after.constant
+    if not value.code or stride < 0:
+        return None
+    if len(value.code) > 1 or not value.terms:
+        return _Address(value.code, stride, None)
+    variable = value.terms[0][0]
+    late = any(_op(i) in (_SET, _TEE) and _index(i) == variable for i in body[condition:])
+    return _Address(value.code, stride, None if late else variable)

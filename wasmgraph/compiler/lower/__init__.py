@@ -1,0 +1,1 @@
+"""Stage 6: scheduled ``PrimFunc``s become an object of plain C functions over raw pointers."""

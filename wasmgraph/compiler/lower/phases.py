@@ -1,0 +1,150 @@
+"""Kernels for several threads. Each nest of loops becomes a function of its own, a *phase*, that runs the
+turns of the nest's outermost loops that it is told; the threads take turns until none is left, and meet
+at a barrier before the next phase begins (``csrc/pool.c``).
+
+Phases are functions, and not turns of one function, because of ``noalias``: LLVM may assume that nobody
+else writes to a kernel's buffers while the kernel runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import tvm
+import tvm_ffi
+from tvm import tirx
+
+from wasmgraph.compiler.lower.buffers import buffer_bytes
+from wasmgraph.compiler.schedule.blocks import SHARE
+
+# Loops are joined until they have so many turns: enough for threads to end together.
+_TURNS = 128
+# Local arrays larger than this lie in the arena; a stack has 64 KiB.
+LOCAL_BYTES = 1024
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A phase's symbol, and how many turns it has."""
+
+    symbol: str
+    turns: int
+
+
+@dataclass(frozen=True)
+class Divided:
+    """A module of phases; by kernel, its phases, and the bytes of the arrays that they take after the
+    kernel's own parameters."""
+
+    module: tvm.IRModule
+    phases: dict[str, tuple[Phase, ...]]
+    workspaces: dict[str, tuple[int, ...]]
+
+
+def divide(mod: tvm.IRModule) -> Divided:
+    """Divide every kernel of a lowered module."""
+    functions: dict[str, tirx.PrimFunc] = {}
+    phases: dict[str, tuple[Phase, ...]] = {}
+    workspaces: dict[str, tuple[int, ...]] = {}
+    for gvar, function in mod.functions.items():
+        kernel = gvar.name_hint
+        found, arrays = _phases(function)
+        phases[kernel] = tuple(Phase(f"{kernel}_phase{i}", turns) for i, (_, turns) in enumerate(found))
+        workspaces[kernel] = tuple(buffer_bytes(buffer) for buffer in arrays)
+        for phase, (body, _) in zip(phases[kernel], found, strict=True):
+            functions[phase.symbol] = body.with_attr("global_symbol", phase.symbol)
+    return Divided(tvm.IRModule(functions), phases, workspaces)
+
+
+def _phases(function: tirx.PrimFunc) -> tuple[list[tuple[tirx.PrimFunc, int]], list[tirx.Buffer]]:
+    """The phases of a kernel with their turns, in order, and the arrays that they hand to each other or
+    that are too large for a stack. Parameters of a phase: the kernel's, those arrays, then ``begin`` and
+    ``end`` (int32), the turns to run. What cannot be shared is a phase of one turn.
+    """
+    declared = [s for s in _statements(function.body) if isinstance(s, tirx.DeclBuffer)]
+    arrays: list[tirx.Buffer] = []
+
+    def lift(allocation: tirx.AllocBuffer) -> tirx.Stmt:
+        if buffer_bytes(allocation.buffer) <= LOCAL_BYTES:
+            return allocation
+        arrays.append(allocation.buffer)
+        return tirx.Evaluate(tirx.const(0, "int32"))
+
+    begin, end = tirx.Var("begin", "int32"), tirx.Var("end", "int32")
+    bodies: list[tuple[tirx.Stmt, int]] = []
+    serial: list[tirx.Stmt] = []
+
+    def end_serial() -> None:
+        if serial:
+            bodies.append((_sequence(serial), 1))
+            serial.clear()
+
+    for statement in _statements(function.body):
+        if isinstance(statement, tirx.DeclBuffer):
+            continue
+        if isinstance(statement, tirx.AllocBuffer):
+            arrays.append(statement.buffer)
+            continue
+        shared = _shared(statement, begin, end)
+        if shared is None:
+            serial.append(tvm_ffi.structural_map(statement, [(tirx.AllocBuffer, lift)]))
+        else:
+            end_serial()
+            bodies.append(shared)
+    end_serial()
+    parameters = [*function.params, *arrays, begin, end]
+    found = []
+    for body, turns in bodies:
+        whole = _sequence([*declared, body])
+        found.append((tirx.PrimFunc(parameters, whole, function.ret_type, attrs=function.attrs), turns))
+    return found, arrays
+
+
+def _statements(body: tirx.Stmt) -> Iterator[tirx.Stmt]:
+    if isinstance(body, tirx.SeqStmt):
+        for statement in body.seq:
+            yield from _statements(statement)
+    else:
+        yield body
+
+
+def _sequence(statements: list[tirx.Stmt]) -> tirx.Stmt:
+    return statements[0] if len(statements) == 1 else tirx.SeqStmt(statements)
+
+
+def _shared(nest: tirx.Stmt, begin: tirx.Var, end: tirx.Var) -> tuple[tirx.Stmt, int] | None:
+    """The nest with its outermost marked loops joined into one, of which some turns are run, and how many
+    there are.
+
+    None if it has no such loop, or if a turn needs arrays too large for a stack.
+    """
+    loops: list[tirx.For] = []
+    body, turns = nest, 1
+    while isinstance(body, tirx.For) and SHARE in body.annotations and turns < _TURNS:
+        loops.append(body)
+        turns *= int(body.extent)
+        body = body.body
+    if not loops or turns == 1 or _has_large_arrays(body):
+        return None
+    joined = tirx.Var("turn", "int32")
+    bindings: list[tirx.Stmt] = []
+    below = turns
+    for loop in loops:
+        above, below = below, below // int(loop.extent)
+        index = joined if above == turns else tirx.floormod(joined, above)
+        bindings.append(tirx.stmt.Bind(loop.loop_var, tirx.floordiv(index, below) + loop.min))
+    body = _sequence([*bindings, body])
+    return tirx.For(joined, begin, end - begin, tirx.ForKind.SERIAL, body), turns
+
+
+def _has_large_arrays(body: tirx.Stmt) -> bool:
+    large: list[tirx.Buffer] = []
+
+    def note(allocation: tirx.AllocBuffer) -> tirx.Stmt:
+        if buffer_bytes(allocation.buffer) > LOCAL_BYTES:
+            large.append(allocation.buffer)
+        return allocation
+
+    tvm_ffi.structural_map(body, [(tirx.AllocBuffer, note)])
+    return bool(large)

@@ -1,0 +1,192 @@
+"""Convolutions as tensor expressions over packed weights: direct, of single channels, of single pixels.
+
+The block called ``acc`` is what the schedule rules look for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from tvm import relax, te, tirx, topi
+from tvm.ir import GenericConst
+
+from wasmgraph.compiler.operators.algorithm import Convolution, choose
+from wasmgraph.compiler.operators.packing import (
+    OUT_FUSIBLE,
+    channel_block,
+    default_legalize,
+    lane_block,
+    pack_conv2d,
+    static_shape,
+)
+from wasmgraph.compiler.operators.winograd import pack_weights, winograd_compute
+from wasmgraph.targets import Target
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Where the windows of a convolution lie; ``padding`` is top, left, bottom, right."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    dilation: tuple[int, int]
+
+    def pad(self, data: te.Tensor) -> te.Tensor:
+        """``[N][H][W][I]`` with its zeros around it."""
+        top, left, bottom, right = self.padding
+        if not any(self.padding):
+            return data
+        return topi.nn.pad(data, [0, top, left, 0], [0, bottom, right, 0], 0.0, name="pad")
+
+    def outputs(self, size: Sequence[int], kernel: Sequence[int]) -> tuple[int, int]:
+        """Rows and columns of the result for a padded input of ``size``."""
+        (sy, sx), (dy, dx) = self.stride, self.dilation
+        return (size[0] - (kernel[0] - 1) * dy - 1) // sy + 1, (
+            size[1] - (kernel[1] - 1) * dx - 1
+        ) // sx + 1
+
+
+def conv2d_compute(data: te.Tensor, weight: te.Tensor, channels: int, window: _Window) -> te.Tensor:
+    """Direct convolution, ``[N][H][W][G·I]`` by packed weights ``[G][O/G/T][KH][KW][I][T]``.
+
+    The result is ``[N][OH][OW][O]``, ``channels`` = O.
+    """
+    data = window.pad(data)
+    n, h, w, _ = (int(d) for d in data.shape)
+    groups, blocks, kernel_h, kernel_w, inner, block = (int(d) for d in weight.shape)
+    (sy, sx), (dy, dx) = window.stride, window.dilation
+    oh, ow = window.outputs((h, w), (kernel_h, kernel_w))
+    own = channels // groups
+    ky = te.reduce_axis((0, kernel_h), "ky")
+    if groups == 1 and dx == 1:
+        # A window's row is contiguous in data and weights alike: one long loop instead of two.
+        row = te.reduce_axis((0, kernel_w * inner), "row")
+        axes, kx, ki = [ky, row], row // inner, row % inner
+    else:
+        kx, ki = te.reduce_axis((0, kernel_w), "kx"), te.reduce_axis((0, inner), "ki")
+        axes = [ky, kx, ki]
+    acc = te.compute(
+        (n, groups, blocks, oh, ow, block),
+        lambda i, g, b, y, x, lane: te.sum(
+            data[i, y * sy + ky * dy, x * sx + kx * dx, g * inner + ki] * weight[g, b, ky, kx, ki, lane],
+            axis=axes,
+        ),
+        name="acc",
+    )
+    return te.compute(
+        (n, oh, ow, channels),
+        lambda i, y, x, c: acc[i, c // own, c % own // block, y, x, c % own % block],
+        name="conv2d",
+    )
+
+
+def depthwise_compute(data: te.Tensor, weight: te.Tensor, channels: int, window: _Window) -> te.Tensor:
+    """Convolution of groups narrower than a vector: every lane is a channel with a source of its own.
+
+    ``[N][H][W][C]`` by packed weights ``[1][O/T][KH][KW][I][T]``, I channels to a group, to
+    ``[N][OH][OW][O]``, ``channels`` = O.
+    """
+    groups_inner = int(data.shape[3])
+    data = window.pad(data)
+    n, h, w, _ = (int(d) for d in data.shape)
+    _, blocks, kernel_h, kernel_w, inner, block = (int(d) for d in weight.shape)
+    (sy, sx), (dy, dx) = window.stride, window.dilation
+    oh, ow = window.outputs((h, w), (kernel_h, kernel_w))
+    own = channels // (groups_inner // inner)
+    ky, kx, ki = (te.reduce_axis((0, extent), "k") for extent in (kernel_h, kernel_w, inner))
+
+    def source(b: Any, lane: Any) -> Any:
+        # Padded lanes of the last block must stay inside the data; their weights are zero.
+        channel = tirx.min(b * block + lane, channels - 1)
+        return (channel if own == 1 else channel // own) * inner + ki
+
+    acc = te.compute(
+        (n, blocks, oh, ow, block),
+        lambda i, b, y, x, lane: te.sum(
+            data[i, y * sy + ky * dy, x * sx + kx * dx, source(b, lane)] * weight[0, b, ky, kx, ki, lane],
+            axis=[ky, kx, ki],
+        ),
+        name="acc",
+    )
+    return te.compute(
+        (n, oh, ow, channels),
+        lambda i, y, x, c: acc[i, c // block, y, x, c % block],
+        name="conv2d",
+    )
+
+
+def pointwise_compute(
+    data: te.Tensor, weight: te.Tensor, channels: int, stride: tuple[int, int]
+) -> te.Tensor:
+    """1×1 convolution, ``[N][H][W][G·I]`` by packed weights ``[G][O/G/T][1][1][I][T]``.
+
+    A matrix product over all pixels at once: rows that no tile divides matter only at the end.
+    """
+    n = int(data.shape[0])
+    sy, sx = stride
+    h, w = ((int(d) - 1) // s + 1 for d, s in zip(data.shape[1:3], stride, strict=True))
+    groups, blocks, _, _, inner, block = (int(d) for d in weight.shape)
+    own = channels // groups
+    k = te.reduce_axis((0, inner), "k")
+    acc = te.compute(
+        (groups, blocks, n * h * w, block),
+        lambda g, b, p, lane: te.sum(
+            data[p // (h * w), p % (h * w) // w * sy, p % w * sx, g * inner + k]
+            * weight[g, b, 0, 0, k, lane],
+            axis=[k],
+        ),
+        name="acc",
+    )
+    return te.compute(
+        (n, h, w, channels),
+        lambda i, y, x, c: acc[c // own, c % own // block, (i * h + y) * w + x, c % own % block],
+        name="conv2d",
+    )
+
+
+def legalize_convolution(
+    bb: relax.BlockBuilder, call: relax.Call, target: Target, winograd: bool
+) -> relax.Expr:
+    """A float32 convolution by known weights, by the algorithm of ``choose``; others as TVM has it."""
+    data, weight = call.args
+    attrs = call.attrs
+    if (
+        not isinstance(weight, GenericConst)
+        or str(data.ty.dtype) != "float32"
+        or (attrs.data_layout, attrs.kernel_layout, attrs.out_layout) != ("NHWC", "OHWI", "NHWC")
+    ):
+        return default_legalize(bb, call)
+    channels, kernel_h, kernel_w, inner = static_shape(weight)
+    batch, out_height, out_width, _ = static_shape(call)
+    top, left, bottom, right = (int(i) for i in attrs.padding)
+    padding = (top, left, bottom, right)
+    conv = Convolution(
+        batch=batch,
+        out_height=out_height,
+        out_width=out_width,
+        in_channels=inner * int(attrs.groups),
+        out_channels=channels,
+        kernel=(kernel_h, kernel_w),
+        stride=(int(attrs.strides[0]), int(attrs.strides[1])),
+        dilation=(int(attrs.dilation[0]), int(attrs.dilation[1])),
+        groups=int(attrs.groups),
+    )
+    values = weight.value.numpy()
+    hints = {"primfunc_name_hint": "conv2d", "primfunc_attrs": {"op_pattern": OUT_FUSIBLE}}
+    algorithm = choose(conv, target, winograd)
+    if algorithm == "direct":
+        window = _Window(conv.stride, padding, conv.dilation)
+        own = channels // conv.groups
+        if conv.groups > 1 and own < target.lanes:
+            packed = relax.const(pack_conv2d(values, lane_block(channels, target)))
+            return bb.call_te(partial(depthwise_compute, window=window), data, packed, channels, **hints)
+        packed = relax.const(pack_conv2d(values, channel_block(own, target), conv.groups))
+        if conv.is_pointwise and not any(padding):
+            return bb.call_te(pointwise_compute, data, packed, channels, conv.stride, **hints)
+        return bb.call_te(partial(conv2d_compute, window=window), data, packed, channels, **hints)
+    m = 2 if algorithm == "winograd-2" else 4
+    packed = relax.const(pack_weights(values, channel_block(channels, target), m))
+    return bb.call_te(winograd_compute, data, packed, channels, padding, m, **hints)

@@ -1,0 +1,1 @@
+"""Stage 3: Relax to Relax: layout, folding, fusion."""

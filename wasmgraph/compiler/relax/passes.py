@@ -1,0 +1,104 @@
+"""Stage 3: Relax → Relax. One layout (NHWC), weights packed for the target, operators fused.
+
+After these passes ``main`` is a straight line of ``call_tir``, ``reshape`` and tuple bindings
+over static shapes, and every weight is a constant in the order in which its kernel reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.ir import Op
+from tvm.relax.expr_functor import PyExprMutator, mutator
+
+from wasmgraph.compiler import operators
+from wasmgraph.compiler.relax.layout import ChannelsLast
+from wasmgraph.targets import Target
+
+# What numpy does to a constant at once; TVM's FoldConstant would build and run a kernel for each.
+_NUMPY: dict[str, Callable[[np.ndarray, relax.Call], np.ndarray]] = {
+    "relax.permute_dims": lambda a, call: np.transpose(
+        a, None if call.attrs.axes is None else [int(i) for i in call.attrs.axes]
+    ),
+    "relax.reshape": lambda a, call: np.reshape(a, [int(d) for d in call.ty.shape.values]),
+}
+
+# Operators that only rename a tensor's dimensions: a step of their own would copy for nothing.
+_RESHAPES = ("relax.reshape", "relax.squeeze", "relax.expand_dims", "relax.flatten")
+
+
+def relax_passes(target: Target, winograd: bool) -> list[tvm.ir.transform.Pass]:
+    """The passes, in order, for one target; ``winograd`` allows the algorithm where it pays."""
+    r = relax.transform
+    return [
+        r.DecomposeOpsForInference(),
+        PlainReshapes(),
+        ChannelsLast(),
+        FoldLayout(),
+        r.EliminateCommonSubexpr(),
+        r.CanonicalizeBindings(),
+        r.FoldConstant(),
+        r.LegalizeOps(
+            customize_legalize_map=operators.legalizations(target, winograd), skip_ops=["relax.reshape"]
+        ),
+        r.FoldConstant(),
+        r.DeadCodeElimination(["main"]),
+        r.AnnotateTIROpPattern(),
+        r.FuseOps(fuse_opt_level=2),
+        r.FuseTIR(),
+        r.DeadCodeElimination(["main"]),
+        r.CanonicalizeBindings(),
+        r.ToNonDataflow(),
+        r.RemovePurityChecking(),
+        r.AttachGlobalSymbol(),
+    ]
+
+
+@mutator
+class _LayoutFolder(PyExprMutator):  # type: ignore[misc]
+    def visit_call_(self, call: relax.Call) -> Any:
+        call = self.visit_expr_post_order(call)
+        name = call.op.name if isinstance(call.op, Op) else ""
+        if name in _NUMPY and isinstance(call.args[0], tvm.ir.GenericConst):
+            value = _NUMPY[name](call.args[0].value.numpy(), call)
+            return relax.const(np.ascontiguousarray(value), str(value.dtype))
+        return call
+
+
+@mutator
+class _Reshaper(PyExprMutator):  # type: ignore[misc]
+    def visit_call_(self, call: relax.Call) -> Any:
+        call = self.visit_expr_post_order(call)
+        if isinstance(call.op, Op) and call.op.name in _RESHAPES[1:]:
+            return relax.op.reshape(call.args[0], call.ty.shape)
+        return call
+
+
+def _rewrite_main(rewriter: type[PyExprMutator], mod: tvm.IRModule) -> tvm.IRModule:
+    rewriting = rewriter(mod)
+    main = rewriting.visit_expr(mod["main"])
+    gvar = mod.get_global_var("main")
+    rewriting.builder_.update_func(gvar, main)
+    return rewriting.builder_.get()
+
+
+@tvm.transform.module_pass(opt_level=0, name="FoldLayout")
+class FoldLayout:
+    """Transpose and reshape constants with numpy."""
+
+    def transform_module(self, mod: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
+        """Rewrite ``main``."""
+        return _rewrite_main(_LayoutFolder, mod)
+
+
+@tvm.transform.module_pass(opt_level=0, name="PlainReshapes")
+class PlainReshapes:
+    """Spell squeeze, expand_dims and flatten as reshape, which the plan turns into an alias."""
+
+    def transform_module(self, mod: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
+        """Rewrite ``main``."""
+        return _rewrite_main(_Reshaper, mod)

@@ -1,0 +1,1 @@
+"""Importing and compiling in a child process with limits."""
