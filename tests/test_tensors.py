@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wasmgraph.errors import FeedError
+from wasmgraph.dims import Expression
+from wasmgraph.errors import FeedError, UsageError
 from wasmgraph.tensors import TensorSpec, check_feeds
 
 SPECS = (TensorSpec("a", (2, 3), "float32"), TensorSpec("b", (1,), "int64"))
@@ -41,3 +42,12 @@ def test_a_missing_feed_is_named() -> None:
 @given(st.lists(st.integers(0, 7), max_size=4), st.sampled_from(["float32", "int8", "bool", "float64"]))
 def test_nbytes_is_numpys(shape: list[int], dtype: str) -> None:
     assert TensorSpec("x", tuple(shape), dtype).nbytes == np.zeros(shape, dtype).nbytes
+
+
+def test_a_shape_with_a_dimension_has_a_size_once_that_has_a_value() -> None:
+    spec = TensorSpec("ids", (2, Expression.of("seq")), "int64")
+    assert str(spec) == "ids: int64[2, seq]"
+    assert spec.at({"seq": 3}) == TensorSpec("ids", (2, 3), "int64")
+    assert spec.at({"seq": 3}).nbytes == 48
+    with pytest.raises(UsageError, match="no value"):
+        _ = spec.nbytes
