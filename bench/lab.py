@@ -23,7 +23,7 @@ from bench.peers import engine
 from wasmgraph.artifact import Artifact
 from wasmgraph.backends import REFERENCE, Backend
 from wasmgraph.compiler import CompileLog
-from wasmgraph.compiler.importing.importer import bind_shapes
+from wasmgraph.compiler.importing import bind_shapes
 from wasmgraph.errors import ModelError, WasmgraphError
 from wasmgraph.files import sha256_file
 from wasmgraph.measure.accuracy import Doubt

@@ -14,7 +14,7 @@ import onnx
 import onnx.shape_inference
 from google.protobuf.message import DecodeError
 
-from wasmgraph.compiler.importing.importer import simplify
+from wasmgraph.compiler.importing import bind_shapes, optimize
 from wasmgraph.errors import ModelError, UnsupportedOperatorError
 from wasmgraph.tensors import Array, TensorSpec
 
@@ -44,7 +44,9 @@ def translate(path: Path) -> Translation:
         It cannot be read.
     """
     try:
-        proto = simplify(onnx.load(path), {}, path.stem)
+        proto = onnx.load(path)
+        bind_shapes(proto, {})
+        proto, _ = optimize(proto, path.stem)
     except DecodeError as error:
         raise ModelError(f"tfjs-wasm: {path} is not an ONNX file: {error}.") from error
     proto.ir_version = max(proto.ir_version, 4)  # before, inference looks for weights among the inputs

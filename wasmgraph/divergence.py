@@ -18,7 +18,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from wasmgraph.compiler import compile
-from wasmgraph.compiler.importing.importer import bind_shapes, read_model
+from wasmgraph.compiler.importing import bind_shapes, read_model
 from wasmgraph.errors import FeedError
 from wasmgraph.files import replacing
 from wasmgraph.runtimes import load
@@ -82,7 +82,8 @@ def compare_with_onnxruntime(
     save : where the smallest model that shows the divergence is written, with its inputs in an ``.npz``
         of the same name
     """
-    proto, name, _ = read_model(model)
+    read = read_model(model)
+    proto, name = read.proto, read.name
     bind_shapes(proto, shapes)
     inputs = _feeds(proto, feeds)
     with tempfile.TemporaryDirectory(prefix="wasmgraph-") as directory:

@@ -26,7 +26,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 
@@ -126,6 +128,23 @@ class ExecutionError(InternalError):
 
 class LimitError(ExecutionError):
     """An untrusted graph exceeded a limit of memory or time; its session is closed."""
+
+
+@contextmanager
+def needing(what: str, extra: str) -> Iterator[None]:
+    """Say which extra of wasmgraph brings a package that ``what`` needs and that is not installed.
+
+    A name that an installed package lacks is another fault, and is raised as it is.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if not package or find_spec(package) is not None:
+            raise
+        raise MissingDependencyError(
+            f"{what} needs {error.name}: pip install 'wasmgraph[{extra}]'."
+        ) from error
 
 
 def error_to(error: WasmgraphError) -> dict[str, str]:

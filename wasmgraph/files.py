@@ -45,6 +45,14 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
+def expand(path: str | Path) -> Path:
+    """A path that a user gave: ``~`` is a home directory."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # there is no such user
+        return Path(path)
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace ``path`` by ``content`` in one step."""
     with replacing(path) as stream:

@@ -117,7 +117,7 @@ class Manifest(LibraryManifest):
     """What a graph says of itself: a library with a plan, and an entry that runs it.
 
     ``dims`` are the dimensions that shapes of inputs and outputs depend on; a ``command`` is for WASI
-    engines, not for loading.
+    engines, not for loading; ``notes`` are what the user of this graph should know of how it was made.
     """
 
     model_name: str
@@ -132,6 +132,7 @@ class Manifest(LibraryManifest):
     ops_fallback: int
     command: bool = False
     dims: tuple[Dim, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> bytes:
         """Compact JSON, UTF-8."""
@@ -139,8 +140,9 @@ class Manifest(LibraryManifest):
         for side, tensors in (("inputs", self.inputs), ("outputs", self.outputs)):
             for written, tensor in zip(data[side], tensors, strict=True):
                 written["shape"] = [to_json(size) for size in tensor.shape]
-        if not self.dims:
-            del data["dims"]  # schema 2 has none
+        for name in ("dims", "notes"):  # which older readers do not know
+            if not data[name]:
+                del data[name]
         return json.dumps(data, separators=(",", ":"), sort_keys=True).encode()
 
     def _check(self) -> None:
@@ -148,8 +150,9 @@ class Manifest(LibraryManifest):
         self._check_counts("kernels", "ops_scheduled", "ops_fallback")
         if not isinstance(self.description, dict):
             raise TypeError("description is not an object")
-        if not all(isinstance(word, str) for word in (self.model_name, self.model_sha256, self.weights)):
-            raise TypeError("the model's name, digest and weights must be text")
+        words = (self.model_name, self.model_sha256, self.weights, *self.notes)
+        if not all(isinstance(word, str) for word in words):
+            raise TypeError("the model's name, digest, weights and notes must be text")
         if type(self.command) is not bool:
             raise TypeError(f"command is {self.command!r}")
         for step in self.steps:
@@ -208,8 +211,8 @@ class Manifest(LibraryManifest):
             data["steps"] = tuple(Step(**step) for step in data["steps"])
             if data.get("memory_pages") is not None:
                 data["memory_pages"] = tuple(data["memory_pages"])
-            for key in ("features", "cpu_features"):
-                data[key] = tuple(data[key])
+            for key in ("features", "cpu_features", "notes"):
+                data[key] = tuple(data.get(key, ()))
             manifest = Manifest(**data)
             manifest._check()
             return manifest

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from wasmgraph.errors import MissingDependencyError, RecordError
+from wasmgraph.errors import RecordError, needing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +34,7 @@ class Record:
         bootstrap interval
     module_bytes : size of the artifact without its parameters
     ops_scheduled, ops_fallback : calls of the plan that a schedule rule took, and that none took
+    notes : what the compiler says of how the artifact was made
     top1, top5 : inputs whose label is first, or among the first five (of ``inputs``)
     inputs, inputs_sha256 : of the accuracy figures: how many, and a digest of which
     agreement : inputs whose first class is the reference's
@@ -81,6 +82,7 @@ class Record:
     kernels: int | None = None
     ops_scheduled: int | None = None
     ops_fallback: int | None = None
+    notes: str | None = None
     p90_s: float | None = None
     p99_s: float | None = None
     mad_s: float | None = None
@@ -235,10 +237,8 @@ def results(path: str | Path) -> pd.DataFrame:
     RecordError
         The file is not a results file.
     """
-    try:
+    with needing("reading results", "report"):
         import pandas as pd  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError("results need pandas: pip install 'wasmgraph[report]'.") from error
     data = read_results(path)
     RunInfo.of(data, path)
     return table(data, path)

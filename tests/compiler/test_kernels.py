@@ -12,7 +12,7 @@ from tvm import relax, te, tirx
 import wasmgraph as wg
 from wasmgraph.artifact import Artifact
 from wasmgraph.compiler import CompileLog, _build
-from wasmgraph.compiler.importing.importer import ImportedModel
+from wasmgraph.compiler.importing import ImportedModel
 from wasmgraph.compiler.link.library import Form
 from wasmgraph.compiler.operators.dense import dense_compute
 from wasmgraph.compiler.operators.packing import pack, pack_conv2d
@@ -39,8 +39,8 @@ def build(
         builder.emit_func_output(result)
     shape = tuple(int(d) for d in result.ty.shape.values)
     output = TensorSpec("y", shape, str(result.ty.dtype))
-    imported = ImportedModel("test", "", {}, builder.get(), tuple(inputs), (output,), ())
-    linked, _ = _build(imported, get_target(target), True, Form(), directory, CompileLog())
+    imported = ImportedModel("test", "", {}, tuple(inputs), (output,), ())
+    linked, _ = _build([builder.get()], imported, get_target(target), True, Form(), directory, CompileLog())
     return Artifact.open(linked)
 
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wasmgraph.analysis.runs import read_run
-from wasmgraph.errors import MissingDependencyError, RecordError
+from wasmgraph.errors import RecordError, needing
 from wasmgraph.files import cache_lock
 
 SCHEMA = 1
@@ -205,10 +205,8 @@ def steps(points: Sequence[Point]) -> list[Step]:
     values = np.array([point.value for point in recent])
     if len(values) < 2 * _SHORTEST or np.ptp(values) == 0:
         return []
-    try:
+    with needing("finding steps", "report"):
         import ruptures
-    except ImportError as error:
-        raise MissingDependencyError("finding steps needs: pip install 'wasmgraph[report]'.") from error
     signal = np.log(values) if (values > 0).all() else values / np.abs(values).max()
     differences = np.abs(np.diff(signal))
     sigma = max(float(np.median(differences)) / (0.6745 * math.sqrt(2)), _LEAST)

@@ -171,6 +171,8 @@ def compile(
         artifact = compile_model(model, *options, **trust)
         artifact.save(output)
     note(_coverage(log))
+    for said in log.notes:
+        note(f"note: {said}")
     if not as_json:
         echo(output)
         return
@@ -359,6 +361,7 @@ def _facts(artifact: Artifact) -> dict[str, Any]:
         "kernels": manifest.kernels,
         "ops_scheduled": manifest.ops_scheduled,
         "ops_fallback": manifest.ops_fallback,
+        "notes": list(manifest.notes),
         "schema": manifest.schema,
         "versions": dict(manifest.versions),
     }

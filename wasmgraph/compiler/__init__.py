@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wasmgraph.artifact import SCHEMA, Artifact, Manifest, Params, Placed, Step, seal
-from wasmgraph.errors import CompileError, MissingDependencyError, UsageError, WasmgraphError
+from wasmgraph.errors import CompileError, UsageError, WasmgraphError, needing
 from wasmgraph.files import replacing, write_atomically
 from wasmgraph.host import cpu_features
 from wasmgraph.limits import COMPILE_LIMITS, Limits
@@ -23,8 +23,9 @@ from wasmgraph.tensors import TensorSpec
 
 if TYPE_CHECKING:
     import onnx
+    import tvm
 
-    from wasmgraph.compiler.importing.importer import ImportedModel
+    from wasmgraph.compiler.importing import ImportedModel
     from wasmgraph.compiler.link.library import Form
     from wasmgraph.compiler.lower.codegen import Kernels
     from wasmgraph.compiler.plan import Plan
@@ -47,13 +48,14 @@ class Stage:
 
 @dataclass
 class CompileLog:
-    """The stages of one compile, which rule scheduled how many of the plan's calls, and which outputs were
-    known without running anything."""
+    """The stages of one compile, which rule scheduled how many of the plan's calls, which outputs were
+    known without running anything, and what the user should know (``notes``)."""
 
     stages: list[Stage] = field(default_factory=list)
     rules: Counter[str] = field(default_factory=Counter)
     fallbacks: list[str] = field(default_factory=list)
     constant_outputs: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     observer: Callable[[Stage], None] | None = None
 
     @contextmanager
@@ -71,7 +73,7 @@ class CompileLog:
 
 
 def compile(
-    model: str | Path | onnx.ModelProto,
+    model: str | Path | bytes | onnx.ModelProto,
     target: str = "wasm32-simd128",
     shapes: Mapping[str, Sequence[int]] | None = None,
     params: Params = "embedded",
@@ -86,7 +88,7 @@ def compile(
 
     Parameters
     ----------
-    model : path of an ``.onnx`` file, or a model in memory
+    model : path of an ONNX file (``.onnx``, or one of ONNX's text formats), its bytes, or a model in memory
     target : a name of :func:`wasmgraph.targets.target_names`
     shapes : by input name, its static shape; needed where the model's own is not static
     params : where the weights go: ``embedded`` puts them into the module, ``wasi`` into a file that the
@@ -126,45 +128,50 @@ def compile(
         return compile_untrusted(model, options, limits or COMPILE_LIMITS, log)
     if limits is not None:
         raise UsageError("limits are kept for untrusted models only: compile with untrusted=True.")
-    try:
-        from wasmgraph.compiler.importing.importer import import_model
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"compiling needs {error.name}: pip install 'wasmgraph[compile]'."
-        ) from error
-    with log.stage("import") as stage:
-        imported = import_model(model, shapes or {})
-        log.constant_outputs = imported.constant_outputs
+    with needing("compiling", "compile"):
+        from wasmgraph.compiler.importing import import_model
+    most_bytes = 1 << 32 if chosen.kind == "wasm" else None
+    with log.stage("import") as stage, _failing(f"importing the model for {target}"):
+        module, imported = import_model(model, shapes, most_bytes)
+        log.constant_outputs, log.notes = imported.constant_outputs, imported.notes
         stage.outcome = ", ".join(map(str, imported.inputs))
     owner: tempfile.TemporaryDirectory[str] = tempfile.TemporaryDirectory(prefix="wasmgraph-")
     try:
         from wasmgraph.compiler.link.library import Form
 
         form = Form(params, command)
-        linked, kernels = _build(imported, chosen, winograd, form, Path(owner.name), log)
+        modules = [module]
+        del module
+        with _failing(f"{imported.name} for {target}"):
+            linked, kernels = _build(modules, imported, chosen, winograd, form, Path(owner.name), log)
         if keep is not None:
             try:
                 _keep(linked.parent, Path(keep), chosen, kernels)
             except OSError as error:
                 raise UsageError(f"--keep {keep} cannot be written: {error.strerror}.") from error
         return Artifact.open(linked, owner)
-    except (WasmgraphError, KeyboardInterrupt, OSError):
+    except BaseException:
         owner.cleanup()
         raise
+
+
+@contextmanager
+def _failing(where: str) -> Iterator[None]:
+    """Say of what fails for another reason than the model: a CompileError."""
+    try:
+        yield
+    except (WasmgraphError, OSError):
+        raise
     except Exception as error:
-        owner.cleanup()
         last = (str(error).strip() or repr(error)).splitlines()[-1]
-        raise CompileError(f"{imported.name} for {target}: {type(error).__name__}: {last}") from error
+        raise CompileError(f"{where}: {type(error).__name__}: {last}") from error
 
 
 def build_roofline(target: str) -> Artifact:
     """The roofline of a target as an artifact; see ``compiler/inspect/roofline.py``."""
-    try:
+    with needing("the roofline is compiled for the target, which", "compile"):
         import ziglang  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError(
-            "the roofline is compiled for the target: pip install 'wasmgraph[compile]'."
-        ) from error
+
     from wasmgraph.compiler.inspect import roofline
 
     return roofline.build_roofline(target)
@@ -180,11 +187,19 @@ def _check_form(target: Target, params: str, command: bool) -> None:
 
 
 def _build(
-    imported: ImportedModel, target: Target, winograd: bool, form: Form, directory: Path, log: CompileLog
+    modules: list[tvm.IRModule],
+    imported: ImportedModel,
+    target: Target,
+    winograd: bool,
+    form: Form,
+    directory: Path,
+    log: CompileLog,
 ) -> tuple[Path, Kernels]:
-    import tvm
+    """Stages 3 to 7. The module is taken out of ``modules``, so that weights which a pass has rewritten
+    are freed at once."""
     from tvm.tirx import PrimFunc
 
+    from wasmgraph.compiler.constants import let_all_go
     from wasmgraph.compiler.inspect.work import kernel_flops
     from wasmgraph.compiler.link.graph import link_graph
     from wasmgraph.compiler.lower import codegen
@@ -193,10 +208,12 @@ def _build(
     from wasmgraph.compiler.schedule import FALLBACK, schedule_module
 
     with log.stage("transform") as stage:
-        mod = imported.module
+        mod = modules.pop()
         packing = target if form.params == "embedded" else get_target(_SHARED_PACKING)
         with codegen.tvm_target(target):
-            mod = tvm.ir.transform.Sequential(passes.relax_passes(packing, winograd))(mod)
+            for transform in passes.relax_passes(packing, winograd):
+                mod = transform(mod)
+                let_all_go()
         stage.outcome = f"{len(mod.functions) - 1} kernels"
     with log.stage("schedule") as stage:
         flops = {g.name_hint: kernel_flops(f) for g, f in mod.functions.items() if isinstance(f, PrimFunc)}
@@ -275,6 +292,7 @@ def _manifest(
         kernels=len({step.kernel for step in steps}),
         ops_scheduled=len(steps) - fallback,
         ops_fallback=fallback,
+        notes=imported.notes,
         versions={p: version(p) for p in ("wasmgraph", "apache-tvm", "ziglang", "onnx")},
     )
 

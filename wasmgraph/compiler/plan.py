@@ -7,6 +7,7 @@ outputs keep theirs from the step that writes them.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,7 @@ from tvm import relax
 from tvm.ir import GenericConst, GlobalVar, Op, PrimType
 
 from wasmgraph.abi import ALIGNMENT
+from wasmgraph.compiler.constants import array_of, let_go
 from wasmgraph.compiler.sizes import dtype_bytes, shape_of, size_of
 from wasmgraph.dims import Dim, Size, bounds, operation
 from wasmgraph.errors import UnsupportedOperatorError
@@ -128,8 +130,10 @@ class _Builder:
         return buffer
 
     def constant(self, const: GenericConst) -> int:
-        value = np.ascontiguousarray(const.value.numpy())
-        key = str(value.dtype).encode() + str(value.shape).encode() + value.tobytes()
+        value = array_of(const)
+        head = f"{value.dtype}{value.shape}".encode()
+        key = head + hashlib.sha256(np.ascontiguousarray(value).data).digest()
+        let_go(value)
         if key not in self.constants:
             self.constants[key] = self.param_bytes
             self.parameters.append(Parameter(self.param_bytes, value.shape, str(value.dtype)))

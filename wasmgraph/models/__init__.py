@@ -8,7 +8,7 @@ from functools import partial
 from importlib import resources
 from pathlib import Path
 
-from wasmgraph.errors import CacheError, FetchError, MissingDependencyError, UsageError
+from wasmgraph.errors import CacheError, FetchError, UsageError, needing
 from wasmgraph.files import cache_dir, cache_lock, write_atomically
 from wasmgraph.models.mindspore import from_mindspore
 
@@ -30,12 +30,8 @@ class Model:
 
 
 def _resnet50(progress: Progress, trained: bool) -> bytes:
-    try:
+    with needing("making the model's file", "compile"):
         from wasmgraph.models import resnet50
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"making the model's file needs {error.name}: pip install 'wasmgraph[compile]'."
-        ) from error
     build = resnet50.build_trained if trained else resnet50.build_random
     return bytes(build(progress).SerializeToString())
 

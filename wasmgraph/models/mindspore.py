@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wasmgraph.errors import MissingDependencyError, ModelError, UsageError
+from wasmgraph.errors import ModelError, UsageError, needing
 
 if TYPE_CHECKING:
     import onnx
@@ -32,14 +32,10 @@ def from_mindspore(cell: Any, *inputs: Any, outputs: Sequence[str] = ()) -> onnx
     ModelError
         MindSpore cannot express the network in ONNX; its reason is in the message.
     """
-    try:
+    with needing("exporting a MindSpore cell", "mindspore"):
         import mindspore
         import mindspore.onnx
         import onnx
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"exporting a MindSpore cell needs {error.name}: pip install 'wasmgraph[mindspore]'."
-        ) from error
     if not isinstance(cell, mindspore.nn.Cell):
         raise UsageError(f"from_mindspore takes a mindspore.nn.Cell, not a {type(cell).__name__}.")
     with tempfile.TemporaryDirectory(prefix="wasmgraph-") as place:

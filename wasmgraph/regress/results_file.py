@@ -8,15 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from wasmgraph.errors import MissingDependencyError
+from wasmgraph.errors import needing
 from wasmgraph.records import RunInfo
 
-try:
+with needing("measuring revisions", "bench"):
     import pytest_benchmark
     from pytest_benchmark.plugin import pytest_benchmark_generate_machine_info
     from pytest_benchmark.stats import Stats
-except ImportError as error:
-    raise MissingDependencyError("measuring revisions needs: pip install 'wasmgraph[bench]'.") from error
 
 
 def benchmark(record: Mapping[str, Any], rounds: Sequence[float]) -> dict[str, Any]:

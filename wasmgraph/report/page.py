@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wasmgraph.analysis.conformance import read_conformance
-from wasmgraph.errors import MissingDependencyError, UsageError
+from wasmgraph.errors import UsageError, needing
 from wasmgraph.files import write_atomically
 from wasmgraph.records import photographs_of
 from wasmgraph.report import summary as s
@@ -110,15 +110,11 @@ def build_report(
     UsageError
         The directory cannot be written.
     """
-    try:
+    with needing("a report", "report"):
         import jinja2
         from markupsafe import Markup
 
         from wasmgraph.report import plots
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"reports need {error.name}: pip install 'wasmgraph[report]'."
-        ) from error
     summaries = [s.summarize(path) for path in paths]
     pages = [
         _page(summary, model, f"page-{number}-{place}", len(summaries) > 1)

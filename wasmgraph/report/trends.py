@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from wasmgraph.analysis.history import History, Step, Trend
-from wasmgraph.errors import MissingDependencyError, UsageError
+from wasmgraph.errors import UsageError, needing
 from wasmgraph.files import write_atomically
 from wasmgraph.text import terminal
 
@@ -84,10 +84,6 @@ def trend_svg(trends: Sequence[Trend]) -> str:
         raise UsageError(
             f"{len(trends)} trends; a plot holds 1 to {MOST_PLOTTED}: choose with --series and --metric."
         )
-    try:
+    with needing("a plot", "report"):
         from wasmgraph.report.plots import trends_plot
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"plots need {error.name}: pip install 'wasmgraph[report]'."
-        ) from error
     return trends_plot(trends)

@@ -24,5 +24,6 @@ def metrics(artifact: Artifact, feeds: Mapping[str, Array]) -> dict[str, Any]:
         "kernels": manifest.kernels,
         "ops_scheduled": manifest.ops_scheduled,
         "ops_fallback": manifest.ops_fallback,
+        "notes": "; ".join(manifest.notes) or None,
     }
     return counted | asdict(meter(artifact, feeds)) if manifest.kind == "wasm" else counted

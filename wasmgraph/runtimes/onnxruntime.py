@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from wasmgraph.errors import ExecutionError, MissingDependencyError, ModelError
+from wasmgraph.errors import ExecutionError, ModelError, needing
 from wasmgraph.files import sha256_file
 from wasmgraph.runtimes.base import LoadOptions, Runtime, Session, distribution_bytes
 from wasmgraph.tensors import Array, TensorSpec
@@ -21,12 +21,8 @@ class OnnxRuntimeSession(Session):
     """An onnxruntime CPU session at its default optimisations."""
 
     def __init__(self, path: Path, options: LoadOptions) -> None:
-        try:
+        with needing("running .onnx files", "onnxruntime"):
             import onnxruntime
-        except ImportError as error:
-            raise MissingDependencyError(
-                "running .onnx files needs onnxruntime: pip install 'wasmgraph[onnxruntime]'."
-            ) from error
         chosen = onnxruntime.SessionOptions()
         chosen.intra_op_num_threads = options.threads
         chosen.inter_op_num_threads = 1

@@ -301,7 +301,7 @@ class _Shape:
             value_type, _mutable, opcode = reader.byte(), reader.byte(), reader.byte()
             if value_type != 0x7F or opcode != 0x41:
                 return  # only leading i32.const globals are needed: the linker's addresses
-            self.constants[index] = reader.signed()
+            self.constants[index] = reader.signed() % (1 << 32)  # an address
             if reader.byte() != 0x0B:
                 return
 

@@ -195,7 +195,7 @@ export async function load(source, { threads = 1, start = startWorker, params } 
 /** Of a module's two versions of its loops, take the one that is not made for Wasmtime. */
 function chooseLoops(instance, memory) {
   const place = instance.exports.wasmgraph_plain_loops;
-  if (place) new Int32Array(memory.buffer, place.value, 1)[0] = 1;
+  if (place) new Int32Array(memory.buffer, place.value >>> 0, 1)[0] = 1; // addresses are unsigned
 }
 
 /** Have the module read and check its parameters, if it has them from a file. */

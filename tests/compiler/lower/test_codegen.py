@@ -9,7 +9,7 @@ from onnx import helper
 from tvm import tirx
 
 from tests.conftest import model_of
-from wasmgraph.compiler.importing.importer import import_model
+from wasmgraph.compiler.importing import import_model
 from wasmgraph.compiler.lower import codegen
 from wasmgraph.compiler.lower.phases import divide
 from wasmgraph.compiler.relax import passes
@@ -22,7 +22,7 @@ def lower(model: onnx.ModelProto, target_name: str, finish: bool) -> tvm.IRModul
     target = get_target(target_name)
     described = codegen.tvm_target(target)
     with described:
-        mod = tvm.ir.transform.Sequential(passes.relax_passes(target, True))(import_model(model, {}).module)
+        mod = tvm.ir.transform.Sequential(passes.relax_passes(target, True))(import_model(model)[0])
     mod, _ = schedule_module(mod, target)
     kernels = {g: f for g, f in mod.functions.items() if isinstance(f, tirx.PrimFunc)}
     config = {"s_tir.LoopPartition": {"partition_const_loop": True}}

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from wasmgraph.abi import ALIGNMENT, ARENA, PLAIN_LOOPS
+from wasmgraph.compiler.constants import let_go
+from wasmgraph.compiler.link.data_object import write_data_object
 from wasmgraph.compiler.link.library import Form, Library, check_memory, link_library, template
 from wasmgraph.compiler.link.pipelining import pipeline
 from wasmgraph.compiler.link.wasi import command_values, params_values, place_params
@@ -73,14 +77,15 @@ def write_params(path: Path, plan: Plan, constants: Sequence[Array]) -> None:
     with path.open("wb") as stream:
         for parameter, value in zip(plan.parameters, constants, strict=True):
             stream.write(bytes(parameter.offset - stream.tell()))
-            stream.write(value.tobytes())
+            stream.write(np.ascontiguousarray(value).data)
+            let_go(value)
         stream.write(bytes(max(plan.param_bytes, ALIGNMENT) - stream.tell()))
 
 
-def _params_source(params: Path, target: Target) -> str:
-    section = '"",@' if target.kind == "wasm" else '"a",%progbits'
+def _params_source(params: Path) -> str:
+    """Parameters in assembler, for native code."""
     return (
-        f".section .rodata.wasmgraph_params,{section}\n.globl wasmgraph_params\n"
+        '.section .rodata.wasmgraph_params,"a",%progbits\n.globl wasmgraph_params\n'
         f'.p2align 6\nwasmgraph_params:\n.incbin "{params.as_posix()}"\n'
         f".size wasmgraph_params, {params.stat().st_size}\n"
     )
@@ -108,11 +113,14 @@ def link_graph(
     if form.params == "wasi":
         digest = place_params(params)
         texts["params.c"] = template("params.c", params_values(params, digest))
-    else:
-        texts["params.S"] = _params_source(params, target)
+    elif target.kind == "native":
+        texts["params.S"] = _params_source(params)
     if form.command:
         texts["command.c"] = template("command.c", command_values(plan, inputs, outputs))
     compiled: dict[str, Path] = {}
+    if form.params == "embedded" and target.kind == "wasm":
+        compiled["params"] = directory / "params.o"
+        write_data_object(params, "wasmgraph_params", compiled["params"], ALIGNMENT)
     for name, text in texts.items():
         source = directory / name
         source.write_text(text)

@@ -13,6 +13,7 @@ from typing import Any
 from tvm import relax, te, tirx, topi
 from tvm.ir import GenericConst
 
+from wasmgraph.compiler.constants import array_of, constant
 from wasmgraph.compiler.operators.algorithm import Convolution, choose
 from wasmgraph.compiler.operators.packing import (
     OUT_FUSIBLE,
@@ -187,5 +188,5 @@ def legalize_convolution(
             return bb.call_te(pointwise_compute, data, packed, channels, conv.stride, **hints)
         return bb.call_te(partial(conv2d_compute, window=window), data, packed, channels, **hints)
     m = 2 if algorithm == "winograd-2" else 4
-    packed = relax.const(pack_weights(weight.value.numpy(), channel_block(channels, target), m))
+    packed = constant(pack_weights(array_of(weight), channel_block(channels, target), m))
     return bb.call_te(winograd_compute, data, packed, channels, padding, m, **hints)

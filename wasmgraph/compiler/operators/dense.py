@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
 from tvm import relax, te
 from tvm.ir import GenericConst
 
+from wasmgraph.compiler.constants import allocate, array_of, constant, is_in_file, let_go
 from wasmgraph.compiler.operators.packing import (
     OUT_FUSIBLE,
     channel_block,
     default_legalize,
-    pack_conv2d,
 )
 from wasmgraph.compiler.sizes import numbers, static_shape
 from wasmgraph.targets import Target
@@ -29,6 +28,21 @@ def dense_compute(data: te.Tensor, weight: te.Tensor, channels: int) -> te.Tenso
     return te.compute((rows, channels), lambda m, c: acc[c // block, m, c % block], name="dense")
 
 
+def _packed(weight: GenericConst, block: int) -> GenericConst:
+    """Known weights ``[K][N]`` as ``[N/T][K][T]``, T = ``block``, the last block padded with zeros."""
+    values = array_of(weight)
+    inner, channels = values.shape
+    full, rest = divmod(channels, block)
+    packed = allocate((full + bool(rest), inner, block), values.dtype, in_file=is_in_file(values))
+    packed[:full] = values[:, : full * block].reshape(inner, full, block).transpose(1, 0, 2)
+    if rest:
+        packed[full] = 0
+        packed[full, :, :rest] = values[:, full * block :]
+    let_go(values)
+    let_go(packed)
+    return constant(packed)
+
+
 def legalize_dense(bb: relax.BlockBuilder, call: relax.Call, target: Target) -> relax.Expr:
     """A float32 product of a matrix and known weights; others go TVM's own way."""
     data, weight = call.args
@@ -39,13 +53,11 @@ def legalize_dense(bb: relax.BlockBuilder, call: relax.Call, target: Target) -> 
         or len(static_shape(data)) != 2
     ):
         return default_legalize(bb, call)
-    inner, channels = static_shape(weight)
-    matrix = np.ascontiguousarray(weight.value.numpy().T).reshape(channels, 1, 1, inner)
-    packed = pack_conv2d(matrix, channel_block(channels, target))[0, :, 0, 0]
+    _, channels = static_shape(weight)
     return bb.call_te(
         dense_compute,
         data,
-        relax.const(np.ascontiguousarray(packed)),
+        _packed(weight, channel_block(channels, target)),
         channels,
         primfunc_name_hint="dense",
         primfunc_attrs={"op_pattern": OUT_FUSIBLE},

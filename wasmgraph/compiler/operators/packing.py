@@ -11,6 +11,7 @@ import numpy as np
 from tvm import relax, te, tirx
 from tvm.ir import GenericConst
 
+from wasmgraph.compiler.constants import allocate, array_of, constant, is_in_file, let_go
 from wasmgraph.compiler.sizes import numbers
 from wasmgraph.targets import Target
 
@@ -51,11 +52,16 @@ def pack_conv2d(weight: np.ndarray, block: int, groups: int = 1) -> np.ndarray:
     padded with zeros."""
     out, kh, kw, inner = weight.shape
     own = out // groups
-    blocks = -(-own // block)
-    packed = np.zeros((groups, blocks * block, kh, kw, inner), weight.dtype)
-    packed[:, :own] = weight.reshape(groups, own, kh, kw, inner)
-    packed = packed.reshape(groups, blocks, block, kh, kw, inner)
-    return np.ascontiguousarray(packed.transpose(0, 1, 3, 4, 5, 2))
+    full, rest = divmod(own, block)
+    shape = (groups, full + bool(rest), kh, kw, inner, block)
+    packed = allocate(shape, weight.dtype, in_file=is_in_file(weight))
+    split = weight.reshape(groups, own, kh, kw, inner)
+    whole = split[:, : full * block].reshape(groups, full, block, kh, kw, inner)
+    packed[:, :full] = whole.transpose(0, 1, 3, 4, 5, 2)
+    if rest:
+        packed[:, full] = 0
+        packed[:, full, ..., :rest] = split[:, full * block :].transpose(0, 2, 3, 4, 1)
+    return packed
 
 
 def pack_compute(weight: te.Tensor, block: int, groups: int = 1) -> te.Tensor:
@@ -74,5 +80,9 @@ def pack_compute(weight: te.Tensor, block: int, groups: int = 1) -> te.Tensor:
 def pack(bb: relax.BlockBuilder, weight: relax.Expr, block: int, groups: int = 1) -> relax.Expr:
     """Packed weights: at once where they are known, by a kernel where they are computed."""
     if isinstance(weight, GenericConst):
-        return relax.const(pack_conv2d(weight.value.numpy(), block, groups))
+        values = array_of(weight)
+        packed = pack_conv2d(values, block, groups)
+        let_go(values)
+        let_go(packed)
+        return constant(packed)
     return bb.call_te(pack_compute, weight, block, groups, primfunc_name_hint="pack")

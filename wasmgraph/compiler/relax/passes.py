@@ -16,6 +16,7 @@ from tvm.ir import Op
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from wasmgraph.compiler import operators
+from wasmgraph.compiler.constants import allocate, array_of, constant, is_in_file, let_go
 from wasmgraph.compiler.relax.layout import ChannelsLast
 from wasmgraph.compiler.sizes import static_shape
 from wasmgraph.targets import Target
@@ -40,6 +41,7 @@ def relax_passes(target: Target, winograd: bool) -> list[tvm.ir.transform.Pass]:
         PlainReshapes(),
         ChannelsLast(),
         FoldLayout(),
+        r.DeadCodeElimination(["main"]),
         r.EliminateCommonSubexpr(),
         r.CanonicalizeBindings(),
         r.FoldConstant(),
@@ -64,9 +66,17 @@ class _LayoutFolder(PyExprMutator):  # type: ignore[misc]
     def visit_call_(self, call: relax.Call) -> Any:
         call = self.visit_expr_post_order(call)
         name = call.op.name if isinstance(call.op, Op) else ""
-        if name in _NUMPY and isinstance(call.args[0], tvm.ir.GenericConst):
-            value = _NUMPY[name](call.args[0].value.numpy(), call)
-            return relax.const(np.ascontiguousarray(value), str(value.dtype))
+        source = call.args[0] if name in _NUMPY else None
+        if isinstance(source, relax.Var):
+            source = self.lookup_binding(source)
+        if isinstance(source, tvm.ir.GenericConst):
+            values = array_of(source)
+            changed = _NUMPY[name](values, call)
+            copy = allocate(changed.shape, changed.dtype, in_file=is_in_file(values))
+            copy[...] = changed
+            let_go(values)
+            let_go(copy)
+            return constant(copy)
         return call
 
 

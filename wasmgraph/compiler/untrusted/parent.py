@@ -23,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from wasmgraph.artifact import Artifact
 from wasmgraph.errors import CompileError, LimitError, UsageError, error_from
+from wasmgraph.files import expand
 from wasmgraph.limits import Limits, check_platform, child_environment
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ _OUT_OF_MEMORY = (-signal.SIGABRT, -signal.SIGKILL, -signal.SIGSEGV)
 
 
 def compile_untrusted(
-    model: str | Path | onnx.ModelProto, options: Mapping[str, Any], limits: Limits, log: CompileLog
+    model: str | Path | bytes | onnx.ModelProto, options: Mapping[str, Any], limits: Limits, log: CompileLog
 ) -> Artifact:
     """What :func:`wasmgraph.compile` does with ``options``, in a child process.
 
@@ -55,10 +56,10 @@ def compile_untrusted(
     place = Path(owner.name)
     try:
         if isinstance(model, str | Path):
-            path = Path(model).resolve()
+            path = expand(model).resolve()
         else:
             path = place / "model.onnx"
-            path.write_bytes(model.SerializeToString())
+            path.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
         (place / "tmp").mkdir()
         request = {"model": str(path), "place": str(place), **options, **asdict(limits)}
         if request["keep"] is not None:

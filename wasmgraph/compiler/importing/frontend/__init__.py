@@ -6,6 +6,8 @@ frontend lacks or converts otherwise than ONNX defines.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx
 import tvm
@@ -15,15 +17,16 @@ from tvm import relax
 from wasmgraph.compiler.importing.frontend import converters, half  # noqa: F401  (importing converters registers them)
 from wasmgraph.compiler.importing.frontend.graph import Walk
 from wasmgraph.compiler.importing.frontend.registry import missing
+from wasmgraph.compiler.importing.frontend.schemas import known
 from wasmgraph.compiler.importing.frontend.values import DTYPES, Value, dtype_of, expression, shape_of
 from wasmgraph.errors import ModelError, WasmgraphError
-from wasmgraph.tensors import TensorSpec
+from wasmgraph.tensors import Array, TensorSpec
 
 Converted = tuple[tvm.IRModule, tuple[TensorSpec, ...], tuple[TensorSpec, ...], tuple[str, ...]]
 
 
-def convert(proto: onnx.ModelProto, name: str) -> Converted:
-    """A model whose inputs have static shapes; ``name`` is for errors.
+def convert(proto: onnx.ModelProto, name: str, weights: Mapping[str, Array] | None = None) -> Converted:
+    """A model whose inputs have static shapes; ``name`` is for errors, ``weights`` lie apart from it.
 
     Returns
     -------
@@ -44,7 +47,8 @@ def convert(proto: onnx.ModelProto, name: str) -> Converted:
     try:
         with builder.function("main", params=params):
             with builder.dataflow():
-                scope = {spec.name: walk.enter(var) for spec, var in zip(inputs, params, strict=True)}
+                scope = {name: known(array) for name, array in (weights or {}).items()}
+                scope |= {spec.name: walk.enter(var) for spec, var in zip(inputs, params, strict=True)}
                 found = walk.graph(proto.graph, scope, opsets)
                 results = [_leave(v, o, walk) for v, o in zip(found, declared.items(), strict=True)]
                 fields = [expression(value) for value in results]
@@ -54,8 +58,8 @@ def convert(proto: onnx.ModelProto, name: str) -> Converted:
         error.args = (f"{name}: {error}.",)
         raise
     outputs = tuple(TensorSpec(o, shape_of(v), dtype_of(v)) for o, v in zip(declared, results, strict=True))
-    known = tuple(o for o, v in zip(declared, results, strict=True) if isinstance(v, np.ndarray))
-    return builder.get(), tuple(inputs), outputs, known
+    constant = tuple(o for o, v in zip(declared, results, strict=True) if isinstance(v, np.ndarray))
+    return builder.get(), tuple(inputs), outputs, constant
 
 
 def check_border(proto: onnx.ModelProto, name: str) -> tuple[list[TensorSpec], dict[str, str]]:

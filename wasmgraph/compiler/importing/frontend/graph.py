@@ -21,6 +21,7 @@ from onnx import helper, numpy_helper
 from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import _get_convert_map, onnx_input
 
+from wasmgraph.compiler.constants import array_of
 from wasmgraph.compiler.importing.frontend import half
 from wasmgraph.compiler.importing.frontend.registry import CONVERTERS, SHAPE_ONLY, converts, tvm_has
 from wasmgraph.compiler.importing.frontend.schemas import (
@@ -219,7 +220,7 @@ class Walk:
         if found is None or isinstance(found, (np.ndarray, list)):
             return [found]
         if isinstance(found, tvm.ir.GenericConst):
-            return [known(found.value.numpy())]
+            return [known(array_of(found))]
         if not isinstance(found, relax.Var):
             # Not bound yet: the builder does that at the first use, which lets a residual's bias be added
             # where its sum is, and kernels of equal blocks be equal.

@@ -8,6 +8,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from wasmgraph.compiler.constants import constant
 from wasmgraph.compiler.sizes import numbers
 from wasmgraph.errors import ModelError
 from wasmgraph.tensors import Array
@@ -60,9 +61,9 @@ def static_shape(ty: tvm.ir.Type) -> tuple[int, ...]:
 
 def expression(value: Value) -> relax.Expr:
     """A tensor as Relax sees it; known ones become constants of their own dtype."""
-    if isinstance(value, np.ndarray):
-        return relax.const(np.ascontiguousarray(value).reshape(value.shape), str(value.dtype))
-    return value
+    if not isinstance(value, np.ndarray):
+        return value
+    return constant(value)
 
 
 def scalar(value: Value, default: Any = None) -> Any:

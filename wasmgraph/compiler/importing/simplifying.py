@@ -1,0 +1,65 @@
+"""Simplifying: onnxruntime's *basic* optimisations fold BatchNorm and Pad into Conv, compute constants
+and fix shapes, without leaving standard ONNX.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+import onnxruntime
+
+from wasmgraph.compiler.importing.binding import fed_inputs
+from wasmgraph.compiler.importing.weights import hide
+from wasmgraph.errors import ModelError
+from wasmgraph.tensors import Array
+
+# The format's version gates nothing of what is imported here, and onnxruntime knows fewer than onnx does.
+_IR_VERSION = 10
+
+
+def optimize(
+    proto: onnx.ModelProto, name: str, weights: Mapping[str, Array] | None = None
+) -> tuple[onnx.ModelProto, list[str]]:
+    """A simplified model whose inputs are those that are fed, and what a user should know of it.
+
+    A model that only lacks kernels in onnxruntime stays as it is, which is noted: nothing is folded.
+    ``weights`` lie apart; onnxruntime sees inputs in their places. ``name`` is for errors.
+    """
+    fed = {value.name for value in fed_inputs(proto)}
+    hide(proto, weights or {})
+    simplified, notes = _simplified(proto, name)
+    # onnxruntime folds initializers away but leaves their entries among the inputs.
+    kept = [value for value in simplified.graph.input if value.name in fed]
+    del simplified.graph.input[:]
+    simplified.graph.input.extend(kept)
+    return simplified, notes
+
+
+def _simplified(proto: onnx.ModelProto, name: str) -> tuple[onnx.ModelProto, list[str]]:
+    with tempfile.TemporaryDirectory(prefix="wasmgraph-") as directory:
+        path = Path(directory, "simplified.onnx")
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(path)
+        options.log_severity_level = 4
+        version = proto.ir_version
+        try:
+            proto.ir_version = min(version, _IR_VERSION)
+            serialized = proto.SerializeToString()
+            onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
+            return onnx.load(path), []
+        except Exception as refusal:  # onnxruntime's exceptions share no base class
+            proto.ir_version = version
+            first = str(refusal).strip().splitlines()[0]
+            try:
+                onnx.checker.check_model(onnx.shape_inference.infer_shapes(proto, strict_mode=True))
+            except Exception as error:
+                raise ModelError(f"{name}: onnxruntime refuses the model: {first}") from error
+            note = (
+                "onnxruntime could not simplify the model, so that normalizations and constants stay as"
+                f" they are: {first}"
+            )
+            return proto, [note]
