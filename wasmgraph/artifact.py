@@ -20,14 +20,14 @@ import re
 import shutil
 import struct
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from wasmgraph.errors import ArtifactError, SchemaError
-from wasmgraph.files import replacing, sha256_file
+from wasmgraph.errors import ArtifactError, SchemaError, UsageError
+from wasmgraph.files import replacing, sha256_file, sha256_stream
 from wasmgraph.targets import Kind
 from wasmgraph.tensors import TensorSpec
 from wasmgraph.wasm.wasmfile import MAGIC, MalformedError, Module, custom_section, read_module
@@ -229,12 +229,14 @@ class Artifact:
         manifest: Manifest,
         sha256: str,
         module: Module | None,
+        covered: int,
         owner: tempfile.TemporaryDirectory[str] | None = None,
     ) -> None:
         self.path = path
         self.manifest = manifest
         self.sha256 = sha256
         self.module = module
+        self._covered = covered  # bytes that the digest is of
         self._owner = owner  # keeps an unsaved artifact's directory alive
 
     @property
@@ -267,6 +269,34 @@ class Artifact:
             raise ArtifactError(f"{target} cannot be written: {error.strerror}.") from error
         return target
 
+    def copy_to(self, stream: BinaryIO) -> None:
+        """Write the artifact to a new file, open for writing and reading, and check what was written.
+
+        Raises
+        ------
+        ArtifactError
+            The file is not there any more, or is another one than was opened.
+        """
+        try:
+            with self.path.open("rb") as source:
+                shutil.copyfileobj(source, stream, 1 << 22)
+            stream.seek(0)
+            copied = sha256_stream(stream, self._covered)
+        except OSError as error:
+            raise ArtifactError(f"{self.path} cannot be copied: {error.strerror}.") from error
+        if copied != self.sha256:
+            raise ArtifactError(
+                f"{self.path} was replaced while it was loaded. Load it again.", check="digest"
+            )
+
+    def __reduce__(self) -> tuple[Callable[[Path, str], Artifact], tuple[Path, str]]:
+        if self._owner is not None:
+            raise UsageError(
+                f"{self.path} is temporary and goes away with this artifact, which cannot be pickled or"
+                " copied. Save it, and pass on the path."
+            )
+        return _reopened, (self.path.resolve(), self.sha256)
+
     @staticmethod
     def open(path: str | Path, owner: tempfile.TemporaryDirectory[str] | None = None) -> Artifact:
         """Read and check an artifact file; the kind is read from the file.
@@ -297,7 +327,18 @@ class Artifact:
             )
         if manifest.kind != kind:
             raise ArtifactError(f"{path}: a {kind} file whose manifest says {manifest.kind}. {_REBUILD}")
-        return Artifact(path, manifest, digest, module, owner)
+        return Artifact(path, manifest, digest, module, covered, owner)
+
+
+def _reopened(path: Path, sha256: str) -> Artifact:
+    """A pickled artifact."""
+    artifact = Artifact.open(path)
+    if artifact.sha256 != sha256:
+        raise ArtifactError(
+            f"{path} has the sha256 {artifact.sha256}, not {sha256}: it was replaced after it was pickled.",
+            check="sha256",
+        )
+    return artifact
 
 
 def _copy(source: Path, target: Path) -> None:
