@@ -6,6 +6,7 @@ import copy
 import gc
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 
 import wasmgraph as wg
+from tests.runtimes.test_checks import MEMORY, STEP, forge
 from trials.stress import Kind
 from wasmgraph.errors import ExecutionError, UsageError
 from wasmgraph.runtimes.base import Session
@@ -285,3 +287,26 @@ session.run(feeds)
 {ENDINGS[ending]}"""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("runtime", ["wasmtime", "node"])
+def test_traps_do_not_use_up_the_modules_stack(
+    tmp_path: Path, small_artifact, small_input: np.ndarray, runtime: str
+) -> None:
+    """A graph that takes 8 of its 64 KiB of stack, and traps on an input that begins with 0."""
+    if runtime == "node" and shutil.which("node") is None:
+        pytest.skip("there is no `node` on the PATH")
+    place = wg.Artifact.open(small_artifact("wasm32")).manifest.inputs[0].offset
+    wat = f"""(module {MEMORY} {STEP} (global $stack (mut i32) (i32.const 65536))
+      (func (export "wasmgraph_run") (result i32)
+        (global.set $stack (i32.sub (global.get $stack) (i32.const 8192)))
+        (if (i32.lt_s (global.get $stack) (i32.const 0)) (then unreachable))
+        (if (i32.eqz (i32.load (i32.const {place}))) (then unreachable))
+        (global.set $stack (i32.add (global.get $stack) (i32.const 8192)))
+        (i32.const 0)))"""
+    path = forge(tmp_path / "stack.wasm", small_artifact("wasm32"), wat)
+    with wg.load(path, runtime=runtime) as session:
+        for _ in range(10):
+            with pytest.raises(ExecutionError, match="unreachable"):
+                session.run({"x": small_input * 0})
+            session.run({"x": small_input})
