@@ -15,6 +15,7 @@ digits of their digest: modules of other targets, of the same model, find the sa
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from wasmgraph.errors import ArtifactError, SchemaError, UsageError
-from wasmgraph.files import replacing, sha256_file, sha256_stream
+from wasmgraph.files import replacing, sha256_file
 from wasmgraph.targets import Kind
 from wasmgraph.tensors import TensorSpec
 from wasmgraph.wasm.wasmfile import MAGIC, MalformedError, Module, custom_section, read_module
@@ -270,21 +271,24 @@ class Artifact:
         return target
 
     def copy_to(self, stream: BinaryIO) -> None:
-        """Write the artifact to a new file, open for writing and reading, and check what was written.
+        """Write the artifact to a stream, and check what was written.
 
         Raises
         ------
         ArtifactError
             The file is not there any more, or is another one than was opened.
         """
+        digest, left = hashlib.sha256(), self._covered
         try:
             with self.path.open("rb") as source:
-                shutil.copyfileobj(source, stream, 1 << 22)
-            stream.seek(0)
-            copied = sha256_stream(stream, self._covered)
-        except OSError as error:
-            raise ArtifactError(f"{self.path} cannot be copied: {error.strerror}.") from error
-        if copied != self.sha256:
+                while chunk := source.read(1 << 22):
+                    digest.update(chunk[:left])
+                    left = max(0, left - len(chunk))
+                    stream.write(chunk)
+            stream.flush()
+        except FileNotFoundError as error:
+            raise ArtifactError(f"{self.path} is not there any more.") from error
+        if digest.hexdigest() != self.sha256:
             raise ArtifactError(
                 f"{self.path} was replaced while it was loaded. Load it again.", check="digest"
             )

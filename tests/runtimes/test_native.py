@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,12 +51,22 @@ def libraries() -> int:
     """How many native artifacts this process has in its memory."""
     gc.collect()
     rows = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
-    return len({row[4] for row in rows if len(row) > 5 and "wasmgraph-native" in row[5]})
+    return len({row[4] for row in rows if len(row) > 5 and re.search("wasmgraph-native|/native/", row[5])})
+
+
+@pytest.fixture(params=[True, False], ids=["cache", "no-cache"])
+def cache(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of this test's own, or what cannot be one."""
+    cache = tmp_path / "cache"
+    if not request.param:
+        cache.write_text("")
+    monkeypatch.setenv("WASMGRAPH_CACHE", str(cache))
+    return cache
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="mappings are counted in Linux's /proc")
 def test_what_is_loaded_is_the_content_whatever_happens_to_the_file(
-    tmp_path: Path, times: Callable[[int], bytes]
+    tmp_path: Path, cache: Path, times: Callable[[int], bytes]
 ) -> None:
     assert libraries() == 0
     path = tmp_path / "graph.so"
@@ -83,7 +94,7 @@ def test_what_is_loaded_is_the_content_whatever_happens_to_the_file(
 
 
 def test_a_file_that_is_replaced_while_it_is_loaded(
-    tmp_path: Path, times: Callable[[int], bytes], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cache: Path, times: Callable[[int], bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "graph.so"
     path.write_bytes(times(2))
@@ -97,16 +108,30 @@ def test_a_file_that_is_replaced_while_it_is_loaded(
     monkeypatch.setattr(wg.Artifact, "open", open_and_replace)
     with pytest.raises(ArtifactError, match="was replaced while it was loaded"):
         wg.load(path)
+    if cache.is_dir():
+        assert not list((cache / "native").iterdir())
 
 
 def test_without_files_in_memory(
-    tmp_path: Path, times: Callable[[int], bytes], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cache: Path, times: Callable[[int], bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(os, "memfd_create")
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(native.tempfile, "tempdir", None)
+    place = tmp_path / "temporary"
+    place.mkdir()
+    monkeypatch.setattr(native.tempfile, "tempdir", str(place))
     for factor in (2, 3, 2):
         (tmp_path / "graph.so").write_bytes(times(factor))
         with wg.load(tmp_path / "graph.so") as session:
             assert factor_of(session) == factor
-    assert [path.name for path in tmp_path.iterdir()] == ["graph.so"]
+    assert not list(place.iterdir())
+
+
+def test_a_copy_in_the_cache_that_cannot_be_loaded(
+    tmp_path: Path, empty_cache: Path, times: Callable[[int], bytes]
+) -> None:
+    (tmp_path / "graph.so").write_bytes(times(2))
+    wg.load(tmp_path / "graph.so").close()
+    (copy,) = (empty_cache / "native").iterdir()
+    copy.write_bytes(b"")
+    with wg.load(tmp_path / "graph.so") as session:
+        assert factor_of(session) == 2

@@ -100,7 +100,7 @@ class Session(ABC):
         self._closed = False
         self._released = False
         self._foreign = False  # what it consists of is the parent's
-        _SESSIONS.add(self)
+        _SESSIONS[id(self)] = self
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run one inference; waits while another thread uses the session.
@@ -118,7 +118,7 @@ class Session(ABC):
         FeedError
             An input's name, shape or dtype is wrong.
         ExecutionError
-            The graph trapped or reported an error. The session can run again.
+            The graph trapped or reported an error. The session can run again, unless it is ``closed``.
         UsageError
             The session is closed, or belongs to the process that this one was forked from.
         """
@@ -207,10 +207,14 @@ class Session(ABC):
         self._lock = threading.RLock()
         if self._running or not self.survives_fork:
             self._foreign = True
-            if self._finalizer is not None:
-                self._finalizer.detach()
-            # Destroying it would wait for threads, or end a process, that only the parent has.
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
+            self._abandon()
+
+    def _abandon(self) -> None:
+        """Never destroy it: that would wait for threads or end a process that only the parent has, or free
+        what a thread still uses."""
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
 
     @abstractmethod
     def _run(self, arrays: list[Array]) -> list[Array]:
@@ -243,25 +247,28 @@ class Session(ABC):
         self.close()
 
 
-_SESSIONS: weakref.WeakSet[Session] = weakref.WeakSet()
+_SESSIONS: weakref.WeakValueDictionary[int, Session] = weakref.WeakValueDictionary()  # by id
+
+
+def _living() -> list[Session]:
+    return [session for reference in _SESSIONS.valuerefs() if (session := reference()) is not None]
+
+
+def _after_fork() -> None:
+    for session in _living():
+        session._after_fork()
 
 
 def _before_exit() -> None:
     """Let the calls of other threads end, and none begin: the interpreter goes away under them."""
     deadline = time.monotonic() + _PATIENCE_S
-    for session in list(_SESSIONS):
-        session._lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
+    for session in _living():
+        if not session._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            session._abandon()
 
 
 weakref.finalize(Session, lambda: None)  # finalizers run at exit, after what is registered later
 atexit.register(_before_exit)
-
-
-def _after_fork() -> None:
-    for session in list(_SESSIONS):
-        session._after_fork()
-
-
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 

@@ -7,19 +7,21 @@ import ctypes
 import os
 import tempfile
 import weakref
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from wasmgraph.artifact import Artifact, Placed
-from wasmgraph.errors import ArtifactError, ExecutionError, TargetError
+from wasmgraph.errors import ArtifactError, CacheError, ExecutionError, TargetError
+from wasmgraph.files import cache_dir, prune, replacing
 from wasmgraph.host import cpu_features
 from wasmgraph.runtimes.base import LoadOptions, Runtime, Session
 from wasmgraph.tensors import Array
 
 _ALIGNMENT = 64
+_CACHE_BYTES = 4 << 30  # of copies; the longest unused goes first
 
 
 class _Library:
@@ -28,11 +30,7 @@ class _Library:
 
     def __init__(self, artifact: Artifact) -> None:
         try:
-            with tempfile.TemporaryDirectory(prefix="wasmgraph-") as place:
-                path = Path(place) / artifact.sha256  # new: of a known path the loader gives what it has
-                with _new_file(path) as copy:
-                    artifact.copy_to(copy)
-                    library = ctypes.CDLL(str(path))
+            library = _from_cache(artifact) or _from_memory(artifact)
             unload = weakref.finalize(self, _ctypes.dlclose, library._handle)
             unload.atexit = False  # a thread may still run in it
             self.run, self.step = library.wasmgraph_native_run, library.wasmgraph_native_step
@@ -42,14 +40,35 @@ class _Library:
         self.step.argtypes, self.step.restype = [ctypes.c_void_p, ctypes.c_int32], ctypes.c_int32
 
 
-def _new_file(path: Path) -> BinaryIO:
-    """A file of that name; in memory where the system has such files, for on the disk of temporary files
-    there may be nothing that is executed."""
-    if not hasattr(os, "memfd_create") or not Path("/proc/self/fd").exists():
-        return path.open("w+b")
-    memory = os.memfd_create("wasmgraph-native")
-    path.symlink_to(f"/proc/self/fd/{memory}")
-    return os.fdopen(memory, "w+b")
+# Of a path that it knows, the loader gives the library that it has. These paths name the content.
+
+
+def _from_cache(artifact: Artifact) -> ctypes.CDLL | None:
+    """From the user's cache, where every process finds the same copy; None without a usable cache."""
+    with suppress(CacheError, OSError):
+        path = cache_dir("native") / artifact.sha256
+        if not path.exists():
+            with replacing(path) as copy:
+                artifact.copy_to(copy)
+            prune(path.parent, _CACHE_BYTES)
+        return ctypes.CDLL(str(path))
+    return None
+
+
+def _from_memory(artifact: Artifact) -> ctypes.CDLL:
+    """From a copy that goes away with the library. It is in memory where the system has such files: in the
+    folder of temporary files, executing may be forbidden."""
+    with tempfile.TemporaryDirectory(prefix="wasmgraph-") as place:
+        path = Path(place) / artifact.sha256
+        if hasattr(os, "memfd_create") and Path("/proc/self/fd").exists():
+            memory = os.memfd_create("wasmgraph-native")
+            path.symlink_to(f"/proc/self/fd/{memory}")
+            copy = os.fdopen(memory, "wb")
+        else:
+            copy = path.open("wb")
+        with copy:
+            artifact.copy_to(copy)
+            return ctypes.CDLL(str(path))
 
 
 _LIBRARIES: weakref.WeakValueDictionary[str, _Library] = weakref.WeakValueDictionary()  # by digest
