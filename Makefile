@@ -64,8 +64,8 @@ faults: $(READY)
 soak: $(READY)
 	$(BIN)/python -m trials.soak
 
-# Eight threads with a thousand inferences each on one session, on a pool and on clones, in every runtime: a
-# minute.
+# Eight threads with a thousand inferences each on one session, on a pool and on clones, in every runtime:
+# half a minute.
 stress: $(READY)
 	$(BIN)/python -m trials.stress
 

@@ -13,7 +13,7 @@ import wasmgraph as wg
 from tests.runtimes.test_checks import GOOD, forge
 from tests.runtimes.test_sharing import in_a_fork, started
 from wasmgraph.errors import FeedError, LimitError, UsageError
-from wasmgraph.runtimes import Limits
+from wasmgraph.runtimes import Limits, session_pool
 
 
 def test_a_pool_runs_as_a_session_does(small_artifact, small_input: np.ndarray) -> None:
@@ -93,6 +93,17 @@ def test_a_signal_handler_does_not_wait_for_the_call_that_it_interrupted(
         assert len(caught) == 1
         pool._sessions[0]._run = run
         pool.run({"x": small_input})
+
+
+def test_a_session_that_was_lost_in_an_interrupted_call_is_found(
+    small_artifact, small_input: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_pool, "_STARVING_S", 0.05)
+    with wg.SessionPool(small_artifact("wasm32"), 1) as pool:
+        pool._free.get()  # what an exception right after it amounts to
+        for _ in range(3):
+            pool.run({"x": small_input})
+        assert pool._free.qsize() == 1
 
 
 def test_a_session_that_ended_is_replaced(tmp_path: Path, small_artifact, small_input: np.ndarray) -> None:

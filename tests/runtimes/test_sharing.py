@@ -108,6 +108,34 @@ def test_a_session_that_failed_is_free_again() -> None:
     assert session.run({})["y"] == 0
 
 
+class AlarmError(Exception):
+    pass
+
+
+def test_an_interrupted_call_leaves_the_session_whole(
+    kind: Kind, load: Load, small_input: np.ndarray
+) -> None:
+    if kind.name in ("node", "untrusted"):
+        pytest.skip("an interrupted call ends the child process")
+
+    def interrupt(*_: object) -> None:
+        raise AlarmError
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with load() as session:
+            expected = [session.run({"x": small_input * n})["logits"] for n in range(2)]
+            for turn in range(100):
+                with pytest.raises(AlarmError):
+                    signal.setitimer(signal.ITIMER_REAL, 0.0005 + turn * 1e-5)
+                    while True:
+                        session.run({"x": small_input * 0})
+                np.testing.assert_array_equal(session.run({"x": small_input})["logits"], expected[1])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def test_closing_in_the_midst_of_runs(load: Load, small_input: np.ndarray) -> None:
     """Every call gives a right answer or says that the session is closed."""
     session = load()

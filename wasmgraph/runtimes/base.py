@@ -184,8 +184,8 @@ class Session(ABC):
                     "a signal handler or a finalizer cannot run the session whose call it interrupted; give"
                     " it a session of its own, with clone()."
                 )
-            self._running = True
             try:
+                self._running = True
                 return work(*operands)
             finally:
                 self._running = False

@@ -32,7 +32,10 @@ class OnnxRuntimeSession(Session):
         feeds = {spec.name: a for spec, a in zip(self.inputs, arrays, strict=True)}
         try:
             results = self._session.run(None, feeds)
-        except Exception as error:  # as above
+        except Exception as error:  # as below
+            own = type(error).__module__.startswith("onnxruntime")
+            if not own and type(error) not in (RuntimeError, ValueError):
+                raise  # a signal handler raised it
             raise ExecutionError(f"onnxruntime: {str(error).strip().splitlines()[0]}") from error
         return [np.asarray(result) for result in results]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import TracebackType
@@ -14,6 +13,8 @@ from wasmgraph.artifact import Artifact
 from wasmgraph.errors import UsageError
 from wasmgraph.runtimes import Session, load
 from wasmgraph.tensors import Array
+
+_STARVING_S = 1.0
 
 
 class SessionPool:
@@ -58,8 +59,8 @@ class SessionPool:
         for index in range(size):
             self._free.put(index)
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Run one inference on a free session: see :meth:`wasmgraph.Session.run`.
+    def run(self, feeds: Any, **options: Any) -> dict[str, Array]:
+        """Run one inference on a free session; all as for :meth:`wasmgraph.Session.run`.
 
         Raises
         ------
@@ -73,11 +74,11 @@ class SessionPool:
         self._check_process()
         thread = threading.get_ident()
         nested = thread in self._inside
-        self._inside.add(thread)
         try:
+            self._inside.add(thread)
             index = self._take(nested)
             try:
-                return self._usable(index).run(feeds)
+                return self._usable(index).run(feeds, **options)
             finally:
                 self._free.put(index)
         finally:
@@ -85,17 +86,27 @@ class SessionPool:
                 self._inside.discard(thread)
 
     def _take(self, nested: bool) -> int:
-        try:
-            index = self._free.get(block=not nested)
-        except Empty:  # it would wait for itself
-            raise UsageError(
-                "a signal handler or a finalizer interrupted a call of this pool, and no session is free;"
-                " make the pool larger."
-            ) from None
-        if index is None:
-            self._free.put(None)  # for the next who waits
-            raise UsageError("the pool is closed; make another.")
-        return index
+        while True:
+            try:
+                index = self._free.get(block=not nested, timeout=_STARVING_S)
+            except Empty:
+                if nested:  # it would wait for itself
+                    raise UsageError(
+                        "a signal handler or a finalizer interrupted a call of this pool, and no session is"
+                        " free; make the pool larger."
+                    ) from None
+                index = self._lost()
+            else:
+                if index is None:
+                    self._free.put(None)  # for the next who waits
+                    raise UsageError("the pool is closed; make another.")
+            if index is not None:
+                return index
+
+    def _lost(self) -> int | None:
+        """A session that nobody runs though none is free: an exception of a signal handler came between
+        taking it and running it. If another thread is about to run it after all, they take turns."""
+        return next((i for i, session in enumerate(self._sessions) if not session._running), None)
 
     def _usable(self, index: int) -> Session:
         """A session, in place of one that ended if need be."""
