@@ -93,7 +93,7 @@ def load(
         if limits is not None:
             raise UsageError("limits are kept for untrusted graphs only: load with untrusted=True.")
         session = chosen.load(path, options)
-        session.source = source
+        session._source = source
         return session
     check_platform(f"{path} as an untrusted graph")
     if chosen.name != "wasmtime":
@@ -104,7 +104,7 @@ def load(
     from wasmgraph.runtimes.untrusted import UntrustedSession
 
     session = UntrustedSession(path, options, limits or Limits())
-    session.source = source
+    session._source = source
     return session
 
 

@@ -62,6 +62,7 @@ class LoadOptions:
 
 
 _PATIENCE_S = 5.0  # with calls that other threads began before the program ends
+_exiting = False
 _Operands = TypeVarTuple("_Operands")
 _Result = TypeVar("_Result")
 
@@ -94,7 +95,7 @@ class Session(ABC):
     def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
         self.inputs = inputs
         self.outputs = outputs
-        self.source: object = None  # an artifact that has to live as long as the session
+        self._source: object = None  # an artifact that has to live as long as the session
         self._lock = threading.RLock()  # held by the thread whose turn it is
         self._running = False
         self._closed = False
@@ -167,6 +168,8 @@ class Session(ABC):
             self._release_if_closed()
 
     def _check_open(self) -> None:
+        if _exiting and threading.current_thread() is not threading.main_thread():
+            raise SystemExit  # ends a thread without a word
         if self._foreign:
             raise UsageError(
                 "the session belongs to the process that this one was forked from; load it again in this"
@@ -193,7 +196,7 @@ class Session(ABC):
 
     def _another(self) -> Session:
         session = self._clone()
-        session.source = self.source
+        session._source = self._source
         return session
 
     def _release_if_closed(self) -> None:
@@ -261,9 +264,13 @@ def _after_fork() -> None:
 
 def _before_exit() -> None:
     """Let the calls of other threads end, and none begin: the interpreter goes away under them."""
+    global _exiting
+    _exiting = True
     deadline = time.monotonic() + _PATIENCE_S
     for session in _living():
-        if not session._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+        if session._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            session._lock.release()
+        else:
             session._abandon()
 
 
