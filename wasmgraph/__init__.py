@@ -18,11 +18,15 @@ if TYPE_CHECKING:
     from wasmgraph.errors import WasmgraphError as WasmgraphError
     from wasmgraph.models import fetch as fetch
     from wasmgraph.records import results as results
+    from wasmgraph.runtimes import Session as Session
     from wasmgraph.runtimes import load as load
+    from wasmgraph.runtimes.session_pool import SessionPool as SessionPool
     from wasmgraph.tensors import TensorSpec as TensorSpec
 
 _HOMES = {
     "Artifact": "artifact",
+    "Session": "runtimes",
+    "SessionPool": "runtimes.session_pool",
     "TensorSpec": "tensors",
     "WasmgraphError": "errors",
     "compile": "compiler",
@@ -33,6 +37,8 @@ _HOMES = {
 
 __all__ = [
     "Artifact",
+    "Session",
+    "SessionPool",
     "TensorSpec",
     "WasmgraphError",
     "compile",

@@ -6,6 +6,7 @@ import gc
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 import wasmgraph as wg
@@ -75,3 +76,16 @@ def test_choosing_a_runtime(small_onnx: Path, small_artifact) -> None:
         wg.load(small_artifact("wasm32"), threads=2)
     with pytest.raises(UsageError, match="at least one thread"):
         wg.load(small_onnx, threads=0)
+
+
+def test_onnxruntimes_threads_end_with_the_last_clone(small_onnx: Path, small_input: np.ndarray) -> None:
+    process = psutil.Process()
+    wg.load(small_onnx).close()  # what onnxruntime itself starts
+    before = process.num_threads()
+    session = wg.load(small_onnx, threads=3)
+    clone = session.clone()
+    assert process.num_threads() == before + 2
+    session.close()
+    clone.run({"x": small_input})
+    clone.close()
+    assert process.num_threads() == before
