@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Literal, Self
 from wasmgraph.artifact import Artifact
 from wasmgraph.errors import ArtifactError, UsageError
 from wasmgraph.host import cpu_count
-from wasmgraph.tensors import Array, TensorSpec, check_feeds
+from wasmgraph.tensors import Array, Feeds, TensorSpec, check_feeds
 
 
 @dataclass(frozen=True)
@@ -63,12 +62,14 @@ class Session(ABC):
         self.outputs = outputs
         self._closed = False
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, feeds: Feeds, *, strict: bool = True) -> dict[str, Array]:
         """Run one inference.
 
         Parameters
         ----------
-        feeds : an array for every input, of exactly its shape and dtype
+        feeds : by input name, an array of exactly its shape and dtype; for a graph of one input, that array
+        strict : False casts feeds where numpy's ``same_kind`` allows it and no value overflows, and makes
+            arrays of lists and numbers; shapes must match all the same
 
         Returns
         -------
@@ -82,7 +83,7 @@ class Session(ABC):
             The graph trapped or reported an error.
         """
         self._check_open()
-        results = self._run(check_feeds(self.inputs, feeds))
+        results = self._run(check_feeds(self.inputs, feeds, strict))
         return {spec.name: array for spec, array in zip(self.outputs, results, strict=True)}
 
     def _check_open(self) -> None:

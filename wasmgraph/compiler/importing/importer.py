@@ -144,6 +144,10 @@ def bind_shapes(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> 
     """Write ``shapes`` into the inputs of ``proto``, or where they are silent the shapes that the model's
     description proposes; every dimension must then have a value.
 
+    A declared size of 0 is a size: such a tensor is empty, as a cache is before the first step. Some
+    exporters write 0 where they mean "unknown", so ``shapes`` may bind it to another size. A negative size
+    is none.
+
     A batch of 1 may be bound to a larger one: what the model says of other tensors' sizes is then inferred
     anew, and a graph that has its batch built in (a Reshape to a fixed size) is refused by whoever infers.
     """
@@ -157,7 +161,7 @@ def bind_shapes(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> 
     for name, value in inputs.items():
         dims = value.type.tensor_type.shape.dim
         declared = [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in dims]
-        unbound = [d for d in declared if not isinstance(d, int) or d <= 0]
+        unbound = [d for d in declared if not isinstance(d, int) or d < 0]
         if name in shapes or (unbound and name in proposed):
             wanted = list(shapes[name] if name in shapes else proposed[name])
             if declared[:1] == [1] and wanted[:1] > [1]:
@@ -172,7 +176,7 @@ def bind_shapes(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> 
             for size in wanted:
                 dims.add().dim_value = size
         elif unbound:
-            example = ",".join(str(d) if isinstance(d, int) and d > 0 else "1" for d in declared)
+            example = ",".join(str(d) if isinstance(d, int) and d >= 0 else "1" for d in declared)
             raise UnboundDimensionError(
                 f"input {name!r} has the shape {declared}, no value for {', '.join(map(str, unbound))}."
                 f" Bind it, for example with --shape {name}={example} (shapes={{...}} in Python)."
