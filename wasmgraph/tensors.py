@@ -57,7 +57,7 @@ def check_feeds(specs: Sequence[TensorSpec], feeds: Feeds, strict: bool = True) 
     FeedError
         A name is missing or unknown, a value is not a numpy array, or has another shape or dtype.
     """
-    if not isinstance(feeds, (dict, Mapping)):
+    if type(feeds) is not dict and not isinstance(feeds, Mapping):
         if len(specs) != 1:
             raise FeedError(
                 f"the feeds are a {type(feeds).__name__}; expected a mapping of input names to arrays."
@@ -73,7 +73,7 @@ def check_feeds(specs: Sequence[TensorSpec], feeds: Feeds, strict: bool = True) 
         raise FeedError(f"{'; '.join(faults)}. {_takes(specs)}")
     arrays = []
     for spec in specs:
-        array = feeds[spec.name]
+        array: Any = feeds[spec.name]
         plain = type(array) is np.ndarray and array.dtype is _dtype(spec.dtype)
         arrays.append(array if plain and array.shape == spec.shape else _fitted(spec, array, strict))
     return arrays
