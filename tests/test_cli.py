@@ -43,6 +43,21 @@ def test_compile_run_inspect(small_onnx: Path, tmp_path: Path, small_input: np.n
     assert facts["bytes"] == out.stat().st_size
 
 
+def test_a_dimension_may_be_zero(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Concat", ["cache", "x"], ["y"], axis=1)]
+    onnx.save(model_of(nodes, {"cache": [2, "past"], "x": [2, 3]}, ["y"]), tmp_path / "m.onnx")
+    done = invoke("compile", tmp_path / "m.onnx", "-o", tmp_path / "m.wasm", "--shape", "cache=2,0")
+    assert done.exit_code == 0, done.output
+    feeds = {"cache": np.zeros((2, 0), np.float32), "x": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    inputs = []
+    for name, array in feeds.items():
+        np.save(tmp_path / f"{name}.npy", array)
+        inputs += ["--input", f"{name}={tmp_path / name}.npy"]
+    done = invoke("run", tmp_path / "m.wasm", *inputs, "--output", tmp_path / "y.npz")
+    assert done.exit_code == 0, done.output
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npz")["y"], feeds["x"])
+
+
 def test_run_casts_only_when_it_is_told_to(tmp_path: Path, small_artifact, small_input: np.ndarray) -> None:
     np.save(tmp_path / "x.npy", small_input.astype(np.float64))
     run = ["run", small_artifact("wasm32"), "--input", f"x={tmp_path / 'x.npy'}"]

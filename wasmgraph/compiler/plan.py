@@ -107,7 +107,7 @@ class _Builder:
 
     def new(self, ty: relax.TensorType, first: int) -> _Buffer:
         count = int(np.prod([int(d) for d in ty.shape.values], dtype=np.int64))
-        buffer = _Buffer(max(1, count * tvm_dtype_bytes(str(ty.dtype))), first, first)
+        buffer = _Buffer(count * tvm_dtype_bytes(str(ty.dtype)), first, first)
         self.buffers.append(buffer)
         return buffer
 

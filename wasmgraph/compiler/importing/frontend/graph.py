@@ -22,6 +22,7 @@ from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import _get_convert_map, onnx_input
 
 from wasmgraph.compiler.importing.frontend import half
+from wasmgraph.compiler.importing.frontend.empties import without_elements
 from wasmgraph.compiler.importing.frontend.registry import CONVERTERS, SHAPE_ONLY, converts, tvm_has
 from wasmgraph.compiler.importing.frontend.schemas import (
     bind_attributes,
@@ -177,6 +178,9 @@ class Walk:
             found = evaluate(node, inputs, opset)
             if found is not None:
                 return found
+        found = without_elements(node, inputs, opset)
+        if found is not None:
+            return found
         if (domain, kind) in CONVERTERS:
             operator = Operator(self, node, opset, scope)
             return self.settle(CONVERTERS[domain, kind](operator, *inputs))
