@@ -11,12 +11,15 @@ import onnx
 import onnx.shape_inference
 from onnx import helper, numpy_helper
 
-from wasmgraph.compiler.importing.frontend.schemas import deterministic, domain_of, known, schema, type_of
-from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, is_known, shape_of
+from wasmgraph.compiler.importing.frontend.schemas import domain_of, known, schema, type_of
+from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, shape_of
 from wasmgraph.errors import ModelError
 
-# Operators that read elements of their first input wherever another one, or an attribute, tells them to.
-_READERS = {"Gather", "GatherElements", "GatherND", "GridSample", "MaxUnpool", "Resize", "RoiAlign"}
+# Operators whose every output element is, or points to, an element of their first input.
+_READERS = {
+    *("ArgMax", "ArgMin", "Gather", "GatherElements", "GatherND", "GlobalMaxPool", "GridSample", "MaxPool"),
+    *("MaxUnpool", "Resize", "RoiAlign", "TopK", "Upsample"),
+}
 _SCATTERS = {"Scatter", "ScatterElements", "ScatterND"}
 _RECURRENT = {"GRU", "LSTM", "RNN"}
 _FEW = 16  # elements of an input that can be a shape
@@ -37,17 +40,19 @@ def without_elements(node: onnx.NodeProto, inputs: Sequence[Value], opset: int) 
     """
     if domain_of(node) or not any(map(_matters, inputs)) or any(isinstance(v, list) for v in inputs):
         return None
-    found = _all_empty(node, inputs, opset)
-    if found is not None or not inputs:
-        return found
     kind, data = node.op_type, inputs[0]
+    zeros = _zeros(node, inputs, opset)
+    if zeros and all(value is None or is_empty(value) for value in zeros):
+        return zeros
+    if kind == "ReduceMean" and is_empty(data):
+        return zeros  # ONNX leaves it open; onnxruntime, which may have folded another such node, says 0
     if kind in _SCATTERS and is_empty(inputs[1]):
         return [data]
     if not is_empty(data):
         return None
     if kind in _RECURRENT:
         return _without_steps(node, inputs)
-    if kind in _READERS or (all(map(is_known, inputs)) and deterministic(node, opset)):
+    if kind in _READERS:
         raise ModelError(f"it takes elements of a tensor of shape {list(shape_of(data))}, which has none")
     return None
 
@@ -59,8 +64,8 @@ def _matters(value: Value) -> bool:
     return not value.size or (value.size <= _FEW and value.dtype.kind == "i" and not value.all())
 
 
-def _all_empty(node: onnx.NodeProto, inputs: Sequence[Value], opset: int) -> list[Value] | None:
-    """The outputs, if ONNX's shape inference says of every one that it is empty."""
+def _zeros(node: onnx.NodeProto, inputs: Sequence[Value], opset: int) -> list[Value] | None:
+    """Zeros in the shapes that ONNX infers for the outputs; None if it does not infer all of them."""
     alone = onnx.NodeProto()
     alone.CopyFrom(node)
     del alone.input[:]
@@ -75,16 +80,15 @@ def _all_empty(node: onnx.NodeProto, inputs: Sequence[Value], opset: int) -> lis
         )
     except Exception:  # the converter says what is wrong, if anything is
         return None
-    outputs: list[Value] = []
-    for name in node.output:
+    zeros: list[Value] = []
+    for name in alone.output:
         tensor = inferred[name].tensor_type if name in inferred else onnx.TypeProto.Tensor()
         sizes = [d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim]
-        if name and (0 not in sizes or min(sizes) < 0):
+        if name and (not tensor.HasField("shape") or min(sizes, default=0) < 0):
             return None
-        outputs.append(
-            known(np.zeros(sizes, helper.tensor_dtype_to_np_dtype(tensor.elem_type))) if name else None
-        )
-    return outputs
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type) if name else None
+        zeros.append(known(np.zeros(sizes, dtype)) if name else None)
+    return zeros
 
 
 def _without_steps(node: onnx.NodeProto, inputs: Sequence[Value]) -> list[Value] | None:

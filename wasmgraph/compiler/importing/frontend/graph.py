@@ -169,6 +169,10 @@ class Walk:
     ) -> list[Value]:
         """The outputs of one node."""
         domain, kind = domain_of(node), node.op_type
+        if (domain, kind) not in self.functions:
+            found = without_elements(node, inputs, opset)
+            if found is not None:
+                return found
         if kind in SHAPE_ONLY and not domain and not is_known(inputs[0]):
             inputs = [np.zeros(shape_of(inputs[0]), dtype_of(inputs[0]))]
         function = self.functions.get((domain, kind))
@@ -178,9 +182,6 @@ class Walk:
             found = evaluate(node, inputs, opset)
             if found is not None:
                 return found
-        found = without_elements(node, inputs, opset)
-        if found is not None:
-            return found
         if (domain, kind) in CONVERTERS:
             operator = Operator(self, node, opset, scope)
             return self.settle(CONVERTERS[domain, kind](operator, *inputs))
