@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wasmgraph.errors import FeedError
-from wasmgraph.tensors import TensorSpec, check_feeds
+from wasmgraph.tensors import TensorSpec, check_feeds, signature
 
 SPECS = (TensorSpec("a", (2, 3), "float32"), TensorSpec("b", (1,), "int64"))
 
@@ -120,3 +120,8 @@ def test_a_missing_feed_is_named() -> None:
 @given(st.lists(st.integers(0, 7), max_size=4), st.sampled_from(["float32", "int8", "bool", "float64"]))
 def test_nbytes_is_numpys(shape: list[int], dtype: str) -> None:
     assert TensorSpec("x", tuple(shape), dtype).nbytes == np.zeros(shape, dtype).nbytes
+
+
+def test_a_signature_is_short_and_harmless() -> None:
+    assert signature(SPECS, ()) == "a: float32[2, 3], b: int64[1] → nothing"
+    assert signature(SPECS * 20, [TensorSpec("\x1b[2J", (), "bool")]).endswith(", 36 more → \ufffd[2J: bool[]")

@@ -16,29 +16,35 @@ if TYPE_CHECKING:
     from wasmgraph.artifact import Artifact as Artifact
     from wasmgraph.compiler import compile as compile
     from wasmgraph.errors import WasmgraphError as WasmgraphError
+    from wasmgraph.limits import Limits as Limits
     from wasmgraph.models import fetch as fetch
     from wasmgraph.records import results as results
     from wasmgraph.runtimes import load as load
+    from wasmgraph.targets import target_names as target_names
     from wasmgraph.tensors import TensorSpec as TensorSpec
 
 _HOMES = {
     "Artifact": "artifact",
+    "Limits": "limits",
     "TensorSpec": "tensors",
     "WasmgraphError": "errors",
     "compile": "compiler",
     "fetch": "models",
     "load": "runtimes",
     "results": "records",
+    "target_names": "targets",
 }
 
 __all__ = [
     "Artifact",
+    "Limits",
     "TensorSpec",
     "WasmgraphError",
     "compile",
     "fetch",
     "load",
     "results",
+    "target_names",
 ]
 
 

@@ -29,7 +29,8 @@ from typing import Any, BinaryIO, Literal
 from wasmgraph.errors import ArtifactError, SchemaError
 from wasmgraph.files import replacing, sha256_file
 from wasmgraph.targets import Kind
-from wasmgraph.tensors import TensorSpec
+from wasmgraph.tensors import TensorSpec, signature
+from wasmgraph.text import plain
 from wasmgraph.wasm.wasmfile import MAGIC, MalformedError, Module, custom_section, read_module
 
 SCHEMA = 2
@@ -236,6 +237,11 @@ class Artifact:
         self.sha256 = sha256
         self.module = module
         self._owner = owner  # keeps an unsaved artifact's directory alive
+
+    def __repr__(self) -> str:
+        name, target = plain(self.manifest.model_name), plain(self.manifest.target)
+        where = "unsaved" if self._owner else repr(str(self.path))
+        return f"<Artifact {name} for {target}, {where}: {signature(self.inputs, self.outputs)}>"
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

@@ -12,10 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from wasmgraph.errors import FeedError
+from wasmgraph.text import plain
 
 Array = npt.NDArray[Any]
 # What a session is fed: arrays by input name or, where a graph has one input, that one alone.
 Feeds = Mapping[str, npt.ArrayLike] | npt.ArrayLike
+_SHOWN = 4  # tensors of a side in a signature
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,9 @@ class TensorSpec:
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
 
+    def __repr__(self) -> str:
+        return f"TensorSpec({self.name!r}, {self.shape}, {self.dtype!r})"
+
 
 @cache
 def _dtype(name: str) -> np.dtype[Any] | None:
@@ -42,6 +47,16 @@ def _dtype(name: str) -> np.dtype[Any] | None:
         return np.dtype(name)
     except TypeError:
         return None
+
+
+def signature(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str:
+    """What a graph takes and gives, on one line: ``x: float32[1, 3] → y: float32[1, 10]``."""
+
+    def side(specs: Sequence[TensorSpec]) -> str:
+        more = [f"{len(specs) - _SHOWN} more"] if len(specs) > _SHOWN else []
+        return ", ".join([*map(str, specs[:_SHOWN]), *more]) or "nothing"
+
+    return plain(f"{side(inputs)} → {side(outputs)}")
 
 
 def check_feeds(specs: Sequence[TensorSpec], feeds: Feeds, strict: bool = True) -> list[Array]:

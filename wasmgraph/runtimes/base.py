@@ -13,7 +13,7 @@ from typing import Literal, Self
 from wasmgraph.artifact import Artifact
 from wasmgraph.errors import ArtifactError, UsageError
 from wasmgraph.host import cpu_count
-from wasmgraph.tensors import Array, Feeds, TensorSpec, check_feeds
+from wasmgraph.tensors import Array, Feeds, TensorSpec, check_feeds, signature
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,10 @@ class Session(ABC):
         self._check_open()
         results = self._run(check_feeds(self.inputs, feeds, strict))
         return {spec.name: array for spec, array in zip(self.outputs, results, strict=True)}
+
+    def __repr__(self) -> str:
+        state = ", closed" if self._closed else ""
+        return f"<{type(self).__name__}{state}: {signature(self.inputs, self.outputs)}>"
 
     def _check_open(self) -> None:
         if self._closed:
