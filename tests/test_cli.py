@@ -144,6 +144,19 @@ def test_classify(tmp_path: Path, small_artifact) -> None:
     assert "no description" in done.stderr
 
 
+def test_classify_casts_to_what_the_graph_takes(tmp_path: Path) -> None:
+    model = onnx.load(classifier(tmp_path / "c.onnx"))
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    for node in model.graph.node:
+        node.input[:] = ["decoded" if name == "x" else name for name in node.input]
+    model.graph.node.insert(0, helper.make_node("Cast", ["x"], ["decoded"], to=onnx.TensorProto.FLOAT))
+    onnx.save(model, tmp_path / "c.onnx")
+    Image.new("RGB", (40, 30), (200, 100, 0)).save(tmp_path / "photo.png")
+    assert invoke("compile", tmp_path / "c.onnx", "-o", tmp_path / "c.wasm").exit_code == 0
+    done = invoke("classify", tmp_path / "c.wasm", tmp_path / "photo.png")
+    assert done.exit_code == 0, done.output
+
+
 @pytest.mark.parametrize("untrusted", [[], ["--untrusted"]])
 def test_a_description_gives_no_orders(tmp_path: Path, untrusted: list[str]) -> None:
     """Neither to the terminal, nor to make an image that fills the host's memory."""

@@ -124,4 +124,5 @@ def test_nbytes_is_numpys(shape: list[int], dtype: str) -> None:
 
 def test_a_signature_is_short_and_harmless() -> None:
     assert signature(SPECS, ()) == "a: float32[2, 3], b: int64[1] → nothing"
-    assert signature(SPECS * 20, [TensorSpec("\x1b[2J", (), "bool")]).endswith(", 36 more → \ufffd[2J: bool[]")
+    hostile = TensorSpec("\x1b[2J", (), "bool")
+    assert signature(SPECS * 20, [hostile]).endswith(", 36 more → \ufffd[2J: bool[]")
