@@ -33,6 +33,12 @@ params_option = click.option(
     type=click.Path(path_type=Path),
     help="Folder of the parameter file [wasmgraph-params beside the artifact].",
 )
+strict_option = click.option(
+    "--strict/--no-strict",
+    default=True,
+    show_default=True,
+    help="Refuse arrays of another dtype, or cast them, as long as no value overflows.",
+)
 threads_option = click.option(
     "--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads of one inference."
 )
@@ -213,12 +219,7 @@ def arrays_of(options: Sequence[str]) -> dict[str, Array]:
 @click.option(
     "--input", "inputs", multiple=True, metavar="NAME=x.npy", help="An input's array; repeatable."
 )
-@click.option(
-    "--strict/--no-strict",
-    default=True,
-    show_default=True,
-    help="Refuse arrays of another dtype, or cast them, as long as no value overflows.",
-)
+@strict_option
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="The .npz file to write.")
 @click.option("--runtime", help="wasmtime, node, tvm or onnxruntime (default: by the file's kind).")
 @threads_option
