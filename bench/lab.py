@@ -216,7 +216,7 @@ class Bench:
             target=backend.target or "onnx",
             runtime=backend.runtime,
             threads=backend.threads,
-            batch=inputs[0].shape[0] if inputs and inputs[0].shape else 1,
+            batch=inputs[0].static_shape[0] if inputs and inputs[0].shape else 1,
             engine=f"{runtime.name} {runtime.version()}",
             engine_config=runtime.config(),
             model_sha256=sha256_file(self.onnx_path),

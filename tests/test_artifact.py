@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import wasmtime
 
 import wasmgraph as wg
 from wasmgraph import artifact as a
+from wasmgraph.dims import Dim, Expression
 from wasmgraph.errors import ArtifactError, SchemaError
 from wasmgraph.wasm.wasmfile import read_module
 
@@ -23,6 +25,28 @@ def whole(request: pytest.FixtureRequest, small_artifact: Callable[[str], Path])
 def test_manifest_survives_json(small_artifact: Callable[[str], Path]) -> None:
     manifest = a.Artifact.open(small_artifact("wasm32")).manifest
     assert a.Manifest.from_json(manifest.to_json(), "here") == manifest
+
+
+def test_shapes_may_depend_on_dimensions_from_schema_3(
+    small_artifact: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = a.Artifact.open(small_artifact("wasm32")).manifest
+    seq = Expression.of("seq")
+    tokens = a.Placed("tokens", (2, 3 * seq), "float32", 64)
+    opened = replace(manifest, schema=3, inputs=(tokens,), dims=(Dim("seq", 1, 16),))
+    with pytest.raises(SchemaError, match="schema 3"):
+        a.Manifest.from_json(opened.to_json(), "here")
+    monkeypatch.setattr("wasmgraph.manifest.SCHEMA", 3)
+    assert a.Manifest.from_json(opened.to_json(), "here") == opened
+    assert opened.inputs[0].spec.at({"seq": 5}).static_shape == (2, 15)
+    for wrong in (
+        replace(opened, dims=()),  # no bounds
+        replace(opened, schema=2),
+        replace(opened, inputs=(replace(tokens, shape=(seq - 4,)),)),  # may be negative
+        replace(opened, inputs=(replace(tokens, shape=(1 << 60, seq)),)),
+    ):
+        with pytest.raises(ArtifactError, match="manifest"):
+            a.Manifest.from_json(wrong.to_json(), "here")
 
 
 def test_save_is_a_whole_copy(small_artifact: Callable[[str], Path], tmp_path: Path) -> None:

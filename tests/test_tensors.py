@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wasmgraph.errors import FeedError
+from wasmgraph.dims import Expression
+from wasmgraph.errors import FeedError, UsageError
 from wasmgraph.tensors import TensorSpec, check_feeds, signature
 
 SPECS = (TensorSpec("a", (2, 3), "float32"), TensorSpec("b", (1,), "int64"))
@@ -126,3 +127,12 @@ def test_a_signature_is_short_and_harmless() -> None:
     assert signature(SPECS, ()) == "a: float32[2, 3], b: int64[1] → nothing"
     hostile = TensorSpec("\x1b[2J", (), "bool")
     assert signature(SPECS * 20, [hostile]).endswith(", 36 more → \ufffd[2J: bool[]")
+
+
+def test_a_shape_with_a_dimension_has_a_size_once_that_has_a_value() -> None:
+    spec = TensorSpec("ids", (2, Expression.of("seq")), "int64")
+    assert str(spec) == "ids: int64[2, seq]"
+    assert spec.at({"seq": 3}) == TensorSpec("ids", (2, 3), "int64")
+    assert spec.at({"seq": 3}).nbytes == 48
+    with pytest.raises(UsageError, match="no value"):
+        _ = spec.nbytes

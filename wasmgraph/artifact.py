@@ -15,183 +15,35 @@ digits of their digest: modules of other targets, of the same model, find the sa
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
 import struct
 import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from math import prod
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
-from wasmgraph.errors import ArtifactError, SchemaError
+from wasmgraph.errors import ArtifactError
 from wasmgraph.files import replacing, sha256_file
-from wasmgraph.targets import Kind
+from wasmgraph.manifest import (
+    DESCRIPTION_KEY,
+    DTYPES,
+    REBUILD,
+    SCHEMA,
+    Manifest,
+    Params,
+    Placed,
+    Step,
+    params_file,
+)
 from wasmgraph.tensors import TensorSpec, signature
 from wasmgraph.text import plain
 from wasmgraph.wasm.wasmfile import MAGIC, MalformedError, Module, custom_section, read_module
 
-SCHEMA = 2
 MANIFEST_SECTION = "wasmgraph"
-DESCRIPTION_KEY = "wasmgraph"  # of an ONNX file's metadata: JSON that ends up in the manifest
 DIGEST_SECTION = "wasmgraph.sha256"
 PARAMS_FOLDER = "wasmgraph-params"
-Params = Literal["embedded", "wasi"]
-_LARGEST = 1 << 56  # elements of a tensor, were each dimension at least 1
 _NATIVE_MAGIC = b"WGNATIVE"
 _NATIVE_TAIL = struct.Struct("<32sQ8s")
-DTYPES = (
-    *("float16", "float32", "float64", "bool"),
-    *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
-)
-_REBUILD = "Compile the model again, or fetch the file again."
-
-
-@dataclass(frozen=True)
-class Placed:
-    """A tensor and the byte offset at which it lies: in linear memory (wasm), in the arena (native)."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    offset: int
-
-    @property
-    def spec(self) -> TensorSpec:
-        """The tensor without its place."""
-        return TensorSpec(self.name, self.shape, self.dtype)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One call of the plan: the kernel's symbol, the operators it does, the rule that scheduled it,
-    its floating-point operations (a convolution's as if direct), the bytes of its operands."""
-
-    kernel: str
-    operator: str
-    rule: str
-    flops: int
-    traffic_bytes: int
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What an artifact says of itself. Sizes are in bytes; ``features`` are LLVM's names; ``memory_pages``
-    are least and most of the shared memory that a module with threads imports, in pages of 64 KiB;
-    ``params_sha256`` is the digest of a parameter file; a ``command`` is for WASI engines, not for loading.
-    """
-
-    schema: int
-    model_name: str
-    model_sha256: str
-    weights: str
-    description: Mapping[str, Any]
-    target: str
-    kind: Kind
-    features: tuple[str, ...]
-    cpu_features: tuple[str, ...]
-    inputs: tuple[Placed, ...]
-    outputs: tuple[Placed, ...]
-    arena_bytes: int
-    param_bytes: int
-    params: Params
-    steps: tuple[Step, ...]
-    kernels: int
-    ops_scheduled: int
-    ops_fallback: int
-    versions: Mapping[str, str]
-    memory_pages: tuple[int, int] | None = None
-    params_sha256: str = ""
-    command: bool = False
-
-    @property
-    def params_file(self) -> str:
-        """Name of the parameter file; empty if the parameters are in the module."""
-        return params_file(self.params_sha256) if self.params == "wasi" else ""
-
-    @property
-    def embedded_bytes(self) -> int:
-        """Bytes of the file that are parameters."""
-        return self.param_bytes if self.params == "embedded" else 0
-
-    def to_json(self) -> bytes:
-        """Compact JSON, UTF-8."""
-        return json.dumps(asdict(self), separators=(",", ":"), sort_keys=True).encode()
-
-    def _check(self) -> None:
-        """Raise TypeError or ValueError where a field is not what the format says."""
-        whole = ("schema", "arena_bytes", "param_bytes", "kernels", "ops_scheduled", "ops_fallback")
-        for name in whole:
-            value = getattr(self, name)
-            if type(value) is not int or value < 0:
-                raise TypeError(f"{name} is {value!r}")
-        for name in ("description", "versions"):
-            if not isinstance(getattr(self, name), dict):
-                raise TypeError(f"{name} is not an object")
-        words = (self.model_name, self.model_sha256, self.weights, self.target, self.params_sha256)
-        lists = (*self.features, *self.cpu_features, *self.versions.values())
-        if self.kind not in ("wasm", "native") or not all(isinstance(w, str) for w in (*words, *lists)):
-            raise TypeError("kind, names, digests, target, features and versions must be text")
-        for step in self.steps:
-            counts = (step.flops, step.traffic_bytes)
-            if not all(isinstance(word, str) for word in (step.kernel, step.operator, step.rule)) or any(
-                type(count) is not int or count < 0 for count in counts
-            ):
-                raise TypeError(f"a step is {step}")
-        if self.memory_pages is not None and [type(n) for n in self.memory_pages] != [int, int]:
-            raise TypeError(f"memory_pages are {self.memory_pages!r}")
-        if self.params not in ("embedded", "wasi") or type(self.command) is not bool:
-            raise TypeError(f"params are {self.params!r}, command is {self.command!r}")
-        if self.params == "wasi" and not re.fullmatch("[0-9a-f]{64}", self.params_sha256):
-            raise ValueError(f"params_sha256 is {self.params_sha256!r}")
-        for tensor in (*self.inputs, *self.outputs):
-            sizes = (tensor.offset, *tensor.shape)
-            if not isinstance(tensor.name, str):
-                raise TypeError(f"a tensor is called {tensor.name!r}")
-            if any(type(size) is not int or size < 0 for size in sizes):
-                raise TypeError(f"tensor {tensor.name!r} has offset and shape {sizes}")
-            if tensor.dtype not in DTYPES:
-                raise ValueError(f"tensor {tensor.name!r} has dtype {tensor.dtype!r}")
-            if prod(max(size, 1) for size in tensor.shape) >= _LARGEST:  # [0, 2**60] is too big for numpy
-                raise ValueError(f"tensor {tensor.name!r} has shape {tensor.shape}")
-            if self.kind == "native" and tensor.offset + tensor.spec.nbytes > self.arena_bytes:
-                raise ValueError(f"tensor {tensor.name!r} lies outside the arena")
-
-    @staticmethod
-    def from_json(raw: bytes, where: str) -> Manifest:
-        """Parse and check the form of a manifest; ``where`` names the file in errors."""
-        try:
-            data = json.loads(raw)
-            schema = data["schema"]
-            if not isinstance(schema, int):
-                raise TypeError("schema is not a number")
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise ArtifactError(f"{where}: the manifest cannot be read ({error}). {_REBUILD}") from error
-        if schema > SCHEMA:
-            raise SchemaError(
-                f"{where}: its manifest has schema {schema}, this wasmgraph reads up to {SCHEMA}."
-                " Update wasmgraph, or compile the model with this version."
-            )
-        try:
-            for side in ("inputs", "outputs"):
-                data[side] = tuple(Placed(**{**t, "shape": tuple(t["shape"])}) for t in data[side])
-            data["steps"] = tuple(Step(**step) for step in data["steps"])
-            if data.get("memory_pages") is not None:
-                data["memory_pages"] = tuple(data["memory_pages"])
-            for key in ("features", "cpu_features"):
-                data[key] = tuple(data[key])
-            manifest = Manifest(**data)
-            manifest._check()
-            return manifest
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
-            raise ArtifactError(f"{where}: the manifest is incomplete ({error}). {_REBUILD}") from error
-
-
-def params_file(sha256: str) -> str:
-    """What a parameter file of that digest is called."""
-    return f"{sha256[:16]}.params"
 
 
 def kind_of(path: Path) -> Literal["wasm", "native", "onnx"]:
@@ -299,10 +151,10 @@ class Artifact:
                 module = None
         if sha256_file(path, covered) != digest:
             raise ArtifactError(
-                f"{path} was altered: its content does not match its digest. {_REBUILD}", check="digest"
+                f"{path} was altered: its content does not match its digest. {REBUILD}", check="digest"
             )
         if manifest.kind != kind:
-            raise ArtifactError(f"{path}: a {kind} file whose manifest says {manifest.kind}. {_REBUILD}")
+            raise ArtifactError(f"{path}: a {kind} file whose manifest says {manifest.kind}. {REBUILD}")
         return Artifact(path, manifest, digest, module, owner)
 
 
@@ -338,7 +190,7 @@ def _read_wasm(stream: BinaryIO, where: str) -> tuple[Manifest, str, int, Module
     try:
         module = read_module(stream)
     except MalformedError as error:
-        raise ArtifactError(f"{where} is truncated or damaged: {error}. {_REBUILD}") from error
+        raise ArtifactError(f"{where} is truncated or damaged: {error}. {REBUILD}") from error
     section, digest = module.custom(MANIFEST_SECTION), module.custom(DIGEST_SECTION)
     if section is None:
         if module.sections:
@@ -346,10 +198,10 @@ def _read_wasm(stream: BinaryIO, where: str) -> tuple[Manifest, str, int, Module
                 f"{where} is a WebAssembly module without a wasmgraph manifest."
                 " Only modules made by `wasmgraph compile` can be loaded."
             )
-        raise ArtifactError(f"{where} is truncated: it ends after the magic number. {_REBUILD}")
+        raise ArtifactError(f"{where} is truncated: it ends after the magic number. {REBUILD}")
     if digest is None or digest is not module.sections[-1] or digest.size != 32:
         raise ArtifactError(
-            f"{where} is truncated or was added to: it does not end in its digest. {_REBUILD}"
+            f"{where} is truncated or was added to: it does not end in its digest. {REBUILD}"
         )
     stream.seek(section.offset)
     manifest = Manifest.from_json(stream.read(section.size), where)
@@ -362,10 +214,26 @@ def _read_native(stream: BinaryIO, where: str) -> tuple[Manifest, str, int]:
     stream.seek(max(0, length - _NATIVE_TAIL.size))
     tail = stream.read()
     if len(tail) < _NATIVE_TAIL.size or not tail.endswith(_NATIVE_MAGIC):
-        raise ArtifactError(f"{where} is truncated, or a library that wasmgraph did not make. {_REBUILD}")
+        raise ArtifactError(f"{where} is truncated, or a library that wasmgraph did not make. {REBUILD}")
     digest, size, _ = _NATIVE_TAIL.unpack(tail)
     covered = length - _NATIVE_TAIL.size
     if size > covered:
-        raise ArtifactError(f"{where} is damaged: its manifest is longer than the file. {_REBUILD}")
+        raise ArtifactError(f"{where} is damaged: its manifest is longer than the file. {REBUILD}")
     stream.seek(covered - size)
     return Manifest.from_json(stream.read(size), where), digest.hex(), covered
+
+
+__all__ = [
+    "DESCRIPTION_KEY",
+    "DTYPES",
+    "PARAMS_FOLDER",
+    "SCHEMA",
+    "Artifact",
+    "Manifest",
+    "Params",
+    "Placed",
+    "Step",
+    "kind_of",
+    "params_file",
+    "seal",
+]

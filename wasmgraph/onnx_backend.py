@@ -58,7 +58,7 @@ class PreparedModel(BackendRep):
                 raise ModelError(f"input {name!r} is a {type(value).__name__}; inputs must be tensors.")
         arrays = {name: np.asarray(value) for name, value in feeds.items()}
         session, self.constant_outputs = self._session(arrays)
-        fed = {s.name: np.ascontiguousarray(arrays[s.name]).reshape(s.shape) for s in session.inputs}
+        fed = {s.name: np.ascontiguousarray(arrays[s.name]).reshape(s.static_shape) for s in session.inputs}
         outputs = session.run(fed)
         names = [value.name for value in self.model.graph.output]
         named: tuple[Array, ...] = namedtupledict("Outputs", names)(*(outputs[name] for name in names))

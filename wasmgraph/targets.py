@@ -17,7 +17,7 @@ class Target:
 
     Attributes
     ----------
-    lanes : float32 elements of one vector register (1: scalar code)
+    vector_bytes : size of one vector register; 4: scalar code
     tile_pixels, tile_channels : output pixels × output channels that one tile of a convolution
         keeps in registers over the whole reduction
     fma : multiply and add are one instruction
@@ -31,7 +31,7 @@ class Target:
 
     name: str
     kind: Kind
-    lanes: int
+    vector_bytes: int
     tile_pixels: int
     tile_channels: int
     fma: bool = False
@@ -39,6 +39,16 @@ class Target:
     threaded: bool = False
     cpu: str = ""
     features: tuple[str, ...] = ()
+
+    def lanes_of(self, dtype: str) -> int:
+        """Elements of a numpy dtype in one vector register; 1 in scalar code."""
+        bits = 8 if dtype == "bool" else int(dtype.strip("uintfloa"))
+        return 1 if self.vector_bytes == 4 else 8 * self.vector_bytes // bits
+
+    @property
+    def lanes(self) -> int:
+        """Elements of float32 in one vector register."""
+        return self.lanes_of("float32")
 
     @property
     def flops_per_cycle(self) -> int:
@@ -56,11 +66,11 @@ class Target:
 # is 8 accumulators, 4 weight vectors and a broadcast. Larger tiles spill (24 to 30 GFLOP/s
 # against 42). The scalar tile has the same shape, in scalar registers.
 _TARGETS = {
-    "wasm32": Target("wasm32", "wasm", lanes=1, tile_pixels=2, tile_channels=4),
+    "wasm32": Target("wasm32", "wasm", vector_bytes=4, tile_pixels=2, tile_channels=4),
     "wasm32-relaxed-simd": Target(
         "wasm32-relaxed-simd",
         "wasm",
-        lanes=4,
+        vector_bytes=16,
         tile_pixels=2,
         tile_channels=16,
         fma=True,
@@ -68,12 +78,12 @@ _TARGETS = {
         features=("simd128", "relaxed-simd"),
     ),
     "wasm32-simd128": Target(
-        "wasm32-simd128", "wasm", lanes=4, tile_pixels=2, tile_channels=16, features=("simd128",)
+        "wasm32-simd128", "wasm", vector_bytes=16, tile_pixels=2, tile_channels=16, features=("simd128",)
     ),
     "wasm32-simd128-threads": Target(
         "wasm32-simd128-threads",
         "wasm",
-        lanes=4,
+        vector_bytes=16,
         tile_pixels=2,
         tile_channels=16,
         threaded=True,
@@ -88,10 +98,12 @@ def _native() -> Target:
     """This processor at full width: two vectors of channels, as many pixels as registers hold."""
     features = set(cpu_features())
     if {"avx512f", "avx512vl"} <= features:
-        return Target("native", "native", lanes=16, tile_pixels=14, tile_channels=32, fma=True)
+        return Target("native", "native", vector_bytes=64, tile_pixels=14, tile_channels=32, fma=True)
     if {"avx2", "fma"} <= features:
-        return Target("native", "native", lanes=8, tile_pixels=6, tile_channels=16, fma=True)
-    return Target("native", "native", lanes=4, tile_pixels=6, tile_channels=8, fma="asimd" in features)
+        return Target("native", "native", vector_bytes=32, tile_pixels=6, tile_channels=16, fma=True)
+    return Target(
+        "native", "native", vector_bytes=16, tile_pixels=6, tile_channels=8, fma="asimd" in features
+    )
 
 
 def _native_128() -> Target:
@@ -104,7 +116,7 @@ def _native_128() -> Target:
     return Target(
         "native-128",
         "native",
-        lanes=4,
+        vector_bytes=16,
         tile_pixels=2,
         tile_channels=16,
         exact_vectors=True,  # with AVX, LLVM would make them 256 bits wide

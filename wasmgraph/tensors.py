@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import prod
 from typing import Any
@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from wasmgraph.errors import FeedError
+from wasmgraph.dims import Shape, evaluate
+from wasmgraph.errors import FeedError, UsageError
 from wasmgraph.text import plain
 
 Array = npt.NDArray[Any]
@@ -22,16 +23,38 @@ _SHOWN = 4  # tensors of a side in a signature
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, static shape and numpy dtype name (``"float32"``) of one input or output."""
+    """Name, shape and numpy dtype name (``"float32"``) of one input or output.
+
+    A size of the shape is a number, or an expression over dimensions whose values are known when the graph
+    runs (:mod:`wasmgraph.dims`).
+    """
 
     name: str
-    shape: tuple[int, ...]
+    shape: Shape
     dtype: str
 
     @property
+    def static_shape(self) -> tuple[int, ...]:
+        """The shape, all of whose sizes are numbers.
+
+        Raises
+        ------
+        UsageError
+            A size depends on a dimension: ask for the shape :meth:`at` its value.
+        """
+        sizes = tuple(size for size in self.shape if isinstance(size, int))
+        if len(sizes) != len(self.shape):
+            raise UsageError(f"the shape of {self} depends on dimensions that have no value here.")
+        return sizes
+
+    @property
     def nbytes(self) -> int:
-        """Size in bytes, without padding."""
-        return prod(self.shape) * np.dtype(self.dtype).itemsize
+        """Size in bytes, without padding, of a static shape."""
+        return prod(self.static_shape) * np.dtype(self.dtype).itemsize
+
+    def at(self, values: Mapping[str, int]) -> TensorSpec:
+        """The same tensor where each dimension has a value."""
+        return replace(self, shape=tuple(evaluate(size, values) for size in self.shape))
 
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"

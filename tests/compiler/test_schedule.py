@@ -19,7 +19,7 @@ from tests.conftest import TARGETS as ONE_THREAD
 from tests.conftest import model_of
 from wasmgraph.compiler.operators.packing import pack_conv2d
 from wasmgraph.compiler.schedule import FALLBACK, RULES
-from wasmgraph.compiler.schedule.tiled import _tile_pixels
+from wasmgraph.compiler.schedule.decisions import tile_pixels
 from wasmgraph.targets import get_target
 
 # Two threads share what the rules say they may; relaxed SIMD and native-128 have vectors of their own.
@@ -373,5 +373,5 @@ def test_packing_keeps_every_weight_and_pads_with_zeros(
 def test_few_tiles_leave_no_pixels(
     target: str, tile: tuple[int, int, int], pixels: int, taken: int
 ) -> None:
-    wide = replace(get_target(target), tile_pixels=tile[0], tile_channels=tile[1], lanes=tile[2])
-    assert _tile_pixels(pixels, wide) == taken
+    wide = replace(get_target(target), tile_pixels=tile[0], tile_channels=tile[1], vector_bytes=4 * tile[2])
+    assert tile_pixels(pixels, wide) == taken

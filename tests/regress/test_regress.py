@@ -87,7 +87,7 @@ def test_a_revision_that_does_not_compile_fails_and_says_so(
     repo: Path, small_onnx: Path, tmp_path: Path
 ) -> None:
     with checkout(repo, "HEAD~1", print) as base, checkout(repo, "HEAD", print) as head:
-        codegen = head.root / "wasmgraph" / "compiler" / "codegen.py"
+        codegen = head.root / "wasmgraph" / "compiler" / "lower" / "codegen.py"
         codegen.write_text("raise RuntimeError('broken')\n")
         options = Options([str(small_onnx)], parse_list("wasm32@wasmtime", 1, ()), pairs=4, least=1, most=1)
         files = measure_pair(base, head, options, tmp_path, print)

@@ -15,7 +15,8 @@ import pytest
 
 import wasmgraph as wg
 from wasmgraph.artifact import Artifact, Manifest, Placed, Step, seal
-from wasmgraph.compiler.link.linker import compile_object, link_objects
+from wasmgraph.compiler.link.library import Library, link_library
+from wasmgraph.compiler.link.zig import compile_object
 from wasmgraph.errors import ExecutionError, UsageError
 from wasmgraph.targets import get_target
 from wasmgraph.wasm.wasmfile import read_module
@@ -151,7 +152,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = get_target(TARGET)
     (directory / "faulty.c").write_text(FAULTY)
     compile_object(directory / "faulty.c", directory / "faulty.o", target)
-    linked = link_objects([directory / "faulty.o"], directory, target, 4096)
+    linked = link_library(Library([directory / "faulty.o"], 4096), directory, target)
     with linked.open("rb") as stream:
         base = read_module(stream).global_values["wasmgraph_arena"]
     manifest = Manifest(

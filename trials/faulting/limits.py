@@ -89,7 +89,7 @@ def forge(path: Path, template: Artifact, wat: str) -> Path:
 def seeded(session: Session) -> dict[str, Any]:
     """Seeded noise for a session's inputs."""
     rng = np.random.default_rng(0)
-    return {spec.name: rng.normal(0, 1, spec.shape).astype(spec.dtype) for spec in session.inputs}
+    return {spec.name: rng.normal(0, 1, spec.static_shape).astype(spec.dtype) for spec in session.inputs}
 
 
 @contextmanager

@@ -425,7 +425,7 @@ def profile(artifact: Path, rounds: int | None, threads: int, as_json: bool) -> 
 
     opened = Artifact.open(artifact)
     rng = np.random.default_rng(0)
-    feeds = {s.name: rng.normal(0, 1, s.shape).astype(s.dtype) for s in opened.inputs}
+    feeds = {s.name: rng.normal(0, 1, s.static_shape).astype(s.dtype) for s in opened.inputs}
     roof = build_roofline(opened.manifest.target)
     with (
         load(opened, threads=threads) as session,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import onnx
 
     from wasmgraph.compiler.importing.importer import ImportedModel
-    from wasmgraph.compiler.link.linker import Form
+    from wasmgraph.compiler.link.library import Form
     from wasmgraph.compiler.lower.codegen import Kernels
     from wasmgraph.compiler.plan import Plan
 
@@ -138,7 +138,7 @@ def compile(
         stage.outcome = ", ".join(map(str, imported.inputs))
     owner: tempfile.TemporaryDirectory[str] = tempfile.TemporaryDirectory(prefix="wasmgraph-")
     try:
-        from wasmgraph.compiler.link.linker import Form
+        from wasmgraph.compiler.link.library import Form
 
         form = Form(params, command)
         linked, kernels = _build(imported, chosen, winograd, form, Path(owner.name), log)
@@ -186,7 +186,7 @@ def _build(
     from tvm.tirx import PrimFunc
 
     from wasmgraph.compiler.inspect.work import kernel_flops
-    from wasmgraph.compiler.link.linker import link
+    from wasmgraph.compiler.link.graph import link_graph
     from wasmgraph.compiler.lower import codegen
     from wasmgraph.compiler.plan import COPY, make_plan
     from wasmgraph.compiler.relax import passes
@@ -200,7 +200,8 @@ def _build(
         stage.outcome = f"{len(mod.functions) - 1} kernels"
     with log.stage("schedule") as stage:
         flops = {g.name_hint: kernel_flops(f) for g, f in mod.functions.items() if isinstance(f, PrimFunc)}
-        mod, rules = schedule_module(mod, target)
+        mod, chosen = schedule_module(mod, target)
+        rules = {kernel: choice.rule for kernel, choice in chosen.items()}
         stage.outcome = f"{len(rules)} kernels by {len(set(rules.values()))} rules"
     with log.stage("codegen") as stage:
         kernels = codegen.generate(mod, target)
@@ -220,7 +221,7 @@ def _build(
     log.fallbacks += [step.kernel for step in steps if step.rule == FALLBACK]
     with log.stage("link") as stage:
         sides = imported.inputs, imported.outputs
-        linked, digest = link(directory, target, plan, constants, kernels.phases, form, *sides)
+        linked, digest = link_graph(directory, target, plan, constants, kernels.phases, form, *sides)
         manifest = _manifest(imported, target, plan, steps, linked)
         manifest = replace(manifest, params=form.params, params_sha256=digest, command=form.command)
         seal(linked, manifest)
@@ -240,14 +241,14 @@ def _operators(kernel: str) -> str:
 def _manifest(
     imported: ImportedModel, target: Target, plan: Plan, steps: tuple[Step, ...], linked: Path
 ) -> Manifest:
-    from wasmgraph.compiler.link.linker import ARENA_SYMBOL
+    from wasmgraph.abi import ARENA
     from wasmgraph.compiler.schedule import FALLBACK
     from wasmgraph.wasm.wasmfile import read_module
 
     base = 0
     if target.kind == "wasm":
         with linked.open("rb") as stream:
-            base = read_module(stream).global_values[ARENA_SYMBOL]
+            base = read_module(stream).global_values[ARENA]
 
     def placed(specs: Sequence[TensorSpec], offsets: Sequence[int]) -> tuple[Placed, ...]:
         pairs = zip(specs, offsets, strict=True)
@@ -280,7 +281,7 @@ def _manifest(
 
 def _keep(directory: Path, keep: Path, target: Target, kernels: Kernels) -> None:
     from wasmgraph.compiler.inspect import listing
-    from wasmgraph.compiler.link.linker import archive_name
+    from wasmgraph.compiler.link.graph import archive_name
 
     keep.mkdir(parents=True, exist_ok=True)
     for name in ("graph.json", "graph.o", "graph.params", archive_name(target)):

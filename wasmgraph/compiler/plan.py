@@ -8,21 +8,22 @@ outputs keep theirs from the step that writes them.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 import numpy as np
 import tvm
 from tvm import relax
-from tvm.ir import GenericConst, GlobalVar, Op
+from tvm.ir import GenericConst, GlobalVar, Op, PrimType
 
-from wasmgraph.compiler.lower.buffers import tvm_dtype_bytes
+from wasmgraph.abi import ALIGNMENT
+from wasmgraph.compiler.sizes import dtype_bytes, shape_of, size_of
+from wasmgraph.dims import Dim, Size, bounds, operation
 from wasmgraph.errors import UnsupportedOperatorError
 from wasmgraph.tensors import Array
 
 COPY = "copy"  # a graph's output that is also its input, a constant, or another output
-ALIGNMENT = 64  # bytes: a cache line, and the widest vector of any target
 
 
 def symbol_of(function: str) -> str:
@@ -41,15 +42,25 @@ class Address:
 
 
 @dataclass(frozen=True)
+class Scalar:
+    """A size that a kernel takes as a number, such as how many rows there are."""
+
+    size: Size
+
+
+Argument = Address | Scalar
+
+
+@dataclass(frozen=True)
 class Call:
-    """One step: a kernel's name and the addresses of its inputs, outputs and workspaces.
+    """One step: a kernel's name, and what it takes: inputs (addresses and scalars), outputs, workspaces.
 
     ``traffic_bytes`` is the size of inputs and outputs. The kernel :data:`COPY` has no symbol: it
     copies ``copied_bytes`` from its first address to its second.
     """
 
     kernel: str
-    arguments: tuple[Address, ...]
+    arguments: tuple[Argument, ...]
     traffic_bytes: int
     copied_bytes: int = 0
 
@@ -90,14 +101,16 @@ class _Buffer:
 
 
 _Place = _Buffer | int  # a buffer of the arena, or an offset in the parameters
+_Operand = _Place | Scalar
 
 
 @dataclass
 class _Builder:
     workspaces: Mapping[str, tuple[int, ...]]
+    dims: Mapping[str, Dim]
     places: dict[relax.Var, list[_Place]] = field(default_factory=dict)
     buffers: list[_Buffer] = field(default_factory=list)
-    steps: list[tuple[str, list[_Place], int]] = field(default_factory=list)
+    steps: list[tuple[str, list[_Operand], int]] = field(default_factory=list)
     constant_bytes: dict[int, int] = field(default_factory=dict)
     unplanned: list[str] = field(default_factory=list)
     parameters: list[Parameter] = field(default_factory=list)
@@ -106,8 +119,11 @@ class _Builder:
     constants: dict[bytes, int] = field(default_factory=dict)
 
     def new(self, ty: relax.TensorType, first: int) -> _Buffer:
-        count = int(np.prod([int(d) for d in ty.shape.values], dtype=np.int64))
-        buffer = _Buffer(count * tvm_dtype_bytes(str(ty.dtype)), first, first)
+        count: Size = 1
+        for size in shape_of(ty):
+            count = operation("*", count, size)
+        most = bounds(count, self.dims)[1]
+        buffer = _Buffer(most * dtype_bytes(str(ty.dtype)), first, first)
         self.buffers.append(buffer)
         return buffer
 
@@ -132,7 +148,17 @@ class _Builder:
             return [self.place(expr.tuple_value)[expr.index]]
         return self.places[expr]
 
-    def step(self, kernel: str, operands: list[_Place], results: list[_Buffer]) -> None:
+    def operands(self, arguments: relax.Tuple) -> list[_Operand]:
+        """What a kernel takes: tensors in their places, and numbers."""
+        found: list[_Operand] = []
+        for argument in arguments.fields:
+            if isinstance(argument.ty, PrimType):
+                found.append(Scalar(size_of(argument)))
+            else:
+                found += self.place(argument)
+        return found
+
+    def step(self, kernel: str, operands: Sequence[_Operand], results: list[_Buffer]) -> None:
         now = len(self.steps)
         work = [_Buffer(nbytes, now, now) for nbytes in self.workspaces.get(kernel, ())]
         self.buffers.extend(work)
@@ -142,6 +168,7 @@ class _Builder:
         traffic = sum(
             place.nbytes if isinstance(place, _Buffer) else self.constant_bytes[place]
             for place in [*operands, *results]
+            if not isinstance(place, Scalar)
         )
         self.steps.append((kernel, [*operands, *results, *work], traffic))
 
@@ -152,7 +179,7 @@ class _Builder:
                 types = value.ty_args[0] if value.ty_args else value.ty
                 fields = types.fields if isinstance(types, relax.TupleType) else [types]
                 results = [self.new(ty, len(self.steps)) for ty in fields]
-                self.step(value.args[0].name_hint, self.place(value.args[1]), results)
+                self.step(value.args[0].name_hint, self.operands(value.args[1]), results)
                 self.places[var] = list(results)
                 return
             if name == "relax.reshape":
@@ -210,23 +237,26 @@ def _results(builder: _Builder, main: relax.Function) -> tuple[list[relax.Tensor
     return types, builder.place(main.body.body)
 
 
-def _copied_bytes(kernel: str, places: list[_Place]) -> int:
+def _copied_bytes(kernel: str, places: Sequence[_Operand]) -> int:
     destination = places[-1]
     return destination.nbytes if kernel == COPY and isinstance(destination, _Buffer) else 0
 
 
-def make_plan(mod: tvm.IRModule, workspaces: Mapping[str, tuple[int, ...]]) -> tuple[Plan, list[Array]]:
+def make_plan(
+    mod: tvm.IRModule, workspaces: Mapping[str, tuple[int, ...]], dims: Mapping[str, Dim] | None = None
+) -> tuple[Plan, list[Array]]:
     """Plan ``mod["main"]``.
 
     Parameters
     ----------
     workspaces : bytes of each workspace that a kernel takes after its outputs
+    dims : bounds of the dimensions that shapes depend on; the arena holds tensors of the largest sizes
 
     Returns
     -------
     The plan, and the constants in the order of ``plan.parameters``.
     """
-    builder = _Builder(workspaces)
+    builder = _Builder(workspaces, dims or {})
     main = mod["main"]
     inputs = _walk(builder, main)
     outputs: list[_Buffer] = []
@@ -243,7 +273,9 @@ def make_plan(mod: tvm.IRModule, workspaces: Mapping[str, tuple[int, ...]]) -> t
         buffer.last = end
     arena_bytes = _pack(builder.buffers)
 
-    def address(place: _Place) -> Address:
+    def address(place: _Operand) -> Argument:
+        if isinstance(place, Scalar):
+            return place
         if isinstance(place, int):
             return Address("params", place)
         return Address("arena", place.offset)

@@ -105,14 +105,14 @@ def evaluation(
             photos = labelled_folder(images) if images is not None else accuracy_set()
         except FetchError as error:
             notice(f"No photographs: {error} Accuracy is measured on seeded noise.")
-    if description.get("task") in TASKS and inputs[0].shape[0] == 1:
-        pairs = examples(description["task"], inputs[0].shape)
+    if description.get("task") in TASKS and inputs[0].static_shape[0] == 1:
+        pairs = examples(description["task"], inputs[0].static_shape)
         lines = [{description["input"]: image} for image, _ in pairs]
         return Evaluation(lines, [label for _, label in pairs], description)
     if photos:
         name = description["input"]
         arrays = inputs_of(photos, description["preprocessing"])
-        batch = inputs[0].shape[0]
+        batch = inputs[0].static_shape[0]
         if batch > 1:  # labels are of single photographs: calls are compared as wholes
             rows = [
                 np.take(arrays, range(i, i + batch), 0, mode="wrap") for i in range(0, len(arrays), batch)
@@ -124,6 +124,7 @@ def evaluation(
         return Evaluation(feeds, labels, description, photos)
     rng = np.random.default_rng(0)
     noise = [
-        {s.name: rng.normal(0, 1, s.shape).astype(s.dtype) for s in inputs} for _ in range(_NOISE_INPUTS)
+        {s.name: rng.normal(0, 1, s.static_shape).astype(s.dtype) for s in inputs}
+        for _ in range(_NOISE_INPUTS)
     ]
     return Evaluation(noise, None, description)

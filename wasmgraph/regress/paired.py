@@ -116,7 +116,7 @@ class _Side:
         counted = dict(self.counted.get(str(backend.target), {}))
         kernel_work = counted.pop("kernel_work", {})
         runtime = get_runtime(backend.runtime)
-        shape = artifact.inputs[0].shape if artifact.inputs else ()
+        shape = artifact.inputs[0].static_shape if artifact.inputs else ()
         record = Record(
             model=name,
             weights=judged.description.get("weights", "unknown"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 
+from wasmgraph.abi import GRAPH, PARAMS, POOL, STACK_POINTER
 from wasmgraph.artifact import Artifact, Manifest
 from wasmgraph.errors import ArtifactError
 from wasmgraph.targets import WASM_FEATURES
@@ -16,16 +17,6 @@ from wasmgraph.wasm.wasmfile import PAGE_BYTES, Module
 
 _ALIGNMENT = 8  # of the largest element
 _MEMORY = ("env", "memory", "memory")
-_ENTRY = {"wasmgraph_run": "() -> i32", "wasmgraph_step": "(i32) -> i32"}
-_POOL = {
-    "wasmgraph_init": "() -> ()",
-    "wasmgraph_threads": "(i32) -> ()",
-    "wasmgraph_worker": "() -> i32",
-    "wasmgraph_fail": "() -> ()",
-    "wasmgraph_stop": "() -> ()",
-}
-STACK_POINTER = "__stack_pointer"
-LOAD = "wasmgraph_load"
 _PREVIEW1 = "wasi_snapshot_preview1"
 _FILE = {  # to read one file of a folder that the host opened; nothing else
     "path_open": "(i32, i32, i32, i32, i32, i64, i64, i32, i32) -> i32",
@@ -48,9 +39,9 @@ def _imports(manifest: Manifest, module: Module) -> str | None:
 
 
 def _exports(manifest: Manifest, module: Module) -> str | None:
-    functions = {**_ENTRY, **_POOL} if module.memory_shared else dict(_ENTRY)
+    functions = {**GRAPH, **POOL} if module.memory_shared else dict(GRAPH)
     if manifest.params == "wasi":
-        functions[LOAD] = "() -> i32"
+        functions |= PARAMS
     wrong = [
         f"{name} {signature}"
         for name, signature in functions.items()

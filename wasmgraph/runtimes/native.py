@@ -46,7 +46,7 @@ class NativeSession(Session):
 
     def _view(self, tensor: Placed) -> Array:
         raw = self._arena[tensor.offset : tensor.offset + tensor.spec.nbytes]
-        return raw.view(tensor.dtype).reshape(tensor.shape)
+        return raw.view(tensor.dtype).reshape(tensor.spec.static_shape)
 
     def _run(self, arrays: list[Array]) -> list[Array]:
         for tensor, array in zip(self._placed_inputs, arrays, strict=True):

@@ -138,7 +138,7 @@ class ProcessSession(Session):
         results, offset = [], 0
         for spec in self.outputs:
             raw = content[offset : offset + spec.nbytes]
-            results.append(np.frombuffer(raw, spec.dtype).reshape(spec.shape).copy())
+            results.append(np.frombuffer(raw, spec.dtype).reshape(spec.static_shape).copy())
             offset += spec.nbytes
         return results
 

@@ -162,7 +162,9 @@ def layout(specs: tuple[TensorSpec, ...]) -> tuple[list[int], int]:
 def views(memory: mmap.mmap, specs: tuple[TensorSpec, ...], offsets: list[int]) -> list[Array]:
     """The tensors in shared memory."""
     return [
-        np.frombuffer(memory, spec.dtype, int(np.prod(spec.shape)), offset).reshape(spec.shape)
+        np.frombuffer(memory, spec.dtype, int(np.prod(spec.static_shape)), offset).reshape(
+            spec.static_shape
+        )
         for spec, offset in zip(specs, offsets, strict=True)
     ]
 

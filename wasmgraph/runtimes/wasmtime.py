@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import wasmtime
 
+from wasmgraph.abi import LOAD
 from wasmgraph.artifact import Artifact, Placed
 from wasmgraph.errors import ArtifactError, ExecutionError, UsageError
 from wasmgraph.runtimes.base import LoadOptions, Runtime, Session, distribution_bytes
-from wasmgraph.runtimes.checks import LOAD, check
+from wasmgraph.runtimes.checks import check
 from wasmgraph.runtimes.parameters import params_file, refusal
 from wasmgraph.runtimes.wasmtime_engine import EngineConfig, compiled_module, new_store
 from wasmgraph.runtimes.wasmtime_pool import Pool, Thread, cause
@@ -81,7 +82,7 @@ class WasmtimeSession(Session):
                 f"{self._where}: {tensor.spec} at {tensor.offset} lies outside the memory of {size} bytes."
             )
         raw = (ctypes.c_ubyte * nbytes).from_address(base + tensor.offset)
-        return np.frombuffer(memoryview(raw), dtype=tensor.dtype).reshape(tensor.shape)
+        return np.frombuffer(memoryview(raw), dtype=tensor.dtype).reshape(tensor.spec.static_shape)
 
     def _run(self, arrays: list[Array]) -> list[Array]:
         for view, array in zip(self._views[0], arrays, strict=True):

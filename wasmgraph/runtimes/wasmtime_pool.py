@@ -14,8 +14,8 @@ from typing import Any
 import wasmtime
 from wasmtime import _ffi as ffi
 
+from wasmgraph.abi import LOAD, STACK_POINTER
 from wasmgraph.errors import ExecutionError, UsageError
-from wasmgraph.runtimes.checks import LOAD, STACK_POINTER
 from wasmgraph.runtimes.wasmtime_engine import EngineConfig, engine, new_store
 from wasmgraph.runtimes.wasmtime_wasi import instantiate
 from wasmgraph.wasm.wasmfile import PAGE_BYTES, Module

@@ -23,7 +23,7 @@ def test_large_images_get_the_larger_tile(size: int, channels: int) -> None:
 )
 def test_weights_that_outgrow_the_cache_count(lanes: int, fma: bool, algorithm: str) -> None:
     """At 7×7 F(4×4) streams 38 MB of weights: the faster the arithmetic, the less it is worth."""
-    target = replace(get_target("wasm32-simd128"), lanes=lanes, fma=fma)
+    target = replace(get_target("wasm32-simd128"), vector_bytes=4 * lanes, fma=fma)
     assert choose(square(7, 512), target) == algorithm
 
 

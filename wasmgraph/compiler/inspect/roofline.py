@@ -7,11 +7,10 @@ Williams, Waterman & Patterson, "Roofline: An Insightful Visual Performance Mode
 from __future__ import annotations
 
 import tempfile
-from importlib import resources
 from pathlib import Path
 
 from wasmgraph.artifact import SCHEMA, Artifact, Manifest, Step, seal
-from wasmgraph.compiler.link.linker import link_objects
+from wasmgraph.compiler.link.library import Library, link_library, template
 from wasmgraph.compiler.link.zig import compile_object
 from wasmgraph.targets import Target, get_target
 
@@ -30,8 +29,7 @@ def build_roofline(target: str) -> Artifact:
     owner: tempfile.TemporaryDirectory[str] = tempfile.TemporaryDirectory(prefix="wasmgraph-")
     directory = Path(owner.name)
     source = directory / "roofline.c"
-    text = resources.files("wasmgraph.compiler.link").joinpath("csrc/roofline.c").read_text()
-    source.write_text(text)
+    source.write_text(template("roofline.c", {}))
     macros = {
         "LANES": chosen.lanes,
         "CHAINS": _CHAINS,
@@ -47,7 +45,7 @@ def build_roofline(target: str) -> Artifact:
         # Otherwise LLVM divides vectors of 512 bits for the processors whose clock they may lower.
         flags.append(f"-mprefer-vector-width={32 * chosen.lanes}")
     compile_object(source, directory / "roofline.o", chosen, flags)
-    linked = link_objects([directory / "roofline.o"], directory, chosen, _ARENA_BYTES)
+    linked = link_library(Library([directory / "roofline.o"], _ARENA_BYTES), directory, chosen)
     seal(linked, _manifest(chosen))
     return Artifact.open(linked, owner)
 

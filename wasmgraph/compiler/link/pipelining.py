@@ -23,13 +23,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from wasmgraph.abi import READ_AHEAD_BYTES
 from wasmgraph.files import replacing
 from wasmgraph.wasm.wasmcode import SIMD, Function, Instruction, functions
 from wasmgraph.wasm.wasmfile import CODE, FUNCTION, Module, leb128, read_module, section, signed_leb128
 
-# Bytes by which an address may grow in a turn: the linker adds as many to memory, for the last turn reads
-# the pixels of one more.
-MOST_STRIDE = 4096
+# Bytes by which an address may grow in a turn: the last turn reads the pixels of one more.
+MOST_STRIDE = READ_AHEAD_BYTES
 _V128, _I32 = 0x7B, 0x7F
 _LOOP, _END, _BR_IF = (0, 0x03), (0, 0x0B), (0, 0x0D)
 _GET, _SET, _TEE = (0, 0x20), (0, 0x21), (0, 0x22)

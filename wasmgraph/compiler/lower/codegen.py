@@ -1,8 +1,8 @@
 """Stage 6: scheduled kernels become an object file of plain functions over raw pointers.
 
-A kernel's C signature is ``int32_t kernel(T *input..., T *output..., T *workspace...)``; it
-returns 0. There is no packed calling convention, no runtime to call, nothing to import. For a target
-with threads a kernel is several such functions (``phases.py``).
+A kernel's C signature is ``int32_t kernel(T *input..., T *output..., T *workspace...)``; an input may also
+be a number, an ``int32_t``. It returns 0. There is no packed calling convention, no runtime to call,
+nothing to import. For a target with threads a kernel is several such functions (``phases.py``).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
 
-from wasmgraph.compiler.lower.buffers import buffer_bytes
 from wasmgraph.compiler.lower.phases import LOCAL_BYTES, Phase, divide
 from wasmgraph.compiler.lower.prefetch import fetch_ahead
 from wasmgraph.compiler.plan import symbol_of
+from wasmgraph.compiler.sizes import buffer_bytes
 from wasmgraph.targets import Target
 
 
@@ -143,7 +143,8 @@ def _raw_pointers(function: tirx.PrimFunc, lift_large: bool) -> tuple[tirx.PrimF
 
     for parameter in function.params:
         if isinstance(parameter.ty, tvm.ir.PrimType):
-            parameters.append(parameter)
+            parameters.append(tirx.Var(parameter.name, "int32"))
+            declared.append(tirx.Bind(parameter, tirx.Cast(parameter.ty.dtype, parameters[-1])))
         else:
             declared.append(pointer_to(parameter, f"{parameter.name}_pointer"))
     workspaces: list[int] = []

@@ -15,8 +15,8 @@ import tvm
 import tvm_ffi
 from tvm import tirx
 
-from wasmgraph.compiler.lower.buffers import buffer_bytes
 from wasmgraph.compiler.schedule.blocks import SHARE
+from wasmgraph.compiler.sizes import buffer_bytes
 
 # Loops are joined until they have so many turns: enough for threads to end together.
 _TURNS = 128

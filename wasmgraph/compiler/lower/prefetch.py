@@ -17,8 +17,8 @@ import tvm_ffi
 from tvm import tirx
 from tvm.ir.expr import TensorLoad
 
-from wasmgraph.compiler.lower.buffers import tvm_dtype_bytes
 from wasmgraph.compiler.schedule.blocks import FETCH_AHEAD
+from wasmgraph.compiler.sizes import buffer_bytes, dtype_bytes
 
 # Weights of fewer bytes stay in the cache from one inference to the next, or nearly so.
 _OUTGROWN = 512 << 10
@@ -80,7 +80,7 @@ def _prefetches(turn: tirx.Stmt, tiles: list[tirx.For], reduction: list[tirx.For
         return []
     load, width = weights
     buffer, index = load.source, load.indices[0]
-    if prod(int(d) for d in buffer.shape) * tvm_dtype_bytes(str(buffer.dtype)) < _OUTGROWN:
+    if buffer_bytes(buffer) < _OUTGROWN:
         return []
     first = _at_zero(index, _loops(turn))
     block = _at_zero(first, reduction)
@@ -91,7 +91,7 @@ def _prefetches(turn: tirx.Stmt, tiles: list[tirx.For], reduction: list[tirx.For
         tile = tile * loop.extent + loop.loop_var
     share = -(-width // count)  # elements a turn; tiles overlap where it was rounded up
     ahead = block + size + tile * size // count + (first - block) // width * share
-    step = _LINE // tvm_dtype_bytes(str(buffer.dtype))
+    step = _LINE // dtype_bytes(str(buffer.dtype))
     return [
         tirx.Evaluate(
             tirx.call_intrin(

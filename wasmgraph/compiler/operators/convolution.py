@@ -19,10 +19,10 @@ from wasmgraph.compiler.operators.packing import (
     channel_block,
     default_legalize,
     lane_block,
-    pack_conv2d,
-    static_shape,
+    pack,
 )
 from wasmgraph.compiler.operators.winograd import pack_weights, winograd_compute
+from wasmgraph.compiler.sizes import numbers, static_shape
 from wasmgraph.targets import Target
 
 
@@ -55,8 +55,8 @@ def conv2d_compute(data: te.Tensor, weight: te.Tensor, channels: int, window: _W
     The result is ``[N][OH][OW][O]``, ``channels`` = O.
     """
     data = window.pad(data)
-    n, h, w, _ = (int(d) for d in data.shape)
-    groups, blocks, kernel_h, kernel_w, inner, block = (int(d) for d in weight.shape)
+    n, h, w, _ = numbers(data.shape)
+    groups, blocks, kernel_h, kernel_w, inner, block = numbers(weight.shape)
     (sy, sx), (dy, dx) = window.stride, window.dilation
     oh, ow = window.outputs((h, w), (kernel_h, kernel_w))
     own = channels // groups
@@ -91,8 +91,8 @@ def depthwise_compute(data: te.Tensor, weight: te.Tensor, channels: int, window:
     """
     groups_inner = int(data.shape[3])
     data = window.pad(data)
-    n, h, w, _ = (int(d) for d in data.shape)
-    _, blocks, kernel_h, kernel_w, inner, block = (int(d) for d in weight.shape)
+    n, h, w, _ = numbers(data.shape)
+    _, blocks, kernel_h, kernel_w, inner, block = numbers(weight.shape)
     (sy, sx), (dy, dx) = window.stride, window.dilation
     oh, ow = window.outputs((h, w), (kernel_h, kernel_w))
     own = channels // (groups_inner // inner)
@@ -127,8 +127,8 @@ def pointwise_compute(
     """
     n = int(data.shape[0])
     sy, sx = stride
-    h, w = ((int(d) - 1) // s + 1 for d, s in zip(data.shape[1:3], stride, strict=True))
-    groups, blocks, _, _, inner, block = (int(d) for d in weight.shape)
+    h, w = ((d - 1) // s + 1 for d, s in zip(numbers(data.shape[1:3]), stride, strict=True))
+    groups, blocks, _, _, inner, block = numbers(weight.shape)
     own = channels // groups
     k = te.reduce_axis((0, inner), "k")
     acc = te.compute(
@@ -174,19 +174,18 @@ def legalize_convolution(
         dilation=(int(attrs.dilation[0]), int(attrs.dilation[1])),
         groups=int(attrs.groups),
     )
-    values = weight.value.numpy()
     hints = {"primfunc_name_hint": "conv2d", "primfunc_attrs": {"op_pattern": OUT_FUSIBLE}}
     algorithm = choose(conv, target, winograd)
     if algorithm == "direct":
         window = _Window(conv.stride, padding, conv.dilation)
         own = channels // conv.groups
         if conv.groups > 1 and own < target.lanes:
-            packed = relax.const(pack_conv2d(values, lane_block(channels, target)))
+            packed = pack(bb, weight, lane_block(channels, target))
             return bb.call_te(partial(depthwise_compute, window=window), data, packed, channels, **hints)
-        packed = relax.const(pack_conv2d(values, channel_block(own, target), conv.groups))
+        packed = pack(bb, weight, channel_block(own, target), conv.groups)
         if conv.is_pointwise and not any(padding):
             return bb.call_te(pointwise_compute, data, packed, channels, conv.stride, **hints)
         return bb.call_te(partial(conv2d_compute, window=window), data, packed, channels, **hints)
     m = 2 if algorithm == "winograd-2" else 4
-    packed = relax.const(pack_weights(values, channel_block(channels, target), m))
+    packed = relax.const(pack_weights(weight.value.numpy(), channel_block(channels, target), m))
     return bb.call_te(winograd_compute, data, packed, channels, padding, m, **hints)

@@ -11,15 +11,15 @@ from wasmgraph.compiler.operators.packing import (
     channel_block,
     default_legalize,
     pack_conv2d,
-    static_shape,
 )
+from wasmgraph.compiler.sizes import numbers, static_shape
 from wasmgraph.targets import Target
 
 
 def dense_compute(data: te.Tensor, weight: te.Tensor, channels: int) -> te.Tensor:
     """Matrix product, ``[M][K]`` by packed weights ``[N/T][K][T]``, to ``[M][N]``, ``channels`` = N."""
-    rows, _ = (int(d) for d in data.shape)
-    blocks, inner, block = (int(d) for d in weight.shape)
+    rows, _ = numbers(data.shape)
+    blocks, inner, block = numbers(weight.shape)
     k = te.reduce_axis((0, inner), "k")
     acc = te.compute(
         (blocks, rows, block),

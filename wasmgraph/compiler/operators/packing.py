@@ -5,10 +5,13 @@ so that a tile reads its weights from consecutive bytes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-from tvm import relax
+from tvm import relax, te, tirx
+from tvm.ir import GenericConst
 
+from wasmgraph.compiler.sizes import numbers
 from wasmgraph.targets import Target
 
 Legalize = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
@@ -21,11 +24,6 @@ def default_legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """The operator as TVM computes it."""
     legalize: Legalize = call.op.get_attr("FLegalize")
     return legalize(bb, call)
-
-
-def static_shape(expr: relax.Expr) -> tuple[int, ...]:
-    """The shape of an expression all of whose dimensions are known."""
-    return tuple(int(d) for d in expr.ty.shape.values)
 
 
 def channel_block(channels: int, target: Target) -> int:
@@ -58,3 +56,23 @@ def pack_conv2d(weight: np.ndarray, block: int, groups: int = 1) -> np.ndarray:
     packed[:, :own] = weight.reshape(groups, own, kh, kw, inner)
     packed = packed.reshape(groups, blocks, block, kh, kw, inner)
     return np.ascontiguousarray(packed.transpose(0, 1, 3, 4, 5, 2))
+
+
+def pack_compute(weight: te.Tensor, block: int, groups: int = 1) -> te.Tensor:
+    """The same as a kernel, for weights that are known when the graph runs."""
+    out, kh, kw, inner = numbers(weight.shape)
+    own = out // groups
+
+    def packed(g: Any, b: Any, y: Any, x: Any, i: Any, lane: Any) -> Any:
+        channel = b * block + lane
+        zero = tirx.const(0, weight.dtype)
+        return tirx.if_then_else(channel < own, weight[g * own + channel, y, x, i], zero)
+
+    return te.compute((groups, -(-own // block), kh, kw, inner, block), packed, name="pack")
+
+
+def pack(bb: relax.BlockBuilder, weight: relax.Expr, block: int, groups: int = 1) -> relax.Expr:
+    """Packed weights: at once where they are known, by a kernel where they are computed."""
+    if isinstance(weight, GenericConst):
+        return relax.const(pack_conv2d(weight.value.numpy(), block, groups))
+    return bb.call_te(pack_compute, weight, block, groups, primfunc_name_hint="pack")

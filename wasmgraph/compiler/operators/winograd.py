@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx, topi
 
+from wasmgraph.compiler.sizes import numbers
+
 Matrix = list[list[float]]
 
 # Input (Bᵀ), weight (G) and output (Aᵀ) transforms, by m.
@@ -92,8 +94,8 @@ def winograd_compute(
     Blocks: ``pad``, ``gather``, ``rows``, ``transformed`` (input), ``acc``, ``product`` (one matrix
     product for each of the (m+2)² positions), ``columns``, ``tiles`` (output).
     """
-    n, h, w, inner = (int(d) for d in data.shape)
-    positions, blocks, _, block = (int(d) for d in weight.shape)
+    n, h, w, inner = numbers(data.shape)
+    positions, blocks, _, block = numbers(weight.shape)
     size = m + 2
     top, left, bottom, right = padding
     oh, ow = h + top + bottom - 2, w + left + right - 2

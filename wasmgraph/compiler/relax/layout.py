@@ -20,13 +20,11 @@ from tvm import relax
 from tvm.ir import Op
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
+from wasmgraph.compiler.sizes import static_shape
+
 Axes = tuple[int, ...]
 
 _CHANNELS_LAST: Axes = (0, 3, 1, 2)
-
-
-def _shape(expr: relax.Expr) -> tuple[int, ...]:
-    return tuple(int(d) for d in expr.ty.shape.values)
 
 
 def _is_tensor(expr: relax.Expr) -> bool:
@@ -38,7 +36,7 @@ def _is_op(expr: Any, name: str) -> bool:
 
 
 def _permutation(call: relax.Call) -> Axes:
-    rank = len(_shape(call.args[0]))
+    rank = len(static_shape(call.args[0]))
     axes = call.attrs.axes
     return tuple(reversed(range(rank))) if axes is None else tuple(int(a) % rank for a in axes)
 
@@ -70,7 +68,7 @@ class _TransposeSinker(PyExprMutator):  # type: ignore[misc]
         value = self.bound(tensor)
         if _is_op(value, "relax.permute_dims"):
             return value.args[0], _permutation(value)
-        return tensor, tuple(range(len(_shape(tensor))))
+        return tensor, tuple(range(len(static_shape(tensor))))
 
     def store(self, tensor: relax.Expr, axes: Axes) -> relax.Expr:
         """``tensor`` stored with ``axes``: transposed only if it is not so already."""
@@ -80,7 +78,7 @@ class _TransposeSinker(PyExprMutator):  # type: ignore[misc]
         order = [0] * len(axes)
         for mine, its in zip(axes, have, strict=True):
             order[mine] = its
-        shape = _shape(held)
+        shape = static_shape(held)
         moving = [i for i in order if shape[i] != 1]
         if moving == sorted(moving):  # nothing but dimensions of 1 moves: no copy
             return self.builder_.emit(relax.op.reshape(held, [shape[i] for i in order]))
@@ -140,7 +138,8 @@ def _elementwise(sinker: _TransposeSinker, call: relax.Call) -> relax.Expr | Non
     tensors = [arg for arg in call.args if _is_tensor(arg)]
     # Of equals, one that is stored transposed: the others follow it.
     largest = max(
-        tensors, key=lambda t: (len(_shape(t)), prod(_shape(t)), _transposed(sinker, t) is not None)
+        tensors,
+        key=lambda t: (len(static_shape(t)), prod(static_shape(t)), _transposed(sinker, t) is not None),
     )
     found = _transposed(sinker, largest)
     if found is None:
@@ -148,11 +147,11 @@ def _elementwise(sinker: _TransposeSinker, call: relax.Call) -> relax.Expr | Non
     axes = found[1]
 
     def argument(arg: relax.Expr) -> relax.Expr:
-        if not _is_tensor(arg) or not _shape(arg):
+        if not _is_tensor(arg) or not static_shape(arg):
             return arg
-        missing = len(axes) - len(_shape(arg))
+        missing = len(axes) - len(static_shape(arg))
         if missing:
-            arg = sinker.builder_.emit(relax.op.reshape(arg, [1] * missing + list(_shape(arg))))
+            arg = sinker.builder_.emit(relax.op.reshape(arg, [1] * missing + list(static_shape(arg))))
         return sinker.store(arg, axes)
 
     arguments = [argument(arg) for arg in call.args]
@@ -163,7 +162,7 @@ def _concat(sinker: _TransposeSinker, call: relax.Call) -> relax.Expr | None:
     whole = sinker.bound(call.args[0])
     if not isinstance(whole, relax.Tuple) or call.attrs.axis is None:
         return None
-    largest = max(whole.fields, key=lambda t: prod(_shape(t)))
+    largest = max(whole.fields, key=lambda t: prod(static_shape(t)))
     found = _transposed(sinker, largest)
     if found is None:
         return None
@@ -223,7 +222,7 @@ def _reshape(sinker: _TransposeSinker, call: relax.Call) -> relax.Expr | None:
     if found is None:
         return None
     held, axes = found
-    before, after = _shape(call.args[0]), _shape(call)
+    before, after = static_shape(call.args[0]), static_shape(call)
     groups = _matching_runs(before, after)
     if groups is None:
         return None

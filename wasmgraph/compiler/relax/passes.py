@@ -17,6 +17,7 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from wasmgraph.compiler import operators
 from wasmgraph.compiler.relax.layout import ChannelsLast
+from wasmgraph.compiler.sizes import static_shape
 from wasmgraph.targets import Target
 
 # What numpy does to a constant at once; TVM's FoldConstant would build and run a kernel for each.
@@ -24,7 +25,7 @@ _NUMPY: dict[str, Callable[[np.ndarray, relax.Call], np.ndarray]] = {
     "relax.permute_dims": lambda a, call: np.transpose(
         a, None if call.attrs.axes is None else [int(i) for i in call.attrs.axes]
     ),
-    "relax.reshape": lambda a, call: np.reshape(a, [int(d) for d in call.ty.shape.values]),
+    "relax.reshape": lambda a, call: np.reshape(a, static_shape(call)),
 }
 
 # Operators that only rename a tensor's dimensions: a step of their own would copy for nothing.

@@ -8,6 +8,7 @@ under :data:`FALLBACK` wherever results are shown.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import tvm
 from tvm import tirx
@@ -15,6 +16,7 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import ScheduleError
 
 from wasmgraph.compiler.schedule.blocks import begin_with_infinity
+from wasmgraph.compiler.schedule.decisions import Decision, Scheduled
 from wasmgraph.compiler.schedule.elementwise import schedule_elementwise
 from wasmgraph.compiler.schedule.reduction import schedule_reduction
 from wasmgraph.compiler.schedule.rows import schedule_rows
@@ -22,8 +24,9 @@ from wasmgraph.compiler.schedule.tiled import schedule_conv2d, schedule_dense, s
 from wasmgraph.compiler.schedule.winograd import schedule_winograd
 from wasmgraph.targets import Target
 
-# Returns the finished schedule, or None if the rule does not fit; the one it was given is then spoilt.
-Rule = Callable[[Schedule, Target], Schedule | None]
+# Takes a decision to follow, or None for the rule's own. Returns the finished schedule and the decision, or
+# None if the rule does not fit; the schedule it was given is then spoilt.
+Rule = Callable[[Schedule, Target, Decision | None], Scheduled | None]
 
 RULES: Mapping[str, Rule] = {
     "winograd-conv2d": schedule_winograd,
@@ -37,25 +40,42 @@ RULES: Mapping[str, Rule] = {
 FALLBACK = "fallback"
 
 
-def schedule_kernel(kernel: tirx.PrimFunc, target: Target) -> tuple[tirx.PrimFunc, str]:
-    """Return the scheduled kernel and the name of the rule that did it."""
+@dataclass(frozen=True)
+class Chosen:
+    """Which rule scheduled a kernel, and the decision it followed; None of a kernel that fell back."""
+
+    rule: str
+    decision: Decision | None
+
+
+def schedule_kernel(
+    kernel: tirx.PrimFunc, target: Target, decision: Decision | None = None
+) -> tuple[tirx.PrimFunc, Chosen]:
+    """Schedule a kernel by the first rule that fits. It follows ``decision`` if that is of its kind."""
     for name, rule in RULES.items():
         try:
-            schedule = rule(Schedule(tvm.IRModule({"main": kernel})), target)
+            scheduled = rule(Schedule(tvm.IRModule({"main": kernel})), target, decision)
         except (ScheduleError, tvm.error.InternalError):
             continue  # a primitive's own precondition failed: the rule does not fit this kernel
-        if schedule is not None:
-            return schedule.mod["main"], name
-    return kernel, FALLBACK
+        if scheduled is not None:
+            schedule, followed = scheduled
+            return schedule.mod["main"], Chosen(name, followed)
+    return kernel, Chosen(FALLBACK, None)
 
 
-def schedule_module(mod: tvm.IRModule, target: Target) -> tuple[tvm.IRModule, dict[str, str]]:
-    """Schedule every kernel of a module; return it with each kernel's rule."""
+def schedule_module(
+    mod: tvm.IRModule, target: Target, decisions: Mapping[str, Decision] | None = None
+) -> tuple[tvm.IRModule, dict[str, Chosen]]:
+    """Schedule every kernel of a module, by the decision under its name if there is one.
+
+    Returns the module, and what was chosen for each kernel.
+    """
     scheduled = tvm.IRModule(dict(mod.functions.items()), attrs=mod.attrs)
-    rules: dict[str, str] = {}
+    chosen: dict[str, Chosen] = {}
     for gvar, function in mod.functions.items():
         if isinstance(function, tirx.PrimFunc):
-            kernel, rules[gvar.name_hint] = schedule_kernel(function, target)
+            name = gvar.name_hint
+            kernel, chosen[name] = schedule_kernel(function, target, (decisions or {}).get(name))
             kernel = kernel.with_body(begin_with_infinity(kernel.body))
-            scheduled.update_func(scheduled.get_global_var(gvar.name_hint), kernel)
-    return scheduled, rules
+            scheduled.update_func(scheduled.get_global_var(name), kernel)
+    return scheduled, chosen

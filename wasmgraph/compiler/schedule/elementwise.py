@@ -5,12 +5,15 @@ from __future__ import annotations
 from tvm.s_tir import Schedule
 
 from wasmgraph.compiler.schedule.blocks import PEEL, blocks, output, reads, reduces, share, vectorize_copy
+from wasmgraph.compiler.schedule.decisions import Decision, Scheduled, Vector
 from wasmgraph.targets import Target
 
 _COPIES = 8  # of an expression, in those that read it
 
 
-def schedule_elementwise(schedule: Schedule, target: Target) -> Schedule | None:
+def schedule_elementwise(
+    schedule: Schedule, target: Target, decision: Decision | None = None
+) -> Scheduled | None:
     """Inline everything into the block that writes the output; vectorize its fused loops.
 
     What would be computed many times over is computed once instead, into an array: a chain of operators
@@ -19,17 +22,18 @@ def schedule_elementwise(schedule: Schedule, target: Target) -> Schedule | None:
     order, last = blocks(schedule), output(schedule)
     if last is None or any(reduces(schedule, block) for block in order):
         return None
+    chosen = decision if isinstance(decision, Vector) else Vector(target.lanes)
     for block in reversed(order[:-1]):
         if reads(schedule, block) > _COPIES:
-            vectorize_copy(schedule, block, target.lanes)
+            vectorize_copy(schedule, block, chosen.width)
         else:
             schedule.compute_inline(block)
     loops = schedule.get_loops(last)
     if not loops:
-        return schedule  # a scalar
+        return schedule, chosen  # a scalar
     flat = schedule.fuse(*loops)
-    outer, lane = schedule.split(flat, [None, target.lanes])
+    outer, lane = schedule.split(flat, [None, chosen.width])
     schedule.vectorize(lane)
     schedule.annotate(outer, PEEL, 1)
     share(schedule, outer)
-    return schedule
+    return schedule, chosen

@@ -16,10 +16,13 @@ from wasmgraph.compiler.schedule.blocks import (
     vectorize,
     vectorize_copy,
 )
+from wasmgraph.compiler.schedule.decisions import Decision, Scheduled, Vector
 from wasmgraph.targets import Target
 
 
-def schedule_reduction(schedule: Schedule, target: Target) -> Schedule | None:
+def schedule_reduction(
+    schedule: Schedule, target: Target, decision: Decision | None = None
+) -> Scheduled | None:
     """One reducing block over NHWC-like data, with element-wise blocks before and after it."""
     order, last = blocks(schedule), output(schedule)
     reducing = [block for block in order if reduces(schedule, block)]
@@ -45,8 +48,8 @@ def schedule_reduction(schedule: Schedule, target: Target) -> Schedule | None:
     inline_between(schedule, acc, last)
     loops = schedule.get_loops(last)
     extent = int(schedule.get(loops[-1]).extent)
-    width = min(extent, 4 * target.lanes)
-    outer, lane = schedule.split(loops[-1], [None, width])
+    chosen = decision if isinstance(decision, Vector) else Vector(min(extent, 4 * target.lanes))
+    outer, lane = schedule.split(loops[-1], [None, chosen.width])
     schedule.compute_at(acc, outer, preserve_unit_loops=True)
     own = schedule.get_loops(acc)[len(loops) :]
     own_lane, reduction = own[len(spatial) - 1], own[len(spatial) :]
@@ -56,4 +59,4 @@ def schedule_reduction(schedule: Schedule, target: Target) -> Schedule | None:
     vectorize(schedule, lane, target)
     schedule.annotate(outer, PEEL, 1)
     share(schedule, *loops[:-1], outer)
-    return schedule
+    return schedule, chosen

@@ -9,10 +9,11 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.tirx import IterVar
 
 from wasmgraph.compiler.schedule.blocks import PEEL, blocks, conditional, output, reduces, share
+from wasmgraph.compiler.schedule.decisions import Decision, Scheduled, Vector
 from wasmgraph.targets import Target
 
 
-def schedule_rows(schedule: Schedule, target: Target) -> Schedule | None:
+def schedule_rows(schedule: Schedule, target: Target, decision: Decision | None = None) -> Scheduled | None:
     """Any blocks whose leading axes are the same rows, at least one of which reduces the rest."""
     reducing = [block for block in blocks(schedule) if reduces(schedule, block)]
     last = output(schedule)
@@ -27,18 +28,19 @@ def schedule_rows(schedule: Schedule, target: Target) -> Schedule | None:
         rows += 1
     if any(extent != 1 for extent in leading[rows:]):
         return None  # what is reduced does not lie innermost
+    chosen = decision if isinstance(decision, Vector) else Vector(target.lanes)
     for block in reducing:
-        _reduce_in_lanes(schedule, block, target.lanes)
+        _reduce_in_lanes(schedule, block, chosen.width)
     row = schedule.fuse(*loops[:rows]) if rows else schedule.add_unit_loop(loops[0] if loops else last)
     name = schedule.get(last).name_hint
     before = [block for block in blocks(schedule) if schedule.get(block).name_hint != name]
     for block in reversed(before):
         schedule.compute_at(block, row, preserve_unit_loops=True)
     for block in before:
-        _schedule_pass(schedule, block, schedule.get_loops(block)[1:], target.lanes)
-    _schedule_pass(schedule, last, schedule.get_loops(last)[1:], target.lanes)
+        _schedule_pass(schedule, block, schedule.get_loops(block)[1:], chosen.width)
+    _schedule_pass(schedule, last, schedule.get_loops(last)[1:], chosen.width)
     share(schedule, row)
-    return schedule
+    return schedule, chosen
 
 
 def _schedule_pass(schedule: Schedule, block: SBlockRV, own: list[LoopRV], lanes: int) -> None:

@@ -24,12 +24,8 @@ from wasmgraph.compiler.schedule.blocks import (
     vectorize,
     vectorize_copy,
 )
+from wasmgraph.compiler.schedule.decisions import Decision, Scheduled, Tile, decide_chunked, decide_tile
 from wasmgraph.targets import Target
-
-_CHUNK_PIXELS = 32
-_FEW_TILES = 4
-_INDEPENDENT = 8  # accumulators that hide the latency of multiply and add in two units
-_WEIGHTS_AT_HAND = 512 << 10  # bytes; a second-level cache holds them and a chunk's data
 
 # Where the group's axis is among the spatial axes of ``acc``, by how many of those there are:
 # conv2d_compute, depthwise_compute (none), pointwise_compute.
@@ -38,6 +34,24 @@ _GROUP_AXIS = {6: 1, 5: None, 4: 0}
 
 def _spatial(schedule: Schedule, block: SBlockRV) -> list[IterVar]:
     return [axis for axis in schedule.get(block).iter_vars if axis.iter_type == IterVar.DataPar]
+
+
+def _packed(schedule: Schedule, acc: SBlockRV) -> int:
+    """Channels of one block of weights."""
+    return int(_spatial(schedule, acc)[-1].dom.extent)
+
+
+def _extent(schedule: Schedule, loop: LoopRV) -> int:
+    return int(schedule.get(loop).extent)
+
+
+def follow(
+    decision: Decision | None, schedule: Schedule, acc: SBlockRV, pixel: LoopRV, target: Target
+) -> Tile:
+    """The decision, if it is a tile; otherwise the target's own tile for so many pixels."""
+    if isinstance(decision, Tile):
+        return decision
+    return decide_tile(_extent(schedule, pixel), _packed(schedule, acc), target)
 
 
 def _parts(
@@ -60,7 +74,9 @@ def _group_channels(schedule: Schedule, acc: SBlockRV, channel: LoopRV) -> int:
     return channels if index is None else channels // int(axes[index].dom.extent)
 
 
-def schedule_conv2d(schedule: Schedule, target: Target) -> Schedule | None:
+def schedule_conv2d(
+    schedule: Schedule, target: Target, decision: Decision | None = None
+) -> Scheduled | None:
     """Direct convolution (``operators.conv2d_compute``): channel block, row, pixel tile, reduction.
 
     Also takes the 1×1 convolutions whose rows ``schedule_pointwise`` cannot join.
@@ -77,11 +93,14 @@ def schedule_conv2d(schedule: Schedule, target: Target) -> Schedule | None:
     schedule = reindex(schedule, last, lambda i, y, x, c: (i, y, x, c // own, c % own))
     acc, last = find(schedule, "acc"), output(schedule)
     image, row, column, group, channel = schedule.get_loops(last)
-    tile(schedule, acc, last, column, channel, target, outer=[group], rows=[image, row])
-    return schedule
+    chosen = follow(decision, schedule, acc, column, target)
+    tile(schedule, acc, last, column, channel, target, chosen, outer=[group], rows=[image, row])
+    return schedule, chosen
 
 
-def schedule_pointwise(schedule: Schedule, target: Target) -> Schedule | None:
+def schedule_pointwise(
+    schedule: Schedule, target: Target, decision: Decision | None = None
+) -> Scheduled | None:
     """1×1 convolution (``operators.pointwise_compute``): all pixels in one loop."""
     parts = _parts(schedule, (4,), 4)
     if parts is None:
@@ -94,56 +113,25 @@ def schedule_pointwise(schedule: Schedule, target: Target) -> Schedule | None:
     schedule = reindex(schedule, last, lambda i, y, x, c: ((i * height + y) * width + x, c // own, c % own))
     acc, last = find(schedule, "acc"), output(schedule)
     pixel, group, channel = schedule.get_loops(last)
-    chunk = _chunk(int(schedule.get(pixel).extent), target)
-    if chunk is None:
-        tile(schedule, acc, last, pixel, channel, target, outer=[group])
-        return schedule
-    chunks, pixel = schedule.split(pixel, [None, chunk])
-    tile(schedule, acc, last, pixel, channel, target, outer=[group], chunks=chunks)
-    return schedule
+    *_, blocks, _, packed = (int(axis.dom.extent) for axis in _spatial(schedule, acc))
+    inner = int(schedule.get(acc).iter_vars[-1].dom.extent)
+    if not isinstance(decision, Tile):
+        decision = decide_chunked(_extent(schedule, pixel), packed, blocks, inner, target)
+    tile(schedule, acc, last, pixel, channel, target, decision, outer=[group])
+    return schedule, decision
 
 
-def _chunk(pixels: int, target: Target) -> int | None:
-    """How many pixels get a number of channels before the next pixels do; None: all of them.
-
-    A residual is then read, and the result written, in nearly the order of memory, which prefetchers
-    follow, and the input meets its next use in the cache; the price is that the weights come from the
-    second-level cache for every chunk.
-    """
-    tiles = [g for g in range(1, pixels) if pixels % (g * target.tile_pixels) == 0]
-    fitting = [g * target.tile_pixels for g in tiles if g * target.tile_pixels <= _CHUNK_PIXELS]
-    return max(fitting, default=None)
-
-
-def _blocks_at_hand(schedule: Schedule, acc: SBlockRV) -> int:
-    """How many blocks of channels have weights that fit the second-level cache beside a chunk; it
-    divides their number."""
-    *_, blocks, _, width = (int(axis.dom.extent) for axis in _spatial(schedule, acc))
-    reduced = int(schedule.get(acc).iter_vars[-1].dom.extent)
-    fitting = [
-        n for n in range(1, blocks + 1) if blocks % n == 0 and 4 * n * width * reduced <= _WEIGHTS_AT_HAND
-    ]
-    return max(fitting, default=1)
-
-
-def _tile_pixels(pixels: int, target: Target) -> int:
-    """How many of a loop's pixels a tile takes: ``tile_pixels``, or fewer, if the tiles are few, so that no
-    pixels are left (LLVM keeps a large remainder's accumulators in memory) and enough accumulators."""
-    full = min(target.tile_pixels, pixels)
-    if pixels % full == 0 or pixels > _FEW_TILES * full:
-        return full
-    least = max(full / 2, _INDEPENDENT * target.lanes / target.tile_channels)
-    return next((t for t in range(full, 0, -1) if pixels % t == 0 and t >= least), full)
-
-
-def schedule_dense(schedule: Schedule, target: Target) -> Schedule | None:
+def schedule_dense(
+    schedule: Schedule, target: Target, decision: Decision | None = None
+) -> Scheduled | None:
     """Matrix product (``operators.dense_compute``): channel block, row tile, reduction."""
     parts = _parts(schedule, (3,), 2)
     if parts is None:
         return None
     acc, last, (pixel, channel) = parts
-    tile(schedule, acc, last, pixel, channel, target)
-    return schedule
+    chosen = follow(decision, schedule, acc, pixel, target)
+    tile(schedule, acc, last, pixel, channel, target, chosen)
+    return schedule, chosen
 
 
 def tile(
@@ -153,29 +141,28 @@ def tile(
     pixel: LoopRV,
     channel: LoopRV,
     target: Target,
+    decision: Tile,
     outer: Sequence[LoopRV] = (),
     rows: Sequence[LoopRV] = (),
-    chunks: LoopRV | None = None,
 ) -> None:
     """Tile ``pixel`` × ``channel`` of ``last`` and compute ``acc`` for each tile in registers.
 
-    From the outside in: ``outer``, blocks of channels, ``rows``, tiles of pixels; ``chunks``, if there
-    are any, around as many blocks as have their weights at hand.
+    From the outside in: ``outer``, blocks of channels, ``rows``, tiles of pixels; chunks of pixels, if
+    they are so decided, around as many blocks as the decision says.
     What lies inside the loop over blocks is done with one block's weights, which stay in the cache.
     """
     inline_between(schedule, acc, last)
-    pixels = _tile_pixels(int(schedule.get(pixel).extent), target)
-    packed = int(_spatial(schedule, acc)[-1].dom.extent)
-    width = min(packed, target.tile_channels)
+    packed = _packed(schedule, acc)
     block, lane = schedule.split(channel, [None, packed])
-    if chunks is not None:
-        far, block = schedule.split(block, [None, _blocks_at_hand(schedule, acc)])
+    if decision.chunk is not None:
+        chunks, pixel = schedule.split(pixel, [None, decision.chunk])
+        far, block = schedule.split(block, [None, decision.blocks])
         outer = [*outer, far, chunks]
     blocks = [block]
-    if width < packed:  # packed for another target
-        part, lane = schedule.split(lane, [None, width])
+    if decision.channels < packed:  # packed for another target
+        part, lane = schedule.split(lane, [None, decision.channels])
         blocks = [block, part]
-    tile, within = schedule.split(pixel, [None, pixels])
+    tile, within = schedule.split(pixel, [None, decision.pixels])
     schedule.reorder(*outer, *blocks, *rows, tile, within, lane)
     schedule.compute_at(acc, tile, preserve_unit_loops=True)
     schedule.set_scope(acc, 0, "local")

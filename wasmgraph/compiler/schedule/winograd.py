@@ -8,11 +8,14 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from wasmgraph.compiler.schedule.blocks import PEEL, find, inline_between, output, share, vectorize_copy
-from wasmgraph.compiler.schedule.tiled import tile
+from wasmgraph.compiler.schedule.decisions import Decision, Scheduled
+from wasmgraph.compiler.schedule.tiled import follow, tile
 from wasmgraph.targets import Target
 
 
-def schedule_winograd(schedule: Schedule, target: Target) -> Schedule | None:
+def schedule_winograd(
+    schedule: Schedule, target: Target, decision: Decision | None = None
+) -> Scheduled | None:
     """The blocks of ``winograd.winograd_compute``, and what was fused behind them."""
     names = ("gather", "rows", "transformed", "acc", "product", "columns", "tiles")
     found = {name: find(schedule, name) for name in names}
@@ -28,9 +31,10 @@ def schedule_winograd(schedule: Schedule, target: Target) -> Schedule | None:
     _input(schedule, found["gather"], found["rows"], found["transformed"], target)
     position, pixel, channel = schedule.get_loops(found["product"])
     # A position at a time: its slice of the transformed input stays in the cache for all channels.
-    tile(schedule, found["acc"], found["product"], pixel, channel, target, outer=[position])
+    chosen = follow(decision, schedule, found["acc"], pixel, target)
+    tile(schedule, found["acc"], found["product"], pixel, channel, target, chosen, outer=[position])
     _output(schedule, found["columns"], found["tiles"], last, target)
-    return schedule
+    return schedule, chosen
 
 
 def _below(schedule: Schedule, block: SBlockRV, at: LoopRV) -> None:

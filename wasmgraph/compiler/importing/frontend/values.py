@@ -8,6 +8,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from wasmgraph.compiler.sizes import numbers
 from wasmgraph.errors import ModelError
 from wasmgraph.tensors import Array
 
@@ -53,7 +54,7 @@ def static_shape(ty: tvm.ir.Type) -> tuple[int, ...]:
         and isinstance(ty.shape, relax.ShapeExpr)
         and all(isinstance(d, tvm.tirx.IntImm) for d in ty.shape.values)
     ):
-        return tuple(int(d) for d in ty.shape.values)
+        return numbers(ty.shape.values)
     raise ModelError(f"a tensor's shape depends on data ({ty}), which a compiled graph cannot have")
 
 

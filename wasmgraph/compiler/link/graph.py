@@ -1,0 +1,139 @@
+"""Stage 7: kernels, a plan and parameters become a graph: a library whose entry makes the plan's calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from wasmgraph.abi import ALIGNMENT, ARENA, PLAIN_LOOPS
+from wasmgraph.compiler.link.library import Form, Library, check_memory, link_library, template
+from wasmgraph.compiler.link.pipelining import pipeline
+from wasmgraph.compiler.link.wasi import command_values, params_values, place_params
+from wasmgraph.compiler.link.zig import compile_object, zig
+from wasmgraph.compiler.lower.phases import Phase
+from wasmgraph.compiler.plan import COPY, Argument, Call, Plan, Scalar, symbol_of
+from wasmgraph.errors import CompileError
+from wasmgraph.targets import Target
+from wasmgraph.tensors import Array, TensorSpec
+from wasmgraph.wasm.wasmfile import read_module
+
+
+def _expression(argument: Argument) -> str:
+    if isinstance(argument, Scalar):
+        if not isinstance(argument.size, int):
+            raise CompileError(f"a kernel takes the size {argument.size}, which has no value in this graph")
+        return str(argument.size)
+    return f"{'ARENA' if argument.space == 'arena' else 'PARAMS'}({argument.offset}u)"
+
+
+def _call(call: Call, phases: Sequence[Phase]) -> str:
+    """A step in C; ``phases`` are empty for a target without threads."""
+    arguments = [_expression(address) for address in call.arguments]
+    if call.kernel == COPY:
+        source, destination = arguments
+        copy = f"__builtin_memcpy({destination}, {source}, {call.copied_bytes}u)"
+        return f"PHASE(1, {copy}) return 0;" if phases else f"{copy}; return 0;"
+    passed = ", ".join(arguments)
+    if phases:
+        return (
+            " ".join(f"PHASE({p.turns}, {symbol_of(p.symbol)}({passed}, begin, end))" for p in phases)
+            + " return 0;"
+        )
+    return f"return {symbol_of(call.kernel)}({passed});"
+
+
+def entry_source(plan: Plan, phases: Mapping[str, Sequence[Phase]]) -> str:
+    """The C text of the entry for a plan; ``phases`` by kernel, empty for a target without threads."""
+    signatures = {
+        call.kernel: ["int32_t" if isinstance(a, Scalar) else "void *" for a in call.arguments]
+        for call in plan.calls
+        if call.kernel != COPY
+    }
+    turns = ["int32_t", "int32_t"] if phases else []
+    declared = [
+        f"extern int32_t {symbol_of(symbol)}({', '.join(parameters + turns)});"
+        for kernel, parameters in signatures.items()
+        for symbol in ([p.symbol for p in phases[kernel]] if phases else [kernel])
+    ]
+    steps = [
+        f"    case {i}: {_call(call, phases.get(call.kernel, [Phase(COPY, 1)] if phases else []))}"
+        for i, call in enumerate(plan.calls)
+    ]
+    values = {
+        "DECLARATIONS": "\n".join(declared),
+        "STEPS": "\n".join(steps),
+        "COUNT": str(len(plan.calls)),
+        "ARENA_BYTES": str(max(plan.arena_bytes, ALIGNMENT)),
+    }
+    return template("entry.c", values)
+
+
+def write_params(path: Path, plan: Plan, constants: Sequence[Array]) -> None:
+    """Write all constants at their offsets."""
+    with path.open("wb") as stream:
+        for parameter, value in zip(plan.parameters, constants, strict=True):
+            stream.write(bytes(parameter.offset - stream.tell()))
+            stream.write(value.tobytes())
+        stream.write(bytes(max(plan.param_bytes, ALIGNMENT) - stream.tell()))
+
+
+def _params_source(params: Path, target: Target) -> str:
+    section = '"",@' if target.kind == "wasm" else '"a",%progbits'
+    return (
+        f".section .rodata.wasmgraph_params,{section}\n.globl wasmgraph_params\n"
+        f'.p2align 6\nwasmgraph_params:\n.incbin "{params.as_posix()}"\n'
+        f".size wasmgraph_params, {params.stat().st_size}\n"
+    )
+
+
+def link_graph(
+    directory: Path,
+    target: Target,
+    plan: Plan,
+    constants: Sequence[Array],
+    phases: Mapping[str, Sequence[Phase]],
+    form: Form,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+) -> tuple[Path, str]:
+    """Link ``graph.o`` in ``directory`` with entry and parameters; ``phases`` as for ``entry_source``.
+
+    Leaves ``graph.params``, ``entry.c`` and the archive beside it, and the parameters where the module
+    looks for them, if it reads them from a file. Returns the linked file and that file's sha256, or "".
+    """
+    check_memory(plan.param_bytes, plan.arena_bytes, target)
+    params, digest = directory / "graph.params", ""
+    write_params(params, plan, constants)
+    texts = {"entry.c": entry_source(plan, phases)}
+    if form.params == "wasi":
+        digest = place_params(params)
+        texts["params.c"] = template("params.c", params_values(params, digest))
+    else:
+        texts["params.S"] = _params_source(params, target)
+    if form.command:
+        texts["command.c"] = template("command.c", command_values(plan, inputs, outputs))
+    compiled: dict[str, Path] = {}
+    for name, text in texts.items():
+        source = directory / name
+        source.write_text(text)
+        compiled[source.stem] = source.with_suffix(".o")
+        compile_object(source, compiled[source.stem], target, form.flags)
+    archive = directory / archive_name(target)
+    zig("ar", "rcs", archive, directory / "graph.o", compiled.pop("entry"))
+    library = Library(
+        objects=[archive, *compiled.values()],
+        data_bytes=plan.param_bytes + plan.arena_bytes,
+        addresses=(ARENA, PLAIN_LOOPS),
+        form=form,
+    )
+    linked = link_library(library, directory, target)
+    if target.kind == "wasm":
+        with linked.open("rb") as stream:
+            plain = read_module(stream).global_values[PLAIN_LOOPS]
+        pipeline(linked, plain)
+    return linked, digest
+
+
+def archive_name(target: Target) -> str:
+    """The archive of kernels and entry, for whoever links a module of their own."""
+    return "libgraph_wasm32.a" if target.kind == "wasm" else "libgraph_native.a"

@@ -1,0 +1,222 @@
+"""What an artifact says of itself. The manifest is a claim by whoever made the file."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any, Literal
+
+from wasmgraph.dims import Dim, Shape, bounds, from_json, names, to_json
+from wasmgraph.errors import ArtifactError, SchemaError
+from wasmgraph.targets import Kind
+from wasmgraph.tensors import TensorSpec
+
+SCHEMA = 2
+OPEN_SCHEMA = 3  # from which shapes may depend on dimensions
+DESCRIPTION_KEY = "wasmgraph"  # of an ONNX file's metadata: JSON that ends up in the manifest
+Params = Literal["embedded", "wasi"]
+DTYPES = (
+    *("float16", "float32", "float64", "bool"),
+    *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+)
+REBUILD = "Compile the model again, or fetch the file again."
+_LARGEST = 1 << 56  # elements of a tensor, were each dimension at least 1
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A tensor and the byte offset at which it lies: in linear memory (wasm), in the arena (native)."""
+
+    name: str
+    shape: Shape
+    dtype: str
+    offset: int
+
+    @property
+    def spec(self) -> TensorSpec:
+        """The tensor without its place."""
+        return TensorSpec(self.name, self.shape, self.dtype)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of the plan: the kernel's symbol, the operators it does, the rule that scheduled it,
+    its floating-point operations (a convolution's as if direct), the bytes of its operands."""
+
+    kernel: str
+    operator: str
+    rule: str
+    flops: int
+    traffic_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LibraryManifest:
+    """What every module of functions says of itself: its target, its memory, where its parameters are.
+
+    Sizes are in bytes; ``features`` are LLVM's names; ``memory_pages`` are least and most of the shared
+    memory that a module with threads imports, in pages of 64 KiB; ``params_sha256`` is the digest of a
+    parameter file.
+    """
+
+    schema: int
+    target: str
+    kind: Kind
+    features: tuple[str, ...]
+    cpu_features: tuple[str, ...]
+    arena_bytes: int
+    param_bytes: int
+    params: Params
+    versions: Mapping[str, str]
+    memory_pages: tuple[int, int] | None = None
+    params_sha256: str = ""
+
+    @property
+    def params_file(self) -> str:
+        """Name of the parameter file; empty if the parameters are in the module."""
+        return params_file(self.params_sha256) if self.params == "wasi" else ""
+
+    @property
+    def embedded_bytes(self) -> int:
+        """Bytes of the file that are parameters."""
+        return self.param_bytes if self.params == "embedded" else 0
+
+    def _check(self) -> None:
+        """Raise TypeError or ValueError where a field is not what the format says."""
+        self._check_counts("schema", "arena_bytes", "param_bytes")
+        if not isinstance(self.versions, dict):
+            raise TypeError("versions is not an object")
+        words = (
+            self.target,
+            self.params_sha256,
+            *self.features,
+            *self.cpu_features,
+            *self.versions.values(),
+        )
+        if self.kind not in ("wasm", "native") or not all(isinstance(word, str) for word in words):
+            raise TypeError("kind, names, digests, target, features and versions must be text")
+        if self.memory_pages is not None and [type(n) for n in self.memory_pages] != [int, int]:
+            raise TypeError(f"memory_pages are {self.memory_pages!r}")
+        if self.params not in ("embedded", "wasi"):
+            raise TypeError(f"params are {self.params!r}")
+        if self.params == "wasi" and not re.fullmatch("[0-9a-f]{64}", self.params_sha256):
+            raise ValueError(f"params_sha256 is {self.params_sha256!r}")
+
+    def _check_counts(self, *fields: str) -> None:
+        for name in fields:
+            value = getattr(self, name)
+            if type(value) is not int or value < 0:
+                raise TypeError(f"{name} is {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(LibraryManifest):
+    """What a graph says of itself: a library with a plan, and an entry that runs it.
+
+    ``dims`` are the dimensions that shapes of inputs and outputs depend on; a ``command`` is for WASI
+    engines, not for loading.
+    """
+
+    model_name: str
+    model_sha256: str
+    weights: str
+    description: Mapping[str, Any]
+    inputs: tuple[Placed, ...]
+    outputs: tuple[Placed, ...]
+    steps: tuple[Step, ...]
+    kernels: int
+    ops_scheduled: int
+    ops_fallback: int
+    command: bool = False
+    dims: tuple[Dim, ...] = ()
+
+    def to_json(self) -> bytes:
+        """Compact JSON, UTF-8."""
+        data = asdict(self)
+        for side, tensors in (("inputs", self.inputs), ("outputs", self.outputs)):
+            for written, tensor in zip(data[side], tensors, strict=True):
+                written["shape"] = [to_json(size) for size in tensor.shape]
+        if not self.dims:
+            del data["dims"]  # schema 2 has none
+        return json.dumps(data, separators=(",", ":"), sort_keys=True).encode()
+
+    def _check(self) -> None:
+        super()._check()
+        self._check_counts("kernels", "ops_scheduled", "ops_fallback")
+        if not isinstance(self.description, dict):
+            raise TypeError("description is not an object")
+        if not all(isinstance(word, str) for word in (self.model_name, self.model_sha256, self.weights)):
+            raise TypeError("the model's name, digest and weights must be text")
+        if type(self.command) is not bool:
+            raise TypeError(f"command is {self.command!r}")
+        for step in self.steps:
+            counts = (step.flops, step.traffic_bytes)
+            if not all(isinstance(word, str) for word in (step.kernel, step.operator, step.rule)) or any(
+                type(count) is not int or count < 0 for count in counts
+            ):
+                raise TypeError(f"a step is {step}")
+        if self.dims and self.schema < OPEN_SCHEMA:
+            raise ValueError(f"schema {self.schema} has no dims")
+        dims = {dim.name: dim for dim in self.dims}
+        for tensor in (*self.inputs, *self.outputs):
+            self._check_tensor(tensor, dims)
+
+    def _check_tensor(self, tensor: Placed, dims: Mapping[str, Dim]) -> None:
+        if not isinstance(tensor.name, str):
+            raise TypeError(f"a tensor is called {tensor.name!r}")
+        if type(tensor.offset) is not int or tensor.offset < 0:
+            raise TypeError(f"tensor {tensor.name!r} has the offset {tensor.offset!r}")
+        if unknown := frozenset().union(*map(names, tensor.shape)) - dims.keys():
+            raise ValueError(
+                f"tensor {tensor.name!r} depends on {', '.join(sorted(unknown))}, which is not bound"
+            )
+        if tensor.dtype not in DTYPES:
+            raise ValueError(f"tensor {tensor.name!r} has dtype {tensor.dtype!r}")
+        ranges = [bounds(size, dims) for size in tensor.shape]
+        # [0, 2**60] is too big for numpy.
+        if any(least < 0 for least, _ in ranges) or prod(max(most, 1) for _, most in ranges) >= _LARGEST:
+            raise ValueError(f"tensor {tensor.name!r} has shape {tensor.shape}")
+        largest = TensorSpec(tensor.name, tuple(most for _, most in ranges), tensor.dtype)
+        if self.kind == "native" and tensor.offset + largest.nbytes > self.arena_bytes:
+            raise ValueError(f"tensor {tensor.name!r} lies outside the arena")
+
+    @staticmethod
+    def from_json(raw: bytes, where: str) -> Manifest:
+        """Parse and check the form of a manifest; ``where`` names the file in errors."""
+        try:
+            data = json.loads(raw)
+            schema = data["schema"]
+            if not isinstance(schema, int):
+                raise TypeError("schema is not a number")
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise ArtifactError(f"{where}: the manifest cannot be read ({error}). {REBUILD}") from error
+        if schema > SCHEMA:
+            raise SchemaError(
+                f"{where}: its manifest has schema {schema}, this wasmgraph reads up to {SCHEMA}."
+                " Update wasmgraph, or compile the model with this version."
+            )
+        try:
+            for side in ("inputs", "outputs"):
+                shapes = [tuple(from_json(size) for size in t["shape"]) for t in data[side]]
+                data[side] = tuple(
+                    Placed(**{**t, "shape": shape}) for t, shape in zip(data[side], shapes, strict=True)
+                )
+            data["dims"] = tuple(Dim(**dim) for dim in data.get("dims", ()))
+            data["steps"] = tuple(Step(**step) for step in data["steps"])
+            if data.get("memory_pages") is not None:
+                data["memory_pages"] = tuple(data["memory_pages"])
+            for key in ("features", "cpu_features"):
+                data[key] = tuple(data[key])
+            manifest = Manifest(**data)
+            manifest._check()
+            return manifest
+        except (TypeError, KeyError, ValueError, AttributeError, ArithmeticError) as error:
+            raise ArtifactError(f"{where}: the manifest is incomplete ({error}). {REBUILD}") from error
+
+
+def params_file(sha256: str) -> str:
+    """What a parameter file of that digest is called."""
+    return f"{sha256[:16]}.params"
