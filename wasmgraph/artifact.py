@@ -37,7 +37,8 @@ from wasmgraph.manifest import (
     Step,
     params_file,
 )
-from wasmgraph.tensors import TensorSpec
+from wasmgraph.tensors import TensorSpec, signature
+from wasmgraph.text import plain
 from wasmgraph.wasm.wasmfile import MAGIC, MalformedError, Module, custom_section, read_module
 
 MANIFEST_SECTION = "wasmgraph"
@@ -92,6 +93,11 @@ class Artifact:
         self.module = module
         self._covered = covered  # bytes that the digest is of
         self._owner = owner  # keeps an unsaved artifact's directory alive
+
+    def __repr__(self) -> str:
+        name, target = plain(self.manifest.model_name), plain(self.manifest.target)
+        where = "unsaved" if self._owner else repr(str(self.path))
+        return f"<Artifact {name} for {target}, {where}: {signature(self.inputs, self.outputs)}>"
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

@@ -55,6 +55,15 @@ def test_wrong_feeds(path: Path, small_input: np.ndarray) -> None:
         session.run({"x": small_input})
 
 
+def test_feeds_in_other_words_give_the_same(path: Path, small_input: np.ndarray) -> None:
+    with wg.load(path) as session:
+        expected = session.run({"x": small_input})["logits"]
+        same = (small_input, small_input.astype(">f4"), np.asfortranarray(small_input))
+        cast = (small_input.astype(np.float64), small_input.tolist())
+        for feed, strict in [*((x, True) for x in same), *((x, False) for x in cast)]:
+            np.testing.assert_array_equal(session.run(feed, strict=strict)["logits"], expected)
+
+
 def test_a_closed_session_says_so(path: Path, small_input: np.ndarray) -> None:
     session = wg.load(path)
     session.close()

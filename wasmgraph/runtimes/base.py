@@ -10,7 +10,7 @@ import time
 import warnings
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any, Literal, NoReturn, Self, TypeVar, TypeVarTuple
 from wasmgraph.artifact import Artifact
 from wasmgraph.errors import ArtifactError, UsageError
 from wasmgraph.host import cpu_count
-from wasmgraph.tensors import Array, TensorSpec, check_feeds
+from wasmgraph.tensors import Array, Feeds, TensorSpec, check_feeds, signature
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,14 @@ class Session(ABC):
         self._foreign = False  # what it consists of is the parent's
         _SESSIONS[id(self)] = self
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, feeds: Feeds, *, strict: bool = True) -> dict[str, Array]:
         """Run one inference; waits while another thread uses the session.
 
         Parameters
         ----------
-        feeds : an array for every input, of exactly its shape and dtype
+        feeds : by input name, an array of exactly its shape and dtype; for a graph of one input, that array
+        strict : False casts feeds where numpy's ``same_kind`` allows it and no value overflows, and makes
+            arrays of lists and numbers; shapes must match all the same
 
         Returns
         -------
@@ -124,9 +126,13 @@ class Session(ABC):
             The session is closed, or belongs to the process that this one was forked from.
         """
         self._check_open()
-        arrays = check_feeds(self.inputs, feeds)
+        arrays = check_feeds(self.inputs, feeds, strict)
         results = self._in_turn(self._run, arrays)
         return {spec.name: array for spec, array in zip(self.outputs, results, strict=True)}
+
+    def __repr__(self) -> str:
+        state = ", closed" if self._closed else ""
+        return f"<{type(self).__name__}{state}: {signature(self.inputs, self.outputs)}>"
 
     def run_step(self, index: int) -> None:
         """Run one call of the plan, on whatever its inputs hold; for profiling.
