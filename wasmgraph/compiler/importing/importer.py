@@ -23,6 +23,7 @@ from onnx.external_data_helper import uses_external_data
 
 from wasmgraph.artifact import DESCRIPTION_KEY
 from wasmgraph.compiler.importing import frontend
+from wasmgraph.compiler.importing.open_constants import leaves_open
 from wasmgraph.errors import ModelError, UnboundDimensionError, UnsupportedOperatorError
 from wasmgraph.files import sha256_file
 from wasmgraph.tensors import TensorSpec
@@ -207,7 +208,10 @@ def _optimize(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
         options.log_severity_level = 4
         try:
             onnxruntime.InferenceSession(
-                proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+                proto.SerializeToString(),
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=["ConstantFolding"] if leaves_open(proto) else [],
             )
             return onnx.load(path)
         except Exception as refusal:  # onnxruntime's exceptions share no base class

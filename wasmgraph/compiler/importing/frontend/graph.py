@@ -25,9 +25,9 @@ from wasmgraph.compiler.importing.frontend import half
 from wasmgraph.compiler.importing.frontend.registry import CONVERTERS, SHAPE_ONLY, converts, tvm_has
 from wasmgraph.compiler.importing.frontend.schemas import (
     bind_attributes,
-    deterministic,
     domain_of,
     evaluate,
+    foldable,
     function_body,
     known,
 )
@@ -173,7 +173,7 @@ class Walk:
         function = self.functions.get((domain, kind))
         if function is not None:
             return self.call(function, node, inputs)
-        if all(map(is_known, inputs)) and deterministic(node, opset):
+        if all(map(is_known, inputs)) and foldable(node, inputs, opset):
             found = evaluate(node, inputs, opset)
             if found is not None:
                 return found

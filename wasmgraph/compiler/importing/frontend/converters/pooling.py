@@ -15,7 +15,8 @@ from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, intege
 
 @converts("MaxPool")
 def max_pool(op: Operator, data: Value) -> Any:
-    """The indices are found by comparing with the maxima: the first place that holds one."""
+    """The indices are found by comparing with the maxima: the first place that holds one,
+    or NaN."""
     found = op.walk.settle(op.tvm(data))[0]
     if op.outputs == 1:
         return found
@@ -40,7 +41,11 @@ def max_pool(op: Operator, data: Value) -> Any:
             inside = tirx.all(*(tirx.all(p >= 0, p < d) for p, d in zip(at, shape[2:], strict=True)))
             plane = (n.astype("int64") * shape[1] + c.astype("int64")) * prod(shape[2:])
             place = plane + sum(p.astype("int64") * s for p, s in zip(at, steps, strict=True))
-            same = tirx.if_then_else(inside, x(n, c, *at) == most(n, c, *o), tirx.const(False, "bool"))
+            value = x(n, c, *at)
+            holds = value == most(n, c, *o)
+            if dtype_of(data).startswith("float"):
+                holds = tirx.any(holds, tirx.isnan(value))
+            same = tirx.if_then_else(inside, holds, tirx.const(False, "bool"))
             return te.min(tirx.Select(same, place, last), axis=window)
 
         return te.compute(out, one, name="indices")
