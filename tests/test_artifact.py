@@ -75,7 +75,7 @@ def test_a_newer_schema(small_artifact: Callable[[str], Path], tmp_path: Path) -
     path.write_bytes(raw[: section.start])
     newer = type("Newer", (), {"kind": "wasm", "to_json": lambda _: json.dumps(manifest).encode()})()
     a.seal(path, newer)
-    with pytest.raises(SchemaError, match="schema 99, this wasmgraph reads up to 2"):
+    with pytest.raises(SchemaError, match=f"schema 99, this wasmgraph reads up to {a.SCHEMA}"):
         wg.load(path)
 
 

@@ -32,7 +32,7 @@ from wasmgraph.targets import Kind
 from wasmgraph.tensors import TensorSpec
 from wasmgraph.wasm.wasmfile import MAGIC, MalformedError, Module, custom_section, read_module
 
-SCHEMA = 2
+SCHEMA = 3
 MANIFEST_SECTION = "wasmgraph"
 DESCRIPTION_KEY = "wasmgraph"  # of an ONNX file's metadata: JSON that ends up in the manifest
 DIGEST_SECTION = "wasmgraph.sha256"
@@ -75,6 +75,28 @@ class Step:
     traffic_bytes: int
 
 
+# What `wasmgraph_run` returns for the first of a manifest's checks; for the next one 1 more, and so on.
+FIRST_CHECK = 256
+
+
+@dataclass(frozen=True)
+class Check:
+    """Indices that must lie from ``low`` to ``high``. A run leaves a code of the worst of them, an
+    int64, at ``offset``; it is above ``2 * high + 1`` if that one is out of range.
+    ``node`` says in words which node takes them."""
+
+    node: str
+    operator: str
+    low: int
+    high: int
+    offset: int
+
+    def index(self, code: int) -> int:
+        """The index of a code; from 2**60 on, or below its negative, only that."""
+        distance = code >> 1
+        return self.high + self.low - distance if code & 1 else distance
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What an artifact says of itself. Sizes are in bytes; ``features`` are LLVM's names; ``memory_pages``
@@ -104,6 +126,7 @@ class Manifest:
     memory_pages: tuple[int, int] | None = None
     params_sha256: str = ""
     command: bool = False
+    checks: tuple[Check, ...] = ()
 
     @property
     def params_file(self) -> str:
@@ -157,6 +180,14 @@ class Manifest:
                 raise ValueError(f"tensor {tensor.name!r} has shape {tensor.shape}")
             if self.kind == "native" and tensor.offset + tensor.spec.nbytes > self.arena_bytes:
                 raise ValueError(f"tensor {tensor.name!r} lies outside the arena")
+        for check in self.checks:
+            numbers = (check.low, check.high, check.offset)
+            if not all(isinstance(word, str) for word in (check.node, check.operator)) or any(
+                type(number) is not int for number in numbers
+            ):
+                raise TypeError(f"a check is {check}")
+            if check.offset < 0 or (self.kind == "native" and check.offset + 8 > self.arena_bytes):
+                raise ValueError(f"a check's code is at {check.offset}")
 
     @staticmethod
     def from_json(raw: bytes, where: str) -> Manifest:
@@ -177,6 +208,7 @@ class Manifest:
             for side in ("inputs", "outputs"):
                 data[side] = tuple(Placed(**{**t, "shape": tuple(t["shape"])}) for t in data[side])
             data["steps"] = tuple(Step(**step) for step in data["steps"])
+            data["checks"] = tuple(Check(**check) for check in data.get("checks", ()))
             if data.get("memory_pages") is not None:
                 data["memory_pages"] = tuple(data["memory_pages"])
             for key in ("features", "cpu_features"):

@@ -8,7 +8,7 @@ outputs keep theirs from the step that writes them.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
@@ -64,8 +64,18 @@ class Parameter:
 
 
 @dataclass(frozen=True)
+class Check:
+    """An int64 in the arena that is at most ``limit`` when all calls have run, else an index was out of
+    range."""
+
+    offset: int
+    limit: int
+
+
+@dataclass(frozen=True)
 class Plan:
-    """The whole run. ``inputs`` and ``outputs`` are arena offsets, in ``main``'s order."""
+    """The whole run. ``inputs`` and ``outputs`` are arena offsets, in ``main``'s order; of what ``main``
+    returns the last are ``checks``."""
 
     calls: tuple[Call, ...]
     inputs: tuple[int, ...]
@@ -73,6 +83,7 @@ class Plan:
     arena_bytes: int
     parameters: tuple[Parameter, ...]
     param_bytes: int
+    checks: tuple[Check, ...] = ()
 
     def to_json(self) -> str:
         """The plan as ``graph.json`` shows it."""
@@ -215,12 +226,15 @@ def _copied_bytes(kernel: str, places: list[_Place]) -> int:
     return destination.nbytes if kernel == COPY and isinstance(destination, _Buffer) else 0
 
 
-def make_plan(mod: tvm.IRModule, workspaces: Mapping[str, tuple[int, ...]]) -> tuple[Plan, list[Array]]:
+def make_plan(
+    mod: tvm.IRModule, workspaces: Mapping[str, tuple[int, ...]], limits: Sequence[int] = ()
+) -> tuple[Plan, list[Array]]:
     """Plan ``mod["main"]``.
 
     Parameters
     ----------
     workspaces : bytes of each workspace that a kernel takes after its outputs
+    limits : of the checks, the last tensors that ``main`` returns
 
     Returns
     -------
@@ -242,6 +256,7 @@ def make_plan(mod: tvm.IRModule, workspaces: Mapping[str, tuple[int, ...]]) -> t
     for buffer in [*inputs, *outputs]:
         buffer.last = end
     arena_bytes = _pack(builder.buffers)
+    first_check = len(outputs) - len(limits)
 
     def address(place: _Place) -> Address:
         if isinstance(place, int):
@@ -255,9 +270,10 @@ def make_plan(mod: tvm.IRModule, workspaces: Mapping[str, tuple[int, ...]]) -> t
     plan = Plan(
         calls,
         tuple(b.offset for b in inputs),
-        tuple(b.offset for b in outputs),
+        tuple(b.offset for b in outputs[:first_check]),
         arena_bytes,
         tuple(builder.parameters),
         builder.param_bytes,
+        tuple(Check(b.offset, n) for b, n in zip(outputs[first_check:], limits, strict=True)),
     )
     return plan, builder.blob

@@ -78,6 +78,8 @@ class Session(ABC):
         ------
         FeedError
             An input's name, shape or dtype is wrong.
+        IndexRangeError
+            The inputs make an index point beyond a tensor.
         ExecutionError
             The graph trapped or reported an error.
         """

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from wasmgraph.artifact import Artifact, Placed
-from wasmgraph.errors import ArtifactError, ExecutionError, TargetError
+from wasmgraph.errors import ArtifactError, TargetError
 from wasmgraph.host import cpu_features
 from wasmgraph.runtimes.base import LoadOptions, Runtime, Session
+from wasmgraph.runtimes.failures import failure
 from wasmgraph.tensors import Array
 
 _ALIGNMENT = 64
@@ -43,6 +44,7 @@ class NativeSession(Session):
         start = -raw.ctypes.data % _ALIGNMENT
         self._arena = raw[start : start + manifest.arena_bytes]
         self._placed_inputs, self._placed_outputs = manifest.inputs, manifest.outputs
+        self._checks = manifest.checks
 
     def _view(self, tensor: Placed) -> Array:
         raw = self._arena[tensor.offset : tensor.offset + tensor.spec.nbytes]
@@ -53,7 +55,7 @@ class NativeSession(Session):
             np.copyto(self._view(tensor), array)
         error = self._entry(self._arena.ctypes.data)
         if error:
-            raise ExecutionError(f"{self._where}: wasmgraph_native_run returned {error}.")
+            raise failure(self._where, "wasmgraph_native_run", error, self._checks, self._code_at)
         return [self._view(tensor).copy() for tensor in self._placed_outputs]
 
     def run_step(self, index: int) -> None:
@@ -61,7 +63,10 @@ class NativeSession(Session):
         self._check_open()
         error = self._step(self._arena.ctypes.data, index)
         if error:
-            raise ExecutionError(f"{self._where}: wasmgraph_native_step({index}) returned {error}.")
+            raise failure(self._where, f"wasmgraph_native_step({index})", error, (), self._code_at)
+
+    def _code_at(self, offset: int) -> int:
+        return int(self._arena[offset : offset + 8].view(np.int64)[0])
 
 
 class NativeRuntime(Runtime):

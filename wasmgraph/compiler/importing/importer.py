@@ -23,6 +23,7 @@ from onnx.external_data_helper import uses_external_data
 
 from wasmgraph.artifact import DESCRIPTION_KEY
 from wasmgraph.compiler.importing import frontend
+from wasmgraph.compiler.importing.frontend.values import IndexCheck
 from wasmgraph.compiler.importing.open_constants import leaves_open
 from wasmgraph.errors import ModelError, UnboundDimensionError, UnsupportedOperatorError
 from wasmgraph.files import sha256_file
@@ -34,7 +35,8 @@ class ImportedModel:
     """A Relax module with what it came from.
 
     ``inputs`` and ``outputs`` are in the order of ``module["main"]``, under their ONNX names.
-    ``constant_outputs`` depend on no input: they were computed while importing.
+    ``constant_outputs`` depend on no input: they were computed while importing. After its outputs
+    ``main`` returns a code for each of ``checks``.
     """
 
     name: str
@@ -44,6 +46,7 @@ class ImportedModel:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     constant_outputs: tuple[str, ...]
+    checks: tuple[IndexCheck, ...] = ()
 
 
 def import_model(model: str | Path | onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> ImportedModel:
@@ -61,8 +64,9 @@ def import_model(model: str | Path | onnx.ModelProto, shapes: Mapping[str, Seque
     proto, name, sha256 = read_model(model)
     proto = simplify(proto, shapes, name)
     _check_operators(proto)
-    module, inputs, outputs, constant = frontend.convert(proto, name)
-    return ImportedModel(name, sha256, _description(proto, name), module, inputs, outputs, constant)
+    module, inputs, outputs, constant, checks = frontend.convert(proto, name)
+    description = _description(proto, name)
+    return ImportedModel(name, sha256, description, module, inputs, outputs, constant, checks)
 
 
 def simplify(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]], name: str) -> onnx.ModelProto:

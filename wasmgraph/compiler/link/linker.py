@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from wasmgraph.artifact import Params
+from wasmgraph.artifact import FIRST_CHECK, Params
 from wasmgraph.compiler.link.pipelining import MOST_STRIDE, pipeline
 from wasmgraph.compiler.link.wasi import command_values, params_values, place_params
 from wasmgraph.compiler.link.zig import compile_object, zig
@@ -88,6 +88,10 @@ def entry_source(plan: Plan, phases: Mapping[str, Sequence[Phase]]) -> str:
         "DECLARATIONS": "\n".join(declared),
         "STEPS": "\n".join(steps),
         "COUNT": str(len(plan.calls)),
+        "CHECKS": "\n".join(
+            f"    if (*(int64_t *)ARENA({check.offset}u) > {check.limit}) return {FIRST_CHECK + i};"
+            for i, check in enumerate(plan.checks)
+        ),
         "ARENA_BYTES": str(max(plan.arena_bytes, ALIGNMENT)),
     }
     return _filled("entry.c", values)

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper
 
 import wasmgraph as wg
 from tests.compiler.importing.frontend.conftest import model, run, several
+from wasmgraph.runtimes.base import Session
 
 ALL_TARGETS = (
     *("wasm32", "wasm32-simd128", "wasm32-relaxed-simd", "wasm32-simd128-threads"),
@@ -122,7 +123,7 @@ def by_numpy(x: np.ndarray) -> Arrays:
 
 
 @pytest.fixture(scope="module", params=ALL_TARGETS)
-def floating(request: pytest.FixtureRequest) -> Iterator[tuple[wg.Session, onnxruntime.InferenceSession]]:
+def floating(request: pytest.FixtureRequest) -> Iterator[tuple[Session, onnxruntime.InferenceSession]]:
     made = float_network().model({name: np.zeros((ROWS, COLUMNS), np.float32) for name in "xy"})
     reference = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
     with wg.load(wg.compile(made, request.param)) as session:
@@ -132,7 +133,7 @@ def floating(request: pytest.FixtureRequest) -> Iterator[tuple[wg.Session, onnxr
 @several
 @given(x=matrices, y=matrices)
 def test_nan_and_infinities_go_where_numpy_and_onnxruntime_let_them(
-    floating: tuple[wg.Session, onnxruntime.InferenceSession], x: np.ndarray, y: np.ndarray
+    floating: tuple[Session, onnxruntime.InferenceSession], x: np.ndarray, y: np.ndarray
 ) -> None:
     session, reference = floating
     found = session.run({"x": x, "y": y})
@@ -206,7 +207,7 @@ def divided(kind: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(scope="module", params=ALL_TARGETS)
-def dividing(request: pytest.FixtureRequest) -> Iterator[wg.Session]:
+def dividing(request: pytest.FixtureRequest) -> Iterator[Session]:
     feeds = {f"{side} {dtype}": np.zeros(8, dtype) for dtype in WHOLE for side in "xy"}
     with wg.load(wg.compile(divisions().model(feeds), request.param)) as session:
         yield session
@@ -214,7 +215,7 @@ def dividing(request: pytest.FixtureRequest) -> Iterator[wg.Session]:
 
 @several
 @given(data=st.data())
-def test_integer_division_never_traps(dividing: wg.Session, data: st.DataObject) -> None:
+def test_integer_division_never_traps(dividing: Session, data: st.DataObject) -> None:
     feeds = {}
     for spec in dividing.inputs:
         limits = np.iinfo(spec.dtype)

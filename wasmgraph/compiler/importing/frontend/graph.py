@@ -32,6 +32,7 @@ from wasmgraph.compiler.importing.frontend.schemas import (
     known,
 )
 from wasmgraph.compiler.importing.frontend.values import (
+    IndexCheck,
     Value,
     dtype_of,
     expression,
@@ -126,6 +127,20 @@ class Walk:
     opsets: Mapping[str, int]
     functions: Mapping[tuple[str, str], onnx.FunctionProto]
     done: Callable[[int], None] = lambda _: None
+    checks: list[tuple[IndexCheck, relax.Expr]] = field(default_factory=list)
+    # What must be true for the results of the nodes at hand to be used; None if they are in any case.
+    condition: Value = None
+    where: tuple[str, str] = ("", "")  # place and operator of the innermost named node at hand
+
+    @contextlib.contextmanager
+    def only_if(self, condition: Value, apply: Callable[..., Any]) -> Iterator[None]:
+        """In this block nodes are applied whose results are used where ``condition`` holds."""
+        outer = self.condition
+        self.condition = condition if outer is None else apply("And", outer, condition)
+        try:
+            yield
+        finally:
+            self.condition = outer
 
     def te(self, compute: Callable[..., Any], *inputs: Value, name: str) -> relax.Expr:
         """Bind what a function of TE tensors computes, in a kernel of that name."""
@@ -158,10 +173,20 @@ class Walk:
         """Apply nodes in their order, which ONNX says is topological."""
         for number, node in enumerate(nodes):
             inputs = [scope[name] if name else None for name in node.input]
-            with _naming(node):
+            with _naming(node), self._at(node):
                 results = self.apply(node, inputs, opsets.get(domain_of(node), 1), scope)
             scope.update({name: v for name, v in zip(node.output, results, strict=False) if name})
             self.done(number)
+
+    @contextlib.contextmanager
+    def _at(self, node: onnx.NodeProto) -> Iterator[None]:
+        outer = self.where
+        if node.name or not outer[1]:
+            self.where = (_place(node), node.op_type)
+        try:
+            yield
+        finally:
+            self.where = outer
 
     def apply(
         self, node: onnx.NodeProto, inputs: list[Value], opset: int, scope: Mapping[str, Value]
@@ -232,10 +257,14 @@ class Walk:
         return [self.enter(found)]
 
 
+def _place(node: onnx.NodeProto) -> str:
+    return f"node {node.name!r}" if node.name else f"the node that makes {', '.join(node.output)!r}"
+
+
 @contextlib.contextmanager
 def _naming(node: onnx.NodeProto) -> Iterator[None]:
     """Say in an error at which node it happened: the innermost that has a name."""
-    where = f"node {node.name!r}" if node.name else f"the node that makes {', '.join(node.output)!r}"
+    where = _place(node)
     try:
         yield
     except WasmgraphError as error:

@@ -8,6 +8,7 @@ import numpy as np
 from tvm import te, tirx
 
 from wasmgraph.compiler.importing.frontend.converters.arithmetic import elementwise
+from wasmgraph.compiler.importing.frontend.converters.indexing import take_along
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
 from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, scalar, shape_of
 
@@ -85,4 +86,4 @@ def top_k(op: Operator, data: Value, k: Value = None) -> Any:
         raise op.unsupported("of truth values")
     keys = elementwise(op, _ordered, data)
     indices = op.te(positions, op.te(ranks, keys))
-    return op("GatherElements", data, indices, axis=axis), indices
+    return take_along(op, data, indices, axis), indices
