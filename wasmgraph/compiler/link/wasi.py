@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from wasmgraph.artifact import PARAMS_FOLDER, params_file
+from wasmgraph.artifact import FIRST_CHECK, PARAMS_FOLDER, params_file
 from wasmgraph.compiler.plan import Plan
 from wasmgraph.tensors import TensorSpec
 
@@ -75,4 +75,5 @@ def command_values(
         "OUTPUT_COUNT": str(len(outputs)),
         "INPUT_BYTES": str(size),
         "EXPECTED": plain,
+        "FIRST_CHECK": str(FIRST_CHECK),
     }

@@ -228,6 +228,20 @@ def test_integer_division_never_traps(dividing: Session, data: st.DataObject) ->
         np.testing.assert_array_equal(got, wanted, err_msg=name)
 
 
+def test_a_division_of_constants_neither_ends_the_process_nor_is_refused() -> None:
+    least = np.iinfo(np.int32).min
+    net = Network(
+        x=np.array([least, 7, -7], np.int32), y=np.array([-1, 0, 2], np.int32), z=np.array([0], np.int32)
+    )
+    net.add("Div", "x", "y")
+    net.add("Mod", "x", "z")
+    net.add("Div", "given", "y", label="by a constant")
+    feeds = {"given": np.array([least, 7, -7], np.int32)}
+    found = run(net.model(feeds), feeds)
+    assert found["Div"].tolist() == found["by a constant"].tolist() == [least, 0, -3]
+    assert found["Mod"].tolist() == [0, 0, 0]
+
+
 @pytest.mark.parametrize("target", ["wasm32-simd128", "native"])
 def test_a_branch_that_guards_a_division_may_not_trap(target: str) -> None:
     quotient = helper.make_node("Div", ["x", "y"], ["quotient"])

@@ -44,6 +44,7 @@ from wasmgraph.errors import ModelError, UnsupportedOperatorError, WasmgraphErro
 
 # The opset of operators that converters use to express others.
 OWN_OPSET = 21
+_OPAQUE = 8  # what TVM's fusion calls a kernel that it cannot look into
 
 
 @dataclass
@@ -142,10 +143,13 @@ class Walk:
         finally:
             self.condition = outer
 
-    def te(self, compute: Callable[..., Any], *inputs: Value, name: str) -> relax.Expr:
-        """Bind what a function of TE tensors computes, in a kernel of that name."""
+    def te(self, compute: Callable[..., Any], *inputs: Value, name: str, alone: bool = False) -> relax.Expr:
+        """Bind what a function of TE tensors computes, in a kernel of that name; if ``alone`` nothing is
+        fused with it."""
         operands = [expression(value) for value in inputs]
-        return self.builder.emit(self.builder.call_te(compute, *operands, primfunc_name_hint=name))
+        attributes = {"op_pattern": _OPAQUE} if alone else None
+        found = self.builder.call_te(compute, *operands, primfunc_name_hint=name, primfunc_attrs=attributes)
+        return self.builder.emit(found)
 
     def enter(self, tensor: relax.Expr) -> Value:
         """A tensor as converters get it: one without elements is known, and float16 is float32.

@@ -28,7 +28,7 @@ def arg_extreme(op: Operator, data: Value) -> Any:
     along = np.array([axis], np.int64)
     extreme = op(op.node.op_type.replace("Arg", "Reduce"), data, along)
     last = bool(op.attr("select_last_index", 0))
-    nowhere = tirx.const(-1 if last else shape[axis], "int32")
+    nowhere = tirx.const(-1 if last else shape[axis], "int64")
 
     def compute(x: te.Tensor, most: te.Tensor) -> te.Tensor:
         at = te.reduce_axis((0, shape[axis]), name="at")
@@ -38,12 +38,12 @@ def arg_extreme(op: Operator, data: Value) -> Any:
             here = value == most(*i)
             if dtype.startswith("float"):
                 here = tirx.any(here, tirx.isnan(value))
-            place = tirx.Select(here, at.var.astype("int32"), nowhere)
+            place = tirx.Select(here, at.var.astype("int64"), nowhere)
             return (te.max if last else te.min)(place, axis=at)
 
         return te.compute([1 if a == axis else d for a, d in enumerate(shape)], one, name="place")
 
-    found = cast_to(op, op.te(compute, data, extreme), "int64")
+    found = op.te(compute, data, extreme)
     return found if op.attr("keepdims", 1) else op("Squeeze", found, along)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
-from wasmgraph.compiler.importing.frontend.converters.arithmetic import elementwise
 from wasmgraph.compiler.importing.frontend.converters.indexing import take_along
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
 from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, scalar, shape_of
@@ -40,8 +39,6 @@ def cumulative(op: Operator, data: Value, axis: Value) -> Any:
 def _ordered(x: Any) -> Any:
     """An integer that orders floats as ONNX does: -0 equals 0, NaN equals NaN and is the greatest."""
     dtype = str(x.ty.dtype)
-    if not dtype.startswith("float"):
-        return x
     whole = dtype.replace("float", "int")
     most = tirx.const(np.iinfo(whole).max, whole)
     bits = tirx.reinterpret(whole, tirx.Select(x == tirx.const(0, dtype), tirx.const(0, dtype), x))
@@ -84,6 +81,13 @@ def top_k(op: Operator, data: Value, k: Value = None) -> Any:
 
     if dtype == "bool":
         raise op.unsupported("of truth values")
-    keys = elementwise(op, _ordered, data)
+    keys: Value = data
+    if dtype.startswith("float"):  # a kernel of its own: every key is read as often as there are elements
+        keys = op.walk.te(
+            lambda x: te.compute(shape, lambda *i: _ordered(x(*i)), name="keys"),
+            data,
+            name="topk",
+            alone=True,
+        )
     indices = op.te(positions, op.te(ranks, keys))
     return take_along(op, data, indices, axis), indices
