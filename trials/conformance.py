@@ -11,10 +11,7 @@ import hashlib
 import json
 import os
 import re
-import selectors
-import subprocess
 import sys
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -32,7 +29,9 @@ import onnx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from wasmgraph.errors import ProcessError
 from wasmgraph.files import cache_dir, write_atomically
+from wasmgraph.processes import Child
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "conformance.json"
@@ -102,46 +101,24 @@ class Worker:
 
     def __init__(self, target: str) -> None:
         self.target = target
-        self.process: subprocess.Popen[str] | None = None
-        self.said = tempfile.TemporaryFile()  # noqa: SIM115
+        self.child: Child | None = None
 
     def run(self, case: Case) -> dict[str, str]:
         """What came of a case."""
-        if self.process is None or self.process.poll() is not None:
-            self.said.truncate(0)
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "trials.conformance_worker", self.target],
-                cwd=ROOT,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self.said,
-                text=True,
-            )
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(f"{case.category} {case.name}\n")
-        self.process.stdin.flush()
-        with selectors.DefaultSelector() as ready:
-            ready.register(self.process.stdout, selectors.EVENT_READ)
-            if not ready.select(_SECONDS):
-                self.process.kill()
-                self.process.wait()
-                return {"outcome": "crashed", "reason": f"no answer in {_SECONDS} s"}
-        line = self.process.stdout.readline()
-        if line:
-            answer: dict[str, str] = json.loads(line)
+        if self.child is None or self.child.closed:
+            command = [sys.executable, "-m", "trials.conformance_worker", self.target]
+            self.child = Child(command, self.target, cwd=ROOT)
+        try:
+            answer, _ = self.child.ask({"category": case.category, "name": case.name}, seconds=_SECONDS)
             return answer
-        code = self.process.wait()
-        self.said.seek(0)
-        last = self.said.read().decode(errors="replace").strip().splitlines()[-1:]
-        return {"outcome": "crashed", "reason": f"the process ended with {code}: {' '.join(last)}"[:300]}
+        except ProcessError as error:
+            reason = f"no answer in {_SECONDS} s" if error.late else str(error)
+            return {"outcome": "crashed", "reason": reason[:300]}
 
     def close(self) -> None:
         """End the process."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.communicate()
-        self.said.close()
+        if self.child is not None:
+            self.child.close()
 
 
 def run_cases(target: str, wanted: Sequence[Case], workers: int) -> Iterator[tuple[Case, dict[str, str]]]:

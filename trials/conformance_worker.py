@@ -7,7 +7,6 @@ It may die of a case; whoever drives it then starts another.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import unittest
 import warnings
@@ -19,6 +18,7 @@ from onnx.backend.test import BackendTest
 
 from wasmgraph.errors import InternalError, WasmgraphError
 from wasmgraph.onnx_backend import PreparedModel, WasmgraphBackend
+from wasmgraph.processes import encode, serve_on_standard_streams
 
 _prepared: list[PreparedModel] = []
 _target = ""
@@ -84,14 +84,12 @@ def main() -> None:
     """Serve until standard input ends."""
     global _target
     _target = sys.argv[1]
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what the compiler prints must not be taken for an answer
+    questions, answers = serve_on_standard_streams()
     warnings.simplefilter("ignore")
     with redirect_stdout(sys.stderr):
         cases = BackendTest(TargetBackend, __name__).test_cases
-        for line in sys.stdin:
-            answers.write(json.dumps(run(cases, *line.split())) + "\n")
-            answers.flush()
+        for line in questions:
+            answers.write(encode(run(cases, **json.loads(line))))
 
 
 if __name__ == "__main__":

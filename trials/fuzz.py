@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import IO, Any
+from typing import Any
 
 import click
 from rich.console import Console
@@ -26,7 +24,9 @@ from rich.progress import track
 
 from trials.fuzzing.graphs import histogram
 from trials.fuzzing.modules import EVERY_CHECK
+from wasmgraph.errors import ProcessError
 from wasmgraph.files import write_atomically
+from wasmgraph.processes import Child
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "reliability.json"
@@ -60,50 +60,27 @@ class Worker:
 
     def __init__(self, kind: str, cache: Path) -> None:
         self._kind, self._environment = kind, {**os.environ, "WASMGRAPH_CACHE": str(cache)}
-        self._process: subprocess.Popen[str] | None = None
+        self._child: Child | None = None
 
     def do(self, seed: int) -> tuple[int, str, str | None]:
         """One case: seed, outcome, and what is to be said of it."""
         patience = _PATIENCE_S.get(self._kind, 10.0)
-        if self._process is None:
+        if self._child is None or self._child.closed:
             patience += _FIRST_S
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "trials.fuzzing.worker", self._kind],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                cwd=ROOT,
-                env=self._environment,
-            )
-        to, from_ = self._process.stdin, self._process.stdout
-        assert to is not None
-        assert from_ is not None
-        to.write(f"{seed}\n")
-        to.flush()
-        answered = _wait(from_, patience)
-        line = from_.readline() if answered else ""
-        if line:
-            return tuple(json.loads(line))
-        if not answered:
-            self._process.kill()
-        status = self._process.wait()
-        self._process = None
-        return (
-            (seed, "hung", f"over {patience:g} s")
-            if not answered
-            else (seed, "crashed", f"status {status}")
-        )
+            command = [sys.executable, "-m", "trials.fuzzing.worker", self._kind]
+            self._child = Child(command, self._kind, cwd=ROOT, env=self._environment)
+        try:
+            answer, _ = self._child.ask({"seed": seed}, seconds=patience)
+            return seed, str(answer["outcome"]), answer["find"]
+        except ProcessError as error:
+            if error.late:
+                return seed, "hung", f"over {patience:g} s"
+            return seed, "crashed", str(error)
 
     def close(self) -> None:
         """End the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-
-
-def _wait(stream: IO[str], seconds: float) -> bool:
-    return bool(select.select([stream], [], [], seconds)[0])
+        if self._child is not None:
+            self._child.close()
 
 
 def fuzz(kind: str, count: int, first: int = 0, workers: int = 2) -> Tally:

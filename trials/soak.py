@@ -174,6 +174,7 @@ def cycles(paths: Mapping[tuple[str, str], Path], count: int, console: Console) 
         with wg.load(paths[soak.target, soak.params], threads=soak.threads) as session:
             run(session)
         if number % max(1, count // 20) == 0:
+            time.sleep(0.02)  # the system takes a moment to end a thread that was joined
             held.append((_memory(), process.num_threads(), process.num_fds()))
     warm = held[len(held) // 4 :]
     growth = warm[-1][0] - warm[0][0]

@@ -22,6 +22,7 @@
     └── InternalError                  3   a failure of ours
         ├── CompileError                   TVM, the assembler or the linker failed
         └── ExecutionError                 a module trapped or reported an error
+            ├── ProcessError                   a child process died, or gave no answer in time
             └── LimitError                     it exceeded a limit, and was ended
 """
 
@@ -131,6 +132,17 @@ class CompileError(InternalError):
 
 class ExecutionError(InternalError):
     """A compiled module trapped, or its entry returned an error code."""
+
+
+class ProcessError(ExecutionError):
+    """A child process died, gave no answer in time (``late``), or answered nonsense; it has ended.
+
+    ``status`` is the exit status of a child that ended by itself, negative for a signal.
+    """
+
+    def __init__(self, message: str, status: int | None = None, late: bool = False) -> None:
+        super().__init__(message)
+        self.status, self.late = status, late
 
 
 class LimitError(ExecutionError):

@@ -60,6 +60,8 @@ def restrict_memory(allowed: int) -> None:
         (resource.RLIMIT_DATA, allowed),
         (resource.RLIMIT_FSIZE, allowed),
     ):
+        _, hard = resource.getrlimit(kind)  # which only root may raise
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(kind, (most, most))
 
 

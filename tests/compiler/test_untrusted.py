@@ -80,7 +80,7 @@ def test_what_is_wrong_is_said_as_ever(tmp_path: Path) -> None:
 )
 def test_who_takes_too_much_is_ended(small_onnx: Path, limits: Limits, words: str) -> None:
     began = time.monotonic()
-    with pytest.raises(LimitError, match=words):
+    with pytest.raises((LimitError, CompileError), match=words):
         wg.compile(small_onnx, untrusted=True, limits=limits)
     assert time.monotonic() - began < 60
 

@@ -63,13 +63,13 @@ def test_outputs_are_the_callers_and_feeds_are_checked(small_artifact, small_inp
 @needs_node
 def test_a_closed_session_leaves_no_process(small_artifact, small_input: np.ndarray) -> None:
     session = wg.load(small_artifact("wasm32"), runtime="node")
-    process = session.process._process  # type: ignore[attr-defined]
+    process = session.process._child._process  # type: ignore[attr-defined]
     session.close()
     assert process.poll() is not None
     with pytest.raises(UsageError, match="closed"):
         session.run({"x": small_input})
     forgotten = wg.load(small_artifact("wasm32"), runtime="node")
-    process = forgotten.process._process  # type: ignore[attr-defined]
+    process = forgotten.process._child._process  # type: ignore[attr-defined]
     del forgotten
     gc.collect()
     assert process.poll() is not None
@@ -78,7 +78,7 @@ def test_a_closed_session_leaves_no_process(small_artifact, small_input: np.ndar
 @needs_node
 def test_a_killed_process_is_an_error_not_a_hang(small_artifact, small_input: np.ndarray) -> None:
     with wg.load(small_artifact("wasm32"), runtime="node") as session:
-        session.process._process.kill()  # type: ignore[attr-defined]
+        session.process._child._process.kill()  # type: ignore[attr-defined]
         with pytest.raises(ExecutionError):
             session.run({"x": small_input})
 

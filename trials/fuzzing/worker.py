@@ -10,15 +10,15 @@ from importlib import import_module
 from pathlib import Path
 
 from wasmgraph.errors import WasmgraphError
+from wasmgraph.processes import encode, serve_on_standard_streams
 
 
 def main() -> None:
     case = import_module(f"trials.fuzzing.{sys.argv[1]}").case
-    answers = sys.stdout
-    sys.stdout = sys.stderr  # whatever else prints must not come between answers
+    questions, answers = serve_on_standard_streams()
     with tempfile.TemporaryDirectory() as place:
-        for line in sys.stdin:
-            seed = int(line)
+        for line in questions:
+            seed = json.loads(line)["seed"]
             find = None
             try:
                 outcome = case(seed, Path(place))
@@ -26,8 +26,7 @@ def main() -> None:
                 outcome, find = f"unexpected: {type(error).__name__}", str(error)
             except Exception as error:
                 outcome, find = f"untyped: {type(error).__name__}", traceback.format_exc(limit=-4)
-            answers.write(json.dumps([seed, outcome, find]) + "\n")
-            answers.flush()
+            answers.write(encode({"outcome": outcome, "find": find}))
 
 
 if __name__ == "__main__":

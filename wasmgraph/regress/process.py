@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any, Self
 
 from wasmgraph.errors import ExecutionError
+from wasmgraph.processes import Child
 from wasmgraph.regress.checkouts import Checkout
 
 _SCRIPT = Path(__file__).with_name("worker.py")
+_PATIENCE_S = 1800.0  # compiling a large network on a slow machine
 
 
 class WorkerProcess:
@@ -19,16 +18,8 @@ class WorkerProcess:
 
     def __init__(self, checkout: Checkout) -> None:
         self._where = f"revision {checkout.commit[:12]}"
-        # Not a pipe: nobody would drain it. Closed with the process.
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115
-        self._process = subprocess.Popen(
-            [checkout.python, str(_SCRIPT), str(checkout.root)],
-            cwd=checkout.root,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._said,
-            text=True,
-        )
+        command = [checkout.python, str(_SCRIPT), str(checkout.root)]
+        self._child = Child(command, self._where, cwd=checkout.root)
 
     def ask(self, do: str, **arguments: Any) -> Any:
         """Let the worker do something and return its result.
@@ -36,37 +27,19 @@ class WorkerProcess:
         Raises
         ------
         ExecutionError
-            It failed, or the process ended.
+            It failed, or the process ended, or gave no answer in half an hour.
         """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-            answer = json.loads(line) if line else None
-        except (OSError, ValueError) as error:
-            raise ExecutionError(self._last_words(f"its process cannot be understood ({error})")) from error
-        if answer is None:
-            raise ExecutionError(self._last_words(f"its process ended with {self._process.wait()}"))
+        answer, _ = self._child.ask({"do": do, **arguments}, seconds=_PATIENCE_S)
         if "error" in answer:
             raise ExecutionError(f"{self._where}: {answer['error']}")
         return answer["result"]
 
-    def _last_words(self, what: str) -> str:
-        self._said.seek(0)
-        said = self._said.read().decode(errors="replace").strip().splitlines()
-        return f"{self._where}: {what}" + (f": {said[-1]}" if said else ".")
-
     def close(self) -> None:
         """End the process and wait for it."""
-        self._process.communicate()
-        self._said.close()
+        self._child.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None:  # nobody waits for what it is doing
-            self._process.kill()
+    def __exit__(self, *_: object) -> None:
         self.close()

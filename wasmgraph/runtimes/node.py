@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from wasmgraph.artifact import Artifact
 from wasmgraph.errors import ArtifactError, ExecutionError, IndexRangeError, MissingDependencyError
+from wasmgraph.processes import Child
 from wasmgraph.runtimes.base import LoadOptions, Runtime, Session
 from wasmgraph.runtimes.checks import check
 from wasmgraph.runtimes.parameters import params_file
@@ -24,6 +23,8 @@ from wasmgraph.tensors import Array, TensorSpec
 # (module (func (param v128) (result v128)
 #   local.get 0 local.get 0 local.get 0 f32x4.relaxed_madd))
 _RELAXED_SIMD = "0061736d0100000001060160017b017b030201000a0d010b00200020002000fd85020b"
+# Seconds in which a call must end, compiling while loading included: long past what a graph takes.
+PATIENCE_S = 600.0
 _RUNNER = Path(__file__).with_name("node_runner.mjs")
 
 
@@ -67,17 +68,12 @@ class NodeProcess:
 
     def __init__(self, script: Path, where: str, flags: Sequence[str] = ()) -> None:
         self._where = where
-        # Not a pipe: nobody would drain it. Closed with the process.
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115
-        self._process: subprocess.Popen[bytes] | None = subprocess.Popen(
-            [_node(), *flags, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said
-        )
+        self._child = Child([_node(), *flags, str(script)], where)
 
-    def _streams(self) -> tuple[IO[bytes], IO[bytes]]:
-        assert self._process is not None
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        return self._process.stdin, self._process.stdout
+    @property
+    def closed(self) -> bool:
+        """Whether the process has ended."""
+        return self._child.closed
 
     def ask(self, message: Mapping[str, Any], payload: bytes = b"") -> tuple[dict[str, Any], bytes]:
         """Send a message, return the answer and its bytes.
@@ -86,20 +82,12 @@ class NodeProcess:
         ------
         IndexRangeError
             An index was out of range.
+        ProcessError
+            The process died, or gave no answer within :data:`PATIENCE_S`; it has ended.
         ExecutionError
-            The process answered with another error, or ended.
+            The process answered with another error.
         """
-        to, from_ = self._streams()
-        try:
-            to.write(json.dumps({**message, "bytes": len(payload)}).encode() + b"\n" + payload)
-            to.flush()
-            line = from_.readline()
-            answer: dict[str, Any] | None = json.loads(line) if line else None
-            content = from_.read(answer["bytes"]) if answer else b""
-        except (OSError, ValueError) as error:
-            raise ExecutionError(self._last_words(str(error))) from error
-        if answer is None or len(content) < answer["bytes"]:
-            raise ExecutionError(self._last_words("the Node.js process ended"))
+        answer, content = self._child.ask(message, payload, seconds=PATIENCE_S)
         if "error" in answer:
             kind, _, text = str(answer["error"]).partition(": ")
             if kind == IndexRangeError.__name__:
@@ -107,25 +95,9 @@ class NodeProcess:
             raise ExecutionError(f"{self._where}: {answer['error']}")
         return answer, content
 
-    def _last_words(self, what: str) -> str:
-        self._said.seek(0)
-        said = self._said.read().decode(errors="replace").strip().splitlines()
-        return f"{self._where}: {what}" + (f": {said[-1]}" if said else ".")
-
     def close(self) -> None:
         """End the process."""
-        if self._process is not None:
-            self._process.kill()
-            for stream in self._streams():
-                with suppress(OSError):  # a pipe broken by a process that ended first
-                    stream.close()
-            self._process.wait()
-            self._process = None
-            self._said.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_process", None) is not None:
-            self.close()
+        self._child.close()
 
 
 class ProcessSession(Session):
@@ -139,13 +111,23 @@ class ProcessSession(Session):
 
     def _run(self, arrays: list[Array]) -> list[Array]:
         payload = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
-        _, content = self.process.ask({"command": "run"}, payload)
+        content = self._ask({"command": "run"}, payload)
+        if len(content) != sum(spec.nbytes for spec in self.outputs):
+            self._closed = True
+            raise ExecutionError(f"the process answered with {len(content)} bytes of outputs.")
         results, offset = [], 0
         for spec in self.outputs:
             raw = content[offset : offset + spec.nbytes]
             results.append(np.frombuffer(raw, spec.dtype).reshape(spec.static_shape).copy())
             offset += spec.nbytes
         return results
+
+    def _ask(self, message: Mapping[str, Any], payload: bytes = b"") -> bytes:
+        try:
+            return self.process.ask(message, payload)[1]
+        finally:
+            if self.process.closed:  # it died, or the call was interrupted
+                self._closed = True
 
     def _release(self) -> None:
         self.process.close()
@@ -177,7 +159,7 @@ class NodeSession(ProcessSession):
             raise ArtifactError(f"V8 refuses the module: {error}", check="engine") from error
 
     def _run_step(self, index: int) -> None:
-        self.process.ask({"command": "step", "index": index})
+        self._ask({"command": "step", "index": index})
 
     def _clone(self) -> Session:
         artifact = Artifact.open(self._artifact.path)

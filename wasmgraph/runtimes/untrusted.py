@@ -7,12 +7,9 @@ pass through memory that both share, so that a call costs two copies and two sho
 from __future__ import annotations
 
 import fcntl
-import json
 import mmap
 import os
 import signal
-import socket
-import subprocess
 import sys
 import weakref
 from dataclasses import asdict, replace
@@ -22,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from wasmgraph.artifact import DTYPES
-from wasmgraph.errors import ExecutionError, LimitError, WasmgraphError, error_from
+from wasmgraph.errors import ExecutionError, LimitError, ProcessError, WasmgraphError, error_from
 from wasmgraph.limits import Limits, child_environment
+from wasmgraph.processes import Child
 from wasmgraph.runtimes.base import LoadOptions, Session
 from wasmgraph.tensors import Array, TensorSpec
 
-_LONGEST = 1 << 22  # bytes of an answer
 _ALIGNMENT = 64
 _COMMAND = ("-B", "-m", "wasmgraph.runtimes.untrusted_child")
 
@@ -43,17 +40,12 @@ class UntrustedSession(Session):
 
     def __init__(self, path: Path, options: LoadOptions, limits: Limits) -> None:
         self._where, self._limits = str(path), limits
-        ours, theirs = socket.socketpair()
         shared = os.memfd_create("wasmgraph", os.MFD_ALLOW_SEALING)
         try:
-            self._process = _start(theirs, shared)
-        finally:
-            theirs.close()
-        self._socket = ours
-        self._finalizer = weakref.finalize(self, _end, self._process, ours)
-        try:
+            self._child = _start(self._where, shared)
+            self._finalizer = weakref.finalize(self, self._child.close)
             request = {"path": str(path.resolve()), **asdict(options), **asdict(limits)}
-            answer = self._ask("load", request)
+            answer = self._ask("load", request=request)
             try:
                 self._loaded = path, replace(options, sha256=str(answer["sha256"])), limits
                 inputs, outputs = (_specs(answer[side]) for side in ("inputs", "outputs"))
@@ -61,9 +53,10 @@ class UntrustedSession(Session):
                 raise ExecutionError(f"{path}: the child answered with no tensors ({error}).") from error
             super().__init__(inputs, outputs)
             self._share(shared, (*inputs, *outputs))
-            self._ask("map", shared)
+            self._ask("map", shared=shared)
         except BaseException:
-            self._finalizer()
+            if hasattr(self, "_finalizer"):
+                self._finalizer()
             raise
         finally:
             os.close(shared)
@@ -71,7 +64,7 @@ class UntrustedSession(Session):
     @property
     def process_id(self) -> int:
         """Of the child."""
-        return self._process.pid
+        return self._child.pid
 
     def _share(self, shared: int, specs: tuple[TensorSpec, ...]) -> None:
         """Lay the tensors out one after the other, in memory that the child cannot shrink under us."""
@@ -92,58 +85,35 @@ class UntrustedSession(Session):
         return [view.copy() for view in self._views[len(arrays) :]]
 
     def _run_step(self, index: int) -> None:
-        self._ask("step", index)
+        self._ask("step", index=index)
 
     def _clone(self) -> Session:
         return UntrustedSession(*self._loaded)
 
-    def _ask(self, *message: Any) -> dict[str, Any]:
-        content = json.dumps(message).encode()
-        self._socket.settimeout(self._limits.wall_s)
+    def _ask(self, verb: str, **operands: Any) -> dict[str, Any]:
         try:
-            self._socket.sendall(len(content).to_bytes(4, "little") + content)
-            size = int.from_bytes(self._receive(4), "little")
-            if size > _LONGEST:
-                raise ExecutionError(f"{self._where}: the child answered with {size} bytes.")
-            answer: dict[str, Any] = json.loads(self._receive(size))
-            if not isinstance(answer, dict):
-                raise TypeError("no object")
-        except TimeoutError:
-            self._give_up()
-            raise LimitError(
-                f"{self._where} took longer than {self._limits.wall_s:g} s, and was ended."
-            ) from None
-        except (OSError, EOFError, ValueError, TypeError, RecursionError) as error:
-            status = self._give_up()
-            raise self._epitaph(status) from error
+            answer, _ = self._child.ask({"do": verb, **operands}, seconds=self._limits.wall_s)
+        except ProcessError as error:
+            raise self._epitaph(error) from error
+        finally:
+            if self._child.closed:  # it died, exceeded a limit, or the call was interrupted
+                self._closed = True
+                self._views = []
         if "error" in answer:
             raise error_from(answer)
         return answer
 
-    def _receive(self, size: int) -> bytes:
-        content = bytearray()
-        while len(content) < size:
-            part = self._socket.recv(size - len(content))
-            if not part:
-                raise EOFError
-            content += part
-        return bytes(content)
-
-    def _give_up(self) -> int:
-        self._closed = True
-        self._views = []
-        return int(self._finalizer() or 0)
-
-    def _epitaph(self, status: int) -> WasmgraphError:
-        if status == -signal.SIGPROF:
+    def _epitaph(self, error: ProcessError) -> WasmgraphError:
+        if error.late:
+            return LimitError(f"{self._where} took longer than {self._limits.wall_s:g} s, and was ended.")
+        if error.status == -signal.SIGPROF:
             return LimitError(
                 f"{self._where} used more than {self._limits.cpu_s:g} s of processor time, and was ended."
             )
-        if status in (-signal.SIGABRT, -signal.SIGKILL):
+        if error.status in (-signal.SIGABRT, -signal.SIGKILL):
             allowed = f"{self._limits.memory_bytes:,} bytes"
             return LimitError(f"{self._where} was ended by the system; it may use {allowed} of memory.")
-        how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-        return ExecutionError(f"{self._where}: its process died ({how}).")
+        return error
 
     def _release(self) -> None:
         self._views = []
@@ -169,25 +139,15 @@ def views(memory: mmap.mmap, specs: tuple[TensorSpec, ...], offsets: list[int]) 
     ]
 
 
-def _start(channel: socket.socket, shared: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, *_COMMAND, str(channel.fileno())],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        pass_fds=(channel.fileno(), shared),
+def _start(where: str, shared: int) -> Child:
+    return Child(
+        [sys.executable, *_COMMAND],
+        where,
+        longest=0,
+        pass_fds=(shared,),
         env=child_environment(),
         cwd="/",
     )
-
-
-def _end(process: subprocess.Popen[bytes], channel: socket.socket) -> int:
-    """Kill the child unless it has ended; how it ended."""
-    channel.close()
-    process.poll()
-    if process.returncode is None:
-        process.kill()
-    return process.wait()
 
 
 def _specs(said: Any) -> tuple[TensorSpec, ...]:

@@ -7,14 +7,13 @@ import json
 import mmap
 import resource
 import signal
-import socket
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from wasmgraph.artifact import Artifact
 from wasmgraph.errors import LimitError, WasmgraphError, error_to
 from wasmgraph.limits import end_with_parent, restrict_memory
+from wasmgraph.processes import encode, serve_on_standard_streams
 from wasmgraph.runtimes import get_runtime
 from wasmgraph.runtimes.base import LoadOptions, Session
 from wasmgraph.runtimes.untrusted import layout, views
@@ -25,10 +24,10 @@ _NO_MEMORY = f"(os error {errno.ENOMEM})"  # as Wasmtime says it
 
 
 class Child:
-    """Answers messages, each a JSON list of a verb and what it needs."""
+    """Answers messages, each a verb (``do``) and what it needs."""
 
-    def __init__(self, channel: socket.socket) -> None:
-        self._channel = channel
+    def __init__(self) -> None:
+        self._questions, self._answers = serve_on_standard_streams()
         self._request: dict[str, Any] = {}
         self._session: Session
         self._tensors: list[Array] = []
@@ -41,11 +40,13 @@ class Child:
             "run": self._run,
             "step": self._step,
         }
-        while message := self._receive():
-            verb, *operands = json.loads(message)
+        for line in self._questions:
+            message = json.loads(line)
+            verb = message.pop("do")
             if verb == "load":
-                self._request = operands[0]
-            self._send(self._answer(lambda: verbs[verb](*operands)))  # noqa: B023 - called at once
+                self._request = message["request"]
+            answer = self._answer(lambda: verbs[verb](**message))  # noqa: B023 - called at once
+            self._answers.write(encode(answer))
 
     def _answer(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         request = self._request
@@ -101,18 +102,8 @@ class Child:
         self._session.run_step(index)
         return {}
 
-    def _receive(self) -> bytes | None:
-        head = self._channel.recv(4, socket.MSG_WAITALL)
-        if len(head) < 4:
-            return None
-        return self._channel.recv(int.from_bytes(head, "little"), socket.MSG_WAITALL)
-
-    def _send(self, answer: dict[str, Any]) -> None:
-        content = json.dumps(answer).encode()
-        self._channel.sendall(len(content).to_bytes(4, "little") + content)
-
 
 if __name__ == "__main__":
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     end_with_parent()
-    Child(socket.socket(fileno=int(sys.argv[1]))).serve()
+    Child().serve()
