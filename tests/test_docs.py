@@ -108,3 +108,9 @@ def test_links_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", BLOCK.sub("", path.read_text())):
         if "://" not in target:
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_tests_that_documents_name_exist(path: Path) -> None:
+    for name in re.findall(r"`(tests/[^`]*)`", path.read_text()):
+        assert (ROOT / name).exists(), f"{path.name} names {name}"

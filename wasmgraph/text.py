@@ -1,4 +1,4 @@
-"""Text that comes from models and files, made harmless for where it is shown."""
+"""Text from models and files, made harmless for the place where it is shown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MARKDOWN = {character: f"&#{ord(character)};" for character in "&<>|@`*_[]\\~#!
 
 
 def plain(text: str) -> str:
-    """Without control characters; lines and tabs stay."""
+    """Text without control characters; line breaks and tabs stay."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
@@ -23,6 +23,6 @@ def terminal(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """For Markdown, on one line: shown as it is, linking to nothing, notifying nobody."""
+    """For Markdown, on one line: shown literally, without links or mentions."""
     escaped = "".join(_MARKDOWN.get(character, character) for character in plain(" ".join(text.split())))
     return escaped.replace("://", "&#58;//").replace("www.", "www&#46;")

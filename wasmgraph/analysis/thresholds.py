@@ -1,4 +1,4 @@
-"""How much a metric may change before that is called better or worse: ``results/thresholds.toml``."""
+"""How much a metric may change before the change counts as better or worse: ``results/thresholds.toml``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Limit:
-    """A change within ``relative`` of the base value plus ``absolute`` (in the metric's unit) is none."""
+    """A change within ``relative`` of the base value plus ``absolute`` (in the metric's unit) does not
+    count."""
 
     better: Literal["less", "more"]
     relative: float = 0.0

@@ -1,4 +1,4 @@
-"""MindSpore cells as ONNX models, the front door of the first proof of concept."""
+"""MindSpore cells as ONNX models."""
 
 from __future__ import annotations
 

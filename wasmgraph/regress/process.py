@@ -15,7 +15,7 @@ _SCRIPT = Path(__file__).with_name("worker.py")
 
 
 class WorkerProcess:
-    """A process that runs one revision; ``worker.py`` says what can be asked of it."""
+    """A process that runs one revision; ``worker.py`` has its requests."""
 
     def __init__(self, checkout: Checkout) -> None:
         self._where = f"revision {checkout.commit[:12]}"
@@ -31,7 +31,7 @@ class WorkerProcess:
         )
 
     def ask(self, do: str, **arguments: Any) -> Any:
-        """Let the worker do something and return its result.
+        """Send a request to the worker and return its result.
 
         Raises
         ------
@@ -46,7 +46,9 @@ class WorkerProcess:
             line = self._process.stdout.readline()
             answer = json.loads(line) if line else None
         except (OSError, ValueError) as error:
-            raise ExecutionError(self._last_words(f"its process cannot be understood ({error})")) from error
+            raise ExecutionError(
+                self._last_words(f"its process sent an unreadable answer ({error})")
+            ) from error
         if answer is None:
             raise ExecutionError(self._last_words(f"its process ended with {self._process.wait()}"))
         if "error" in answer:

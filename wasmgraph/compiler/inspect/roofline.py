@@ -1,5 +1,5 @@
-"""A roofline as an artifact: its steps are the most arithmetic and the fastest reading that a
-target's instructions allow, measured by running them in the engine in question.
+"""A roofline as an artifact. Its steps do the most arithmetic and the fastest reading that a target's
+instructions allow; they are measured by running them in the same engine.
 
 Williams, Waterman & Patterson, "Roofline: An Insightful Visual Performance Model" (2009).
 """

@@ -108,7 +108,7 @@ class FoldLayout:
 
 @tvm.transform.module_pass(opt_level=0, name="PlainReshapes")
 class PlainReshapes:
-    """Spell squeeze, expand_dims and flatten as reshape, which the plan turns into an alias."""
+    """Write squeeze, expand_dims and flatten as reshape, which the plan turns into an alias."""
 
     def transform_module(self, mod: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
         """Rewrite ``main``."""

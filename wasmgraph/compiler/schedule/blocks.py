@@ -1,4 +1,4 @@
-"""What every rule asks of a kernel's blocks, and the things most rules do to them."""
+"""Queries and transformations of a kernel's blocks that the rules share."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def conditional(schedule: Schedule, block: SBlockRV) -> bool:
 
 
 def reads(schedule: Schedule, block: SBlockRV) -> int:
-    """How often what a block writes is read, in the text of all others."""
+    """How often other blocks read a block's result, counted in their text."""
     written = schedule.get(block).writes[0].source
     found = []
 
@@ -132,8 +132,8 @@ def vectorize(schedule: Schedule, loop: LoopRV, target: Target) -> None:
 def begin_with_infinity(body: Any) -> Any:
     """Begin maxima with -inf and minima with inf.
 
-    TVM begins them with the largest finite numbers, which is wrong of infinities, and some primitives
-    only know a maximum that begins so: therefore this comes after all of them.
+    TVM begins them with the largest finite numbers, which gives wrong results for infinities. Some
+    primitives recognise only that form, so this comes after all of them.
     """
 
     def infinite(store: Any) -> Any:

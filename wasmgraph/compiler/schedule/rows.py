@@ -14,7 +14,7 @@ from wasmgraph.targets import Target
 
 
 def schedule_rows(schedule: Schedule, target: Target, decision: Decision | None = None) -> Scheduled | None:
-    """Any blocks whose leading axes are the same rows, at least one of which reduces the rest."""
+    """Any blocks with the same leading axes (the rows), of which at least one reduces the other axes."""
     reducing = [block for block in blocks(schedule) if reduces(schedule, block)]
     last = output(schedule)
     if not reducing or last is None:

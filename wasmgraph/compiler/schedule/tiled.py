@@ -147,9 +147,9 @@ def tile(
 ) -> None:
     """Tile ``pixel`` × ``channel`` of ``last`` and compute ``acc`` for each tile in registers.
 
-    From the outside in: ``outer``, blocks of channels, ``rows``, tiles of pixels; chunks of pixels, if
-    they are so decided, around as many blocks as the decision says.
-    What lies inside the loop over blocks is done with one block's weights, which stay in the cache.
+    From the outside in: ``outer``, blocks of channels, ``rows``, tiles of pixels; chunks of pixels, if they
+    are so decided, around as many blocks as the decision says. The loops inside the loop over blocks use
+    one block's weights, which stay in the cache.
     """
     inline_between(schedule, acc, last)
     packed = _packed(schedule, acc)
