@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: bench bench-light bench-zoo bench-all bench-accuracy conformance fuzz faults soak gate regress prove test test-slow test-mindspore test-torch check sample clean
+.PHONY: bench bench-light bench-zoo bench-all bench-accuracy conformance fuzz faults soak stress gate regress prove test test-slow test-mindspore test-torch check sample clean
 
 bench: $(READY)
 	$(BIN)/pytest bench -q --benchmark-json=results/latest.json
@@ -62,6 +62,11 @@ faults: $(READY)
 # Millions of inferences, eight sessions at once, and the growth of memory: a quarter of an hour.
 soak: $(READY)
 	$(BIN)/python -m trials.soak
+
+# Eight threads with a thousand inferences each on one session, on a pool and on clones, in every runtime:
+# half a minute.
+stress: $(READY)
+	$(BIN)/python -m trials.stress
 
 # Sizes, work and accuracy of this tree against results/baseline.json, no time: about three minutes.
 GATED := wasm32@wasmtime,wasm32-simd128@wasmtime,wasm32-relaxed-simd@wasmtime,wasm32-simd128-threads@wasmtime:2

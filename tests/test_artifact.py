@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import struct
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ import wasmtime
 import wasmgraph as wg
 from wasmgraph import artifact as a
 from wasmgraph.dims import Dim, Expression
-from wasmgraph.errors import ArtifactError, SchemaError
+from wasmgraph.errors import ArtifactError, SchemaError, UsageError
 from wasmgraph.wasm.wasmfile import read_module
 
 
@@ -55,6 +56,20 @@ def test_save_is_a_whole_copy(small_artifact: Callable[[str], Path], tmp_path: P
     assert copy.sha256 == artifact.sha256
     with pytest.raises(ArtifactError, match="cannot be written"):
         artifact.save(tmp_path / "nowhere" / "x.wasm")
+
+
+def test_an_artifact_is_pickled_as_its_path_and_digest(
+    small_artifact: Callable[[str], Path], small_onnx: Path, tmp_path: Path
+) -> None:
+    artifact = wg.Artifact.open(small_artifact("wasm32"))
+    again = pickle.loads(pickle.dumps(artifact))
+    assert (again.path, again.sha256, again.manifest) == (artifact.path, artifact.sha256, artifact.manifest)
+    saved = pickle.dumps(wg.Artifact.open(artifact.save(tmp_path / "saved.wasm")))
+    (tmp_path / "saved.wasm").write_bytes(small_artifact("wasm32-simd128").read_bytes())
+    with pytest.raises(ArtifactError, match="was replaced after it was pickled"):
+        pickle.loads(saved)
+    with pytest.raises(UsageError, match="is temporary .* Save it"):
+        pickle.dumps(wg.compile(small_onnx, "wasm32"))
 
 
 @pytest.mark.parametrize("cut", [1, 7, 40, 3000])

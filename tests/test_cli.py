@@ -43,6 +43,34 @@ def test_compile_run_inspect(small_onnx: Path, tmp_path: Path, small_input: np.n
     assert facts["bytes"] == out.stat().st_size
 
 
+def test_a_dimension_may_be_zero(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Concat", ["cache", "x"], ["y"], axis=1)]
+    onnx.save(model_of(nodes, {"cache": [2, "past"], "x": [2, 3]}, ["y"]), tmp_path / "m.onnx")
+    done = invoke("compile", tmp_path / "m.onnx", "-o", tmp_path / "m.wasm", "--shape", "cache=2,0")
+    assert done.exit_code == 0, done.output
+    feeds = {"cache": np.zeros((2, 0), np.float32), "x": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    inputs = []
+    for name, array in feeds.items():
+        np.save(tmp_path / f"{name}.npy", array)
+        inputs += ["--input", f"{name}={tmp_path / name}.npy"]
+    done = invoke("run", tmp_path / "m.wasm", *inputs, "--output", tmp_path / "y.npz")
+    assert done.exit_code == 0, done.output
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npz")["y"], feeds["x"])
+
+
+def test_run_casts_only_when_it_is_told_to(tmp_path: Path, small_artifact, small_input: np.ndarray) -> None:
+    np.save(tmp_path / "x.npy", small_input.astype(np.float64))
+    run = ["run", small_artifact("wasm32"), "--input", f"x={tmp_path / 'x.npy'}"]
+    run += ["--output", tmp_path / "y.npz"]
+    done = invoke(*run)
+    assert done.exit_code == 2
+    assert "--no-strict" in done.stderr
+    assert not (tmp_path / "y.npz").exists()
+    assert invoke(*run, "--no-strict").exit_code == 0
+    expected = wg.load(small_artifact("wasm32")).run(small_input)["logits"]
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npz")["logits"], expected)
+
+
 def test_profile_names_every_kernel_against_the_roofline(small_artifact) -> None:
     done = invoke("profile", small_artifact("wasm32-simd128"), "--rounds", "2")
     assert done.exit_code == 0, done.output
@@ -116,6 +144,19 @@ def test_classify(tmp_path: Path, small_artifact) -> None:
     assert "no description" in done.stderr
 
 
+def test_classify_casts_to_what_the_graph_takes(tmp_path: Path) -> None:
+    model = onnx.load(classifier(tmp_path / "c.onnx"))
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    for node in model.graph.node:
+        node.input[:] = ["decoded" if name == "x" else name for name in node.input]
+    model.graph.node.insert(0, helper.make_node("Cast", ["x"], ["decoded"], to=onnx.TensorProto.FLOAT))
+    onnx.save(model, tmp_path / "c.onnx")
+    Image.new("RGB", (40, 30), (200, 100, 0)).save(tmp_path / "photo.png")
+    assert invoke("compile", tmp_path / "c.onnx", "-o", tmp_path / "c.wasm").exit_code == 0
+    done = invoke("classify", tmp_path / "c.wasm", tmp_path / "photo.png")
+    assert done.exit_code == 0, done.output
+
+
 @pytest.mark.parametrize("untrusted", [[], ["--untrusted"]])
 def test_a_description_gives_no_orders(tmp_path: Path, untrusted: list[str]) -> None:
     """Neither to the terminal, nor to make an image that fills the host's memory."""
@@ -146,6 +187,7 @@ def test_bad_input_exits_with_2_says_what_and_leaves_nothing(
     onnx.save(dynamic, tmp_path / "dynamic.onnx")
     np.save(tmp_path / "x.npy", small_input)
     np.save(tmp_path / "double.npy", small_input.astype(np.float64))
+    np.save(tmp_path / "object.npy", np.array([{}], dtype=object), allow_pickle=True)
     wasm = small_artifact("wasm32")
     (tmp_path / "cut.wasm").write_bytes(wasm.read_bytes()[:-9])
     before = sorted(tmp_path.iterdir())
@@ -158,12 +200,15 @@ def test_bad_input_exits_with_2_says_what_and_leaves_nothing(
         (["compile", small_onnx, "-o", out, "--target", "wasm128"], "unknown target"),
         (["compile", small_onnx, "-o", out, "--shape", "x=1,a"], "whole numbers"),
         (["compile", small_onnx, "-o", out, "--shape", "x"], "expected NAME=VALUE"),
-        (["compile", small_onnx, "-o", out, "--shape", "x=0,3,19,17"], "at least 1"),
+        (["compile", small_onnx, "-o", out, "--shape", "x=-1,3,19,17"], "not be negative"),
         (["compile", small_onnx, "-o", tmp_path / "no" / "out.wasm"], "there is no directory"),
         (["run", wasm, "--output", npz], "input 'x' is not given"),
         (["run", wasm, "--input", f"x={tmp_path / 'double.npy'}", "--output", npz], "got x: float64"),
         (["run", wasm, "--input", f"z={tmp_path / 'x.npy'}", "--output", npz], "no input is called 'z'"),
         (["run", wasm, "--input", f"x={wasm}", "--output", npz], "is not a .npy file"),
+        (["run", wasm, "--input", f"x={tmp_path / 'object.npy'}", "--output", npz], "is not a .npy file"),
+        (["run", wasm, "--input", f"x={tmp_path / 'absent.npy'}", "--output", npz], "No such file"),
+        (["run", wasm, "--input", f"x={tmp_path}", "--output", npz], "Is a directory"),
         (["run", tmp_path / "cut.wasm", "--output", npz], "truncated"),
         (["inspect", tmp_path / "text.onnx"], "not a wasmgraph artifact"),
         (["fetch", "vgg"], "unknown model"),

@@ -44,6 +44,16 @@ def test_a_model_that_agrees(model: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "d.onnx").exists()
 
 
+def test_given_arrays_meet_the_check_that_a_sessions_do(model: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones((2, 3)))
+    arguments = ["diff", str(model), "--input", f"x={tmp_path / 'x.npy'}", "-o", str(tmp_path / "d.onnx")]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 2
+    assert "expected x: float32[2, 3], got x: float64[2, 3]" in done.stderr
+    assert "--no-strict" in done.stderr
+    assert CliRunner().invoke(main, [*arguments, "--no-strict"]).exit_code == 0
+
+
 @pytest.mark.usefixtures("wrong")
 def test_the_node_is_found_and_saved_with_its_inputs(model: Path, tmp_path: Path) -> None:
     saved = tmp_path / "d.onnx"
@@ -78,7 +88,7 @@ def test_a_fault_that_hides_when_all_is_shown_is_searched_for(
 
 
 def test_an_input_that_is_none(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(FeedError, match="called z; there are x"):
+    with pytest.raises(FeedError, match="called 'z'.*takes x: float32"):
         compare_with_onnxruntime(model, "wasm32", {}, {"z": np.zeros(1)}, 1e-3, tmp_path / "d.onnx")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +28,28 @@ def test_every_error_is_in_the_drawn_tree() -> None:
     found = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, Exception)]
     assert all(issubclass(error, wg.WasmgraphError) for error in found)
     assert all(error.__name__ in (errors.__doc__ or "") for error in found)
+
+
+def test_what_is_printed_says_what_it_is(small_artifact: Callable[[str], Path]) -> None:
+    artifact = wg.Artifact.open(small_artifact("wasm32"))
+    takes_and_gives = "x: float32[1, 3, 19, 17] → probabilities: float32[1, 21], logits: float32[1, 21]"
+    assert repr(artifact) == f"<Artifact small for wasm32, '{artifact.path}': {takes_and_gives}>"
+    with wg.load(artifact) as session:
+        assert repr(session) == f"<WasmtimeSession: {takes_and_gives}>"
+    assert repr(session) == f"<WasmtimeSession, closed: {takes_and_gives}>"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (wg.TensorSpec("x", (1, 3), "int8"), "TensorSpec('x', (1, 3), 'int8')"),
+        (wg.Limits(), "Limits(memory_bytes=4096 << 20, cpu_s=60, wall_s=60)"),
+        (wg.Limits(1000, 0.5), "Limits(memory_bytes=1000, cpu_s=0.5, wall_s=60)"),
+    ],
+)
+def test_a_records_text_makes_it_again(value: object, text: str) -> None:
+    assert repr(value) == text
+    assert eval(text, {"TensorSpec": wg.TensorSpec, "Limits": wg.Limits}) == value
 
 
 @pytest.mark.parametrize("module", ["wasmgraph", "wasmgraph.cli", "wasmgraph.report"])

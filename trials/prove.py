@@ -29,6 +29,7 @@ from trials.mutations import lower_bias, more_work, slower, spilling
 from wasmgraph.analysis import Comparison, compare, read_thresholds
 from wasmgraph.analysis.compare import TIME, median_interval
 from wasmgraph.analysis.runs import KERNEL_WORK
+from wasmgraph.analysis.thresholds import OWN
 from wasmgraph.errors import MissingDependencyError, UnsupportedOperatorError
 from wasmgraph.files import cache_dir, write_atomically
 from wasmgraph.host import cpu_name, host_id
@@ -38,7 +39,6 @@ from wasmgraph.regress import Options, checkout, measure_pair, repository
 from wasmgraph.runtimes.metrics import metrics
 
 ROOT = Path(__file__).parent.parent
-THRESHOLDS = ROOT / "results" / "thresholds.toml"
 SMALL, LARGE, SIMD = "light_squeezenet", "resnet50", "wasm32-simd128@wasmtime"
 SMALL_RUNS, LARGE_RUNS, WORK_RUNS, SLOW_RUNS, SPILL_RUNS, ACCURACY_RUNS = 37, 3, 10, 10, 3, 3
 BACKENDS = (SIMD, "native@tvm", SIMD, "wasm32@wasmtime")  # in turn
@@ -73,7 +73,7 @@ def _run(
             change(head.root)
         chosen = Options([model], parse_list(backend, 1), **options)
         files = measure_pair(base, head, chosen, Path(directory), quiet)
-        return compare(*files, read_thresholds(THRESHOLDS))
+        return compare(*files, read_thresholds())
 
 
 def _found(comparison: Comparison) -> Outcome:
@@ -214,7 +214,7 @@ def _scale() -> Outcome:
             info = {"schema": 1, "host": "h", "pairing": {"run": "r", "side": side, "per_process": 16}}
             (place / f"{side}.json").write_text(json.dumps({"benchmarks": entries, "wasmgraph": info}))
         files = [str(place / f"{side}.json") for side in ("base", "head")]
-        seconds["compare, 10,000 series"] = _seconds("compare", *files, "--thresholds", str(THRESHOLDS))
+        seconds["compare, 10,000 series"] = _seconds("compare", *files)
         with (place / "history.jsonl").open("w") as stream:
             for run in range(1_000):
                 head = {
@@ -317,7 +317,7 @@ def holds(found: Outcome) -> dict[str, bool]:
 
 def main() -> None:
     """Do what is not yet done, then write the proof."""
-    key = hashlib.sha256(f"{_commit()} {host_id()} {THRESHOLDS.read_text()}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{_commit()} {host_id()} {OWN.read_text()}".encode()).hexdigest()[:16]
     place = cache_dir("proof", key)
     planned = list(experiments())
     outcomes: dict[str, Outcome] = {}

@@ -16,29 +16,41 @@ if TYPE_CHECKING:
     from wasmgraph.artifact import Artifact as Artifact
     from wasmgraph.compiler import compile as compile
     from wasmgraph.errors import WasmgraphError as WasmgraphError
+    from wasmgraph.limits import Limits as Limits
     from wasmgraph.models import fetch as fetch
     from wasmgraph.records import results as results
+    from wasmgraph.runtimes import Session as Session
     from wasmgraph.runtimes import load as load
+    from wasmgraph.runtimes.session_pool import SessionPool as SessionPool
+    from wasmgraph.targets import target_names as target_names
     from wasmgraph.tensors import TensorSpec as TensorSpec
 
 _HOMES = {
     "Artifact": "artifact",
+    "Session": "runtimes",
+    "SessionPool": "runtimes.session_pool",
+    "Limits": "limits",
     "TensorSpec": "tensors",
     "WasmgraphError": "errors",
     "compile": "compiler",
     "fetch": "models",
     "load": "runtimes",
     "results": "records",
+    "target_names": "targets",
 }
 
 __all__ = [
     "Artifact",
+    "Limits",
+    "Session",
+    "SessionPool",
     "TensorSpec",
     "WasmgraphError",
     "compile",
     "fetch",
     "load",
     "results",
+    "target_names",
 ]
 
 

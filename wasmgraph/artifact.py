@@ -15,14 +15,16 @@ the first digits of their digest. Modules of the same model for other targets fi
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import struct
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from wasmgraph.errors import ArtifactError
+from wasmgraph.errors import ArtifactError, UsageError
 from wasmgraph.files import replacing, sha256_file
 from wasmgraph.manifest import (
     DESCRIPTION_KEY,
@@ -35,7 +37,8 @@ from wasmgraph.manifest import (
     Step,
     params_file,
 )
-from wasmgraph.tensors import TensorSpec
+from wasmgraph.tensors import TensorSpec, signature
+from wasmgraph.text import plain
 from wasmgraph.wasm.wasmfile import MAGIC, MalformedError, Module, custom_section, read_module
 
 MANIFEST_SECTION = "wasmgraph"
@@ -81,13 +84,20 @@ class Artifact:
         manifest: Manifest,
         sha256: str,
         module: Module | None,
+        covered: int,
         owner: tempfile.TemporaryDirectory[str] | None = None,
     ) -> None:
         self.path = path
         self.manifest = manifest
         self.sha256 = sha256
         self.module = module
+        self._covered = covered  # bytes that the digest is of
         self._owner = owner  # keeps an unsaved artifact's directory alive
+
+    def __repr__(self) -> str:
+        name, target = plain(self.manifest.model_name), plain(self.manifest.target)
+        where = "unsaved" if self._owner else repr(str(self.path))
+        return f"<Artifact {name} for {target}, {where}: {signature(self.inputs, self.outputs)}>"
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -119,6 +129,37 @@ class Artifact:
             raise ArtifactError(f"{target} cannot be written: {error.strerror}.") from error
         return target
 
+    def copy_to(self, stream: BinaryIO) -> None:
+        """Write the artifact to a stream, and check what was written.
+
+        Raises
+        ------
+        ArtifactError
+            The file is not there any more, or is another one than was opened.
+        """
+        digest, left = hashlib.sha256(), self._covered
+        try:
+            with self.path.open("rb") as source:
+                while chunk := source.read(1 << 22):
+                    digest.update(chunk[:left])
+                    left = max(0, left - len(chunk))
+                    stream.write(chunk)
+            stream.flush()
+        except FileNotFoundError as error:
+            raise ArtifactError(f"{self.path} is not there any more.") from error
+        if digest.hexdigest() != self.sha256:
+            raise ArtifactError(
+                f"{self.path} was replaced while it was loaded. Load it again.", check="digest"
+            )
+
+    def __reduce__(self) -> tuple[Callable[[Path, str], Artifact], tuple[Path, str]]:
+        if self._owner is not None:
+            raise UsageError(
+                f"{self.path} is temporary and goes away with this artifact, which cannot be pickled or"
+                " copied. Save it, and pass on the path."
+            )
+        return _reopened, (self.path.resolve(), self.sha256)
+
     @staticmethod
     def open(path: str | Path, owner: tempfile.TemporaryDirectory[str] | None = None) -> Artifact:
         """Read and check an artifact file; the kind is read from the file.
@@ -149,7 +190,18 @@ class Artifact:
             )
         if manifest.kind != kind:
             raise ArtifactError(f"{path}: a {kind} file whose manifest says {manifest.kind}. {REBUILD}")
-        return Artifact(path, manifest, digest, module, owner)
+        return Artifact(path, manifest, digest, module, covered, owner)
+
+
+def _reopened(path: Path, sha256: str) -> Artifact:
+    """A pickled artifact."""
+    artifact = Artifact.open(path)
+    if artifact.sha256 != sha256:
+        raise ArtifactError(
+            f"{path} has the sha256 {artifact.sha256}, not {sha256}: it was replaced after it was pickled.",
+            check="sha256",
+        )
+    return artifact
 
 
 def _copy(source: Path, target: Path) -> None:

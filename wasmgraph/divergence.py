@@ -19,10 +19,9 @@ from onnx import helper, numpy_helper
 
 from wasmgraph.compiler import compile
 from wasmgraph.compiler.importing import bind_shapes, read_model
-from wasmgraph.errors import FeedError
 from wasmgraph.files import replacing
 from wasmgraph.runtimes import load
-from wasmgraph.tensors import Array
+from wasmgraph.tensors import Array, TensorSpec, check_feeds
 
 Say = Callable[[str], None]
 
@@ -72,6 +71,7 @@ def compare_with_onnxruntime(
     tolerance: float,
     save: Path,
     say: Say = lambda _: None,
+    strict: bool = True,
 ) -> Comparison:
     """Run a model both ways, and find the first node that differs if an output does.
 
@@ -81,11 +81,17 @@ def compare_with_onnxruntime(
     tolerance : the largest difference that is none, relative to the largest absolute value expected
     save : where the smallest model that shows the divergence is written, with its inputs in an ``.npz``
         of the same name
+    strict : as for :meth:`wasmgraph.runtimes.base.Session.run`
+
+    Raises
+    ------
+    FeedError
+        A given array's name, shape or dtype is wrong.
     """
     read = read_model(model)
     proto, name = read.proto, read.name
     bind_shapes(proto, shapes)
-    inputs = _feeds(proto, feeds)
+    inputs = _feeds(proto, feeds, strict)
     with tempfile.TemporaryDirectory(prefix="wasmgraph-") as directory:
         search = _Search(proto, inputs, target, tolerance, Path(directory), say)
         wanted = [value.name for value in proto.graph.output]
@@ -96,23 +102,20 @@ def compare_with_onnxruntime(
         return Comparison(outputs, search.first(save))
 
 
-def _feeds(proto: onnx.ModelProto, given: Mapping[str, Array]) -> dict[str, Array]:
+def _feeds(proto: onnx.ModelProto, given: Mapping[str, Array], strict: bool) -> dict[str, Array]:
     constants = {tensor.name for tensor in proto.graph.initializer}
     values = [value for value in proto.graph.input if value.name not in constants]
-    unknown = given.keys() - {value.name for value in values}
-    if unknown:
-        raise FeedError(
-            f"no input is called {', '.join(sorted(unknown))};"
-            f" there are {', '.join(value.name for value in values)}."
-        )
     rng = np.random.default_rng(0)
-    feeds = {}
+    specs: list[TensorSpec] = []
+    noise: dict[str, Array] = {}
     for value in values:
         tensor = value.type.tensor_type
         dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-        shape = [d.dim_value for d in tensor.shape.dim]
-        feeds[value.name] = given.get(value.name, rng.normal(0, 1, shape).astype(dtype))
-    return feeds
+        shape = tuple(d.dim_value for d in tensor.shape.dim)
+        specs.append(TensorSpec(value.name, shape, str(dtype)))
+        noise[value.name] = rng.normal(0, 1, shape).astype(dtype)
+    feeds = check_feeds(specs, {**noise, **given}, strict)
+    return {spec.name: array for spec, array in zip(specs, feeds, strict=True)}
 
 
 class _Search:

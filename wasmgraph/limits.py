@@ -24,6 +24,11 @@ class Limits:
     cpu_s: float = 60.0
     wall_s: float = 60.0
 
+    def __repr__(self) -> str:
+        size = self.memory_bytes
+        memory = size if size % (1 << 20) else f"{size >> 20} << 20"
+        return f"Limits(memory_bytes={memory}, cpu_s={self.cpu_s:g}, wall_s={self.wall_s:g})"
+
     def __post_init__(self) -> None:
         if min(self.memory_bytes, self.cpu_s, self.wall_s) <= 0:
             raise UsageError(f"{self}: limits must be greater than 0.")

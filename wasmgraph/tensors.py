@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -12,8 +13,12 @@ import numpy.typing as npt
 
 from wasmgraph.dims import Shape, evaluate
 from wasmgraph.errors import FeedError, UsageError
+from wasmgraph.text import plain
 
 Array = npt.NDArray[Any]
+# What a session is fed: arrays by input name or, where a graph has one input, that one alone.
+Feeds = Mapping[str, npt.ArrayLike] | npt.ArrayLike
+_SHOWN = 4  # tensors of a side in a signature
 
 
 @dataclass(frozen=True)
@@ -54,34 +59,120 @@ class TensorSpec:
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
 
+    def __repr__(self) -> str:
+        return f"TensorSpec({self.name!r}, {self.shape}, {self.dtype!r})"
 
-def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, Array]) -> list[Array]:
+
+@cache
+def _dtype(name: str) -> np.dtype[Any] | None:
+    """The dtype of that name; None where numpy has none (an ``.onnx`` file's may be "string")."""
+    try:
+        return np.dtype(name)
+    except TypeError:
+        return None
+
+
+def signature(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str:
+    """What a graph takes and gives, on one line: ``x: float32[1, 3] → y: float32[1, 10]``."""
+
+    def side(specs: Sequence[TensorSpec]) -> str:
+        more = [f"{len(specs) - _SHOWN} more"] if len(specs) > _SHOWN else []
+        return ", ".join([*map(str, specs[:_SHOWN]), *more]) or "nothing"
+
+    return plain(f"{side(inputs)} → {side(outputs)}")
+
+
+def check_feeds(specs: Sequence[TensorSpec], feeds: Feeds, strict: bool = True) -> list[Array]:
     """Return the fed arrays in the order of ``specs``.
 
-    Shapes and dtypes must match exactly: a silent cast would change results.
+    Shapes must match exactly, and dtypes too, but for the order of bytes: a silent cast would change
+    results. With ``strict=False``, what is no array becomes one, and arrays are cast where numpy's
+    ``same_kind`` allows it (between widths of floats, between widths of integers, from integers to floats)
+    and no value overflows.
 
     Raises
     ------
     FeedError
         A name is missing or unknown, a value is not a numpy array, or has another shape or dtype.
     """
+    if type(feeds) is not dict and not isinstance(feeds, Mapping):
+        if len(specs) != 1:
+            raise FeedError(
+                f"the feeds are a {type(feeds).__name__}; expected a mapping of input names to arrays."
+                f" {_takes(specs)}"
+            )
+        feeds = {specs[0].name: feeds}
     names = {spec.name for spec in specs}
     if names != feeds.keys():
         unknown = [name for name in feeds if name not in names]
         missing = [spec.name for spec in specs if spec.name not in feeds]
-        expected = ", ".join(str(spec) for spec in specs)
         faults = [f"no input is called {name!r}" for name in unknown]
         faults += [f"input {name!r} is not given" for name in missing]
-        raise FeedError(f"{'; '.join(faults)}. This graph takes {expected or 'no inputs'}.")
+        raise FeedError(f"{'; '.join(faults)}. {_takes(specs)}")
     arrays = []
     for spec in specs:
-        array = feeds[spec.name]
-        if not isinstance(array, np.ndarray):
-            raise FeedError(
-                f"input {spec.name!r} is a {type(array).__name__}; expected a numpy array, {spec}."
-            )
-        if array.shape != spec.shape or array.dtype != spec.dtype:
-            got = TensorSpec(spec.name, array.shape, str(array.dtype))
-            raise FeedError(f"input {spec.name!r}: expected {spec}, got {got}.")
-        arrays.append(array)
+        array: Any = feeds[spec.name]
+        plain = type(array) is np.ndarray and array.dtype is _dtype(spec.dtype)
+        arrays.append(array if plain and array.shape == spec.shape else _fitted(spec, array, strict))
     return arrays
+
+
+def _takes(specs: Sequence[TensorSpec]) -> str:
+    return f"This graph takes {', '.join(map(str, specs)) or 'no inputs'}."
+
+
+def _fitted(spec: TensorSpec, value: Any, strict: bool) -> Array:
+    """What a feed that is not a plain array of the wanted shape and dtype stands for."""
+    array = _array(spec, value, strict)
+    dtype = _dtype(spec.dtype)
+    if array.shape != spec.shape:
+        raise FeedError(f"input {spec.name!r}: expected {spec}, got {_described(spec, array)}.")
+    if dtype is None or array.dtype.newbyteorder("=") == dtype:
+        return array if dtype is None else array.astype(dtype, copy=False)
+    wrong = f"input {spec.name!r}: expected {spec}, got {_described(spec, array)}"
+    # What was no array had no dtype: whether its integers have a sign is judged by their values.
+    kinds = array.dtype.kind + dtype.kind
+    untyped = not hasattr(value, "dtype") and (not array.size or kinds in ("iu", "ui"))
+    if not (np.can_cast(array.dtype, dtype, "same_kind") or untyped):
+        remedy = f" If that is meant: .astype({spec.dtype!r})." if array.dtype.kind in "biufc" else ""
+        raise FeedError(f"{wrong}, which no cast keeps the values of.{remedy}")
+    if strict:
+        raise FeedError(
+            f"{wrong}. Cast it with .astype({spec.dtype!r}), or have it cast by run(feeds, strict=False)"
+            " (--no-strict on the command line)."
+        )
+    try:
+        with np.errstate(over="raise"):
+            cast = array.astype(dtype)
+    except FloatingPointError as error:
+        raise FeedError(f"{wrong}, with values that {spec.dtype} cannot hold.") from error
+    if dtype.kind in "iu" and not np.array_equal(cast, array):
+        raise FeedError(f"{wrong}, with values that {spec.dtype} cannot hold.")
+    return cast
+
+
+def _array(spec: TensorSpec, value: Any, strict: bool) -> Array:
+    """A feed as an array; numpy's own numbers are arrays without dimensions."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise FeedError(
+            f"input {spec.name!r} is a masked array, and a graph knows no mask; expected {spec}. Fill what"
+            " is masked, for example with .filled(0)."
+        )
+    if isinstance(value, np.ndarray | np.generic):
+        return np.asarray(value)
+    wrong = f"input {spec.name!r} is a {type(value).__name__}; expected a numpy array, {spec}"
+    if value is None or isinstance(value, str | bytes | Mapping):
+        raise FeedError(f"{wrong}.")
+    if strict:
+        raise FeedError(
+            f"{wrong}. Convert it with np.asarray(x, {spec.dtype!r}), or have it converted by"
+            " run(feeds, strict=False)."
+        )
+    try:
+        return np.asarray(value)
+    except Exception as error:  # whatever __array__ of a foreign type raises; ragged lists
+        raise FeedError(f"{wrong}; numpy makes none of it: {error}") from error
+
+
+def _described(spec: TensorSpec, array: Array) -> TensorSpec:
+    return TensorSpec(spec.name, array.shape, str(array.dtype))

@@ -9,13 +9,12 @@ import pytest
 
 from wasmgraph.analysis import Thresholds, read_thresholds
 
-ROOT = Path(__file__).parent.parent.parent
 Write = Callable[..., Path]
 
 
 @pytest.fixture
 def thresholds() -> Thresholds:
-    return read_thresholds(ROOT / "results" / "thresholds.toml")
+    return read_thresholds()
 
 
 def benchmark(name: str = "test_latency", backend: str = "wasm32@wasmtime", **extra: Any) -> dict[str, Any]:

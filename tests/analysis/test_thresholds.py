@@ -13,7 +13,7 @@ GOOD = 'schema = 1\n[metrics.work_fuel]\nbetter = "less"\n' + TIME
 
 
 def test_every_deterministic_metric_has_a_threshold() -> None:
-    known = read_thresholds(Path(__file__).parent.parent.parent / "results" / "thresholds.toml")
+    known = read_thresholds()
     assert set(known.metrics) == {*DETERMINISTIC, "kernel_work"}
 
 

@@ -64,8 +64,8 @@ def test_a_slower_revision_is_judged_worse(
 ) -> None:
     monkeypatch.chdir(repo)
     command = ["regress", "HEAD~1", "--models", str(small_onnx), "--backends", "wasm32@wasmtime,native@tvm"]
-    where = ["-o", str(tmp_path), "--thresholds", str(ROOT / "results" / "thresholds.toml")]
-    done = CliRunner().invoke(main, [*command, *where, "--pairs", "4", "--processes", "10", "--json"])
+    options = ["-o", str(tmp_path), "--pairs", "4", "--processes", "10", "--json"]
+    done = CliRunner().invoke(main, [*command, *options])
     assert done.exit_code == 1, done.output
     verdicts = json.loads(done.stdout)["verdicts"]
     times = {v["series"]: v["outcome"] for v in verdicts if v["metric"] == "time"}
@@ -87,14 +87,13 @@ def test_a_revision_that_does_not_compile_fails_and_says_so(
     repo: Path, small_onnx: Path, tmp_path: Path
 ) -> None:
     with checkout(repo, "HEAD~1", print) as base, checkout(repo, "HEAD", print) as head:
-        codegen = head.root / "wasmgraph" / "compiler" / "codegen.py"
+        codegen = head.root / "wasmgraph" / "compiler" / "lower" / "codegen.py"
         codegen.write_text("raise RuntimeError('broken')\n")
         options = Options([str(small_onnx)], parse_list("wasm32@wasmtime", 1, ()), pairs=4, least=1, most=1)
         files = measure_pair(base, head, options, tmp_path, print)
     failed = json.loads(files[1].read_text())["wasmgraph"]["failed"]
     assert "broken" in failed["small on wasm32@wasmtime"]
-    thresholds = ["--thresholds", str(ROOT / "results" / "thresholds.toml")]
-    judged = CliRunner().invoke(main, ["compare", *map(str, files), *thresholds])
+    judged = CliRunner().invoke(main, ["compare", *map(str, files)])
     assert judged.exit_code == 1
     assert "failed in head" in judged.output
 
@@ -112,7 +111,7 @@ def test_a_backend_that_traps_in_head_is_worse_and_costs_the_others_nothing(
         options = Options([str(small_onnx)], chosen, pairs=4, least=1, most=2)
         files = measure_pair(base, head, options, tmp_path, print)
     assert "small on wasm32@wasmtime" in json.loads(files[1].read_text())["wasmgraph"]["failed"]
-    compared = compare(*files, read_thresholds(ROOT / "results" / "thresholds.toml"))
+    compared = compare(*files, read_thresholds())
     assert {v.series for v in compared.of("worse")} == {"small on wasm32@wasmtime"}
     assert any(v.series == "small-native@tvm" for v in compared.of("no significant difference"))
 

@@ -7,9 +7,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.analysis.conftest import benchmark
+from wasmgraph.analysis.thresholds import OWN
 from wasmgraph.cli import main
 
-ROOT = Path(__file__).parent.parent.parent
 HOSTILE = "<script>|@everyone`[bold]\n# title"
 
 
@@ -21,8 +21,15 @@ def results(path: Path, work: int, **changes: object) -> Path:
 
 
 def run(*arguments: object) -> Result:
-    thresholds = ["--thresholds", str(ROOT / "results" / "thresholds.toml")]
-    return CliRunner().invoke(main, ["compare", *map(str, arguments), *thresholds])
+    return CliRunner().invoke(main, ["compare", *map(str, arguments)])
+
+
+def test_comparing_needs_no_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    base, head = results(Path("base.json"), 1000), results(Path("head.json"), 1100)
+    assert run(base, head).exit_code == 1
+    Path("mine.toml").write_text(OWN.read_text().replace("relative = 0.0005", "relative = 0.2"))
+    assert run(base, head, "--thresholds", "mine.toml").exit_code == 0
 
 
 @pytest.mark.parametrize(

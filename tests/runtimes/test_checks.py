@@ -126,6 +126,6 @@ def test_pages_of_a_shared_memory_that_are_not_the_modules(tmp_path: Path, templ
     artifact = a.Artifact.open(path)
     assert artifact.manifest.memory_pages == (2000, 2010)
     lying = dataclasses.replace(artifact.manifest, memory_pages=(1, 2010))
-    forged = a.Artifact(path, lying, artifact.sha256, artifact.module)
+    forged = a.Artifact(path, lying, artifact.sha256, artifact.module, artifact._covered)
     with pytest.raises(ArtifactError, match="its manifest says memory of"):
         check(forged)

@@ -6,6 +6,7 @@ import gc
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 import wasmgraph as wg
@@ -54,6 +55,15 @@ def test_wrong_feeds(path: Path, small_input: np.ndarray) -> None:
         session.run({"x": small_input})
 
 
+def test_feeds_in_other_words_give_the_same(path: Path, small_input: np.ndarray) -> None:
+    with wg.load(path) as session:
+        expected = session.run({"x": small_input})["logits"]
+        same = (small_input, small_input.astype(">f4"), np.asfortranarray(small_input))
+        cast = (small_input.astype(np.float64), small_input.tolist())
+        for feed, strict in [*((x, True) for x in same), *((x, False) for x in cast)]:
+            np.testing.assert_array_equal(session.run(feed, strict=strict)["logits"], expected)
+
+
 def test_a_closed_session_says_so(path: Path, small_input: np.ndarray) -> None:
     session = wg.load(path)
     session.close()
@@ -75,3 +85,16 @@ def test_choosing_a_runtime(small_onnx: Path, small_artifact) -> None:
         wg.load(small_artifact("wasm32"), threads=2)
     with pytest.raises(UsageError, match="at least one thread"):
         wg.load(small_onnx, threads=0)
+
+
+def test_onnxruntimes_threads_end_with_the_last_clone(small_onnx: Path, small_input: np.ndarray) -> None:
+    process = psutil.Process()
+    wg.load(small_onnx).close()  # what onnxruntime itself starts
+    before = process.num_threads()
+    session = wg.load(small_onnx, threads=3)
+    clone = session.clone()
+    assert process.num_threads() == before + 2
+    session.close()
+    clone.run({"x": small_input})
+    clone.close()
+    assert process.num_threads() == before

@@ -14,10 +14,12 @@ import psutil
 import pytest
 
 import wasmgraph as wg
+from tests.runtimes.test_checks import POOL, RUN, SHARED, STEP, forge
 from wasmgraph.artifact import Artifact, Manifest, Placed, Step, seal
 from wasmgraph.compiler.link.library import Library, link_library
 from wasmgraph.compiler.link.zig import compile_object
 from wasmgraph.errors import ExecutionError, UsageError
+from wasmgraph.runtimes import wasmtime_pool
 from wasmgraph.targets import get_target
 from wasmgraph.wasm.wasmfile import read_module
 
@@ -209,4 +211,48 @@ def test_a_session_can_be_closed_after_a_trap(faulty: Path) -> None:
         session.close()
         with pytest.raises(UsageError, match="closed"):
             session.run(value(0))
+    assert not workers()
+
+
+# Workers sleep until they are stopped. The second one, whose stack is the second page behind the module's
+# 2000, traps at once, and again.
+BROKEN = POOL.replace(
+    '(func (export "wasmgraph_worker") (result i32) i32.const 0)',
+    """(func (export "wasmgraph_worker") (result i32)
+      (if (i32.eq (global.get 0) (i32.const 131203072)) (then unreachable))
+      (memory.atomic.wait32 (i32.const 0) (i32.const 0) (i64.const WAIT)))""",
+).replace('(func (export "wasmgraph_stop"))', '(func (export "wasmgraph_stop") STOP)')
+STOPPING = """(i32.store (i32.const 0) (i32.const 1))
+  (drop (memory.atomic.notify (i32.const 0) (i32.const -1)))"""
+
+
+@pytest.mark.filterwarnings("ignore:.*processors wait")
+@pytest.mark.parametrize(
+    ("wait", "stop", "longest_s"),
+    [("-1", STOPPING, 1.0), ("2000000000", "", 1.5), ("-1", f"{STOPPING} unreachable", 1.0)],
+    ids=["one-broke", "one-does-not-stop", "stopping-traps"],
+)
+def test_closing_does_not_wait_for_ever(
+    tmp_path: Path,
+    small_artifact: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    wait: str,
+    stop: str,
+    longest_s: float,
+) -> None:
+    monkeypatch.setattr(wasmtime_pool, "_PATIENCE_S", 0.3)
+    pool = BROKEN.replace("WAIT", wait).replace("STOP", stop)
+    path = forge(
+        tmp_path / "broken.wasm", small_artifact("wasm32"), f"(module {SHARED} {RUN} {STEP} {pool})"
+    )
+    session = wg.load(path, threads=4)
+    deadline = time.monotonic() + 5
+    while len(workers()) > 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(workers()) == 2
+    began = time.monotonic()
+    session.close()
+    assert time.monotonic() - began < longest_s
+    for worker in workers():
+        worker.join(5)
     assert not workers()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import wasmtime
 import wasmgraph as wg
 from tests.runtimes.test_checks import GOOD, forge
 from wasmgraph.errors import ArtifactError, ExecutionError, MissingDependencyError
+from wasmgraph.runtimes import wasmtime_engine
 from wasmgraph.runtimes.wasmtime_engine import EngineConfig, _compiled_path
 
 
@@ -97,3 +100,32 @@ def test_an_engine_without_a_feature_refuses_and_names_it(
     monkeypatch.setattr("wasmgraph.runtimes.wasmtime_engine.engine", lambda _: wasmtime.Engine(lacking))
     with pytest.raises(ArtifactError, match="refuses the module, which needs simd128, relaxed-simd"):
         wg.load(small_artifact("wasm32-relaxed-simd"))
+
+
+def test_threads_that_load_at_once_get_one_engine(
+    small_artifact, small_input: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = wasmtime_engine._new_engine
+
+    def slowly(config: EngineConfig) -> wasmtime.Engine:
+        time.sleep(0.05)
+        return make(config)
+
+    monkeypatch.setattr(wasmtime_engine, "_ENGINES", {})
+    monkeypatch.setattr(wasmtime_engine, "_new_engine", slowly)
+    results: list[object] = []
+
+    def work() -> None:
+        try:
+            with wg.load(small_artifact("wasm32-simd128")) as session:
+                results.append(session.run({"x": small_input})["logits"].tobytes())
+        except Exception as error:
+            results.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(map(type, results))) == len(set(results)) == 1
+    assert isinstance(results[0], bytes), results

@@ -19,7 +19,7 @@ from trials.faulting import conditions, kills, limits
 from wasmgraph import models
 from wasmgraph.errors import CacheError, ModelError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 BASELINE = ROOT / "results" / "baseline.json"
 
 

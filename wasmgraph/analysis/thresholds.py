@@ -1,4 +1,4 @@
-"""How much a metric may change before the change counts as better or worse: ``results/thresholds.toml``."""
+"""How much a metric may change before the change counts as better or worse: ``thresholds.toml``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from wasmgraph.analysis.runs import DETERMINISTIC, KERNEL_WORK
 from wasmgraph.errors import RecordError
 
 SCHEMA = 1
+OWN = resources.files("wasmgraph.analysis").joinpath("thresholds.toml")
 
 
 @dataclass(frozen=True)
@@ -62,16 +64,17 @@ class Thresholds:
         return chosen
 
 
-def read_thresholds(path: str | Path) -> Thresholds:
-    """Read a thresholds file.
+def read_thresholds(path: str | Path | None = None) -> Thresholds:
+    """Read a thresholds file; without a path wasmgraph's own.
 
     Raises
     ------
     RecordError
         It cannot be read, is not TOML, or says something that is no threshold.
     """
+    source = OWN if path is None else Path(path)
     try:
-        data = tomllib.loads(Path(path).read_text())
+        data = tomllib.loads(source.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecordError(f"{path}: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from wasmgraph.cli.graphs import arrays_of, shape_option, shapes_of, target_option
+from wasmgraph.cli.graphs import arrays_of, shape_option, shapes_of, strict_option, target_option
 from wasmgraph.cli.terminal import echo, json_option, note
 
 _DIVERGES = 1
@@ -28,6 +28,7 @@ _DIVERGES = 1
     metavar="NAME=x.npy",
     help="An input's array; repeatable. Others are seeded noise.",
 )
+@strict_option
 @click.option(
     "--tolerance",
     default=1e-3,
@@ -50,6 +51,7 @@ def diff(
     target: str,
     shape: Sequence[str],
     inputs: Sequence[str],
+    strict: bool,
     tolerance: float,
     output: Path,
     as_json: bool,
@@ -62,7 +64,7 @@ def diff(
     from wasmgraph.divergence import compare_with_onnxruntime
 
     found = compare_with_onnxruntime(
-        model, target, shapes_of(shape), arrays_of(inputs), tolerance, output, note
+        model, target, shapes_of(shape), arrays_of(inputs), tolerance, output, note, strict
     )
     if as_json:
         echo(json.dumps(asdict(found), indent=1, default=str))

@@ -33,6 +33,12 @@ params_option = click.option(
     type=click.Path(path_type=Path),
     help="Folder of the parameter file [wasmgraph-params beside the artifact].",
 )
+strict_option = click.option(
+    "--strict/--no-strict",
+    default=True,
+    show_default=True,
+    help="Refuse arrays of another dtype, or cast them, as long as no value overflows.",
+)
 threads_option = click.option(
     "--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads of one inference."
 )
@@ -107,8 +113,8 @@ def shapes_of(options: Sequence[str]) -> dict[str, tuple[int, ...]]:
             shapes[name] = tuple(int(size) for size in value.split(","))
         except ValueError as error:
             raise UsageError(f"--shape {option!r}: sizes must be whole numbers.") from error
-        if any(size < 1 for size in shapes[name]):
-            raise UsageError(f"--shape {option!r}: sizes must be at least 1.")
+        if any(size < 0 for size in shapes[name]):
+            raise UsageError(f"--shape {option!r}: sizes must not be negative.")
     return shapes
 
 
@@ -215,6 +221,7 @@ def arrays_of(options: Sequence[str]) -> dict[str, Array]:
 @click.option(
     "--input", "inputs", multiple=True, metavar="NAME=x.npy", help="An input's array; repeatable."
 )
+@strict_option
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="The .npz file to write.")
 @click.option("--runtime", help="wasmtime, node, tvm or onnxruntime (default: by the file's kind).")
 @threads_option
@@ -225,6 +232,7 @@ def arrays_of(options: Sequence[str]) -> dict[str, Array]:
 def run(
     artifact: Path,
     inputs: Sequence[str],
+    strict: bool,
     output: Path,
     runtime: str | None,
     threads: int,
@@ -246,7 +254,7 @@ def run(
 
     feeds = arrays_of(inputs)
     with load(artifact, runtime, threads, sha256, params=params_dir, **trust) as session:
-        outputs = session.run(feeds)
+        outputs = session.run(feeds, strict=strict)
     try:
         # np.savez would not take an output called "file".
         with replacing(output) as stream, zipfile.ZipFile(stream, "w") as archive:
@@ -301,7 +309,7 @@ def classify(
     found: dict[str, list[tuple[str, float]]] = {}
     with load(opened, sha256=sha256, **trust) as session:
         for photo, array in zip(photos, inputs, strict=True):
-            probabilities = session.run({said.input: array})[said.probabilities].ravel()
+            probabilities = session.run({said.input: array}, strict=False)[said.probabilities].ravel()
             best = probabilities.argsort()[::-1][:top]
             found[str(photo)] = [(said.labels[i], float(probabilities[i])) for i in best]
     if as_json:

@@ -60,10 +60,9 @@ def report(
 
 _thresholds = click.option(
     "--thresholds",
-    default="results/thresholds.toml",
-    show_default=True,
+    metavar="FILE",
     type=click.Path(path_type=Path),
-    help="How much each figure may change.",
+    help="How much each figure may change [wasmgraph's own thresholds.toml].",
 )
 _markdown = click.option(
     "--markdown", type=click.Path(path_type=Path), help="Also write the verdicts as Markdown here."
@@ -103,7 +102,7 @@ def _verdict(
 @json_option
 @_all
 def compare(
-    base: Path, head: Path, thresholds: Path, markdown: Path | None, as_json: bool, everything: bool
+    base: Path, head: Path, thresholds: Path | None, markdown: Path | None, as_json: bool, everything: bool
 ) -> None:
     """Compare two results files, BASE and HEAD: better, worse, or not, and why.
 
@@ -154,7 +153,7 @@ def regress(
     pairs: int,
     processes: int,
     output: Path,
-    thresholds: Path,
+    thresholds: Path | None,
     markdown: Path | None,
     as_json: bool,
     everything: bool,

@@ -125,7 +125,7 @@ class _Builder:
         for size in shape_of(ty):
             count = operation("*", count, size)
         most = bounds(count, self.dims)[1]
-        buffer = _Buffer(max(1, most * dtype_bytes(str(ty.dtype))), first, first)
+        buffer = _Buffer(most * dtype_bytes(str(ty.dtype)), first, first)
         self.buffers.append(buffer)
         return buffer
 

@@ -92,7 +92,9 @@ def load(
     if not untrusted:
         if limits is not None:
             raise UsageError("limits are kept for untrusted graphs only: load with untrusted=True.")
-        return chosen.load(path, options)
+        session = chosen.load(path, options)
+        session._source = source
+        return session
     check_platform(f"{path} as an untrusted graph")
     if chosen.name != "wasmtime":
         raise UsageError(
@@ -101,7 +103,9 @@ def load(
         )
     from wasmgraph.runtimes.untrusted import UntrustedSession
 
-    return UntrustedSession(path, options, limits or Limits())
+    session = UntrustedSession(path, options, limits or Limits())
+    session._source = source
+    return session
 
 
 __all__ = ["Limits", "LoadOptions", "Runtime", "Session", "get_runtime", "load"]

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import atexit
+import ctypes
+import os
+import threading
+import time
 import warnings
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, NoReturn, Self, TypeVar, TypeVarTuple
 
 from wasmgraph.artifact import Artifact
 from wasmgraph.errors import ArtifactError, UsageError
 from wasmgraph.host import cpu_count
-from wasmgraph.tensors import Array, TensorSpec, check_feeds
+from wasmgraph.tensors import Array, Feeds, TensorSpec, check_feeds, signature
 
 
 @dataclass(frozen=True)
@@ -55,20 +61,56 @@ class LoadOptions:
             )
 
 
+_PATIENCE_S = 5.0  # with calls that other threads began before the program ends
+_exiting = False
+_Operands = TypeVarTuple("_Operands")
+_Result = TypeVar("_Result")
+
+
 class Session(ABC):
-    """A loaded graph. Not for concurrent use: load one session a thread."""
+    """A loaded graph.
+
+    **Threads.** A session may be used from any number of threads. Its calls take turns, and ``close`` waits
+    for the call that is running; a call that waited meanwhile raises UsageError. Sessions do not wait for
+    each other: :meth:`clone` and :class:`wasmgraph.SessionPool` run the same graph several times at once.
+    A signal handler or a finalizer that interrupts a call of its own thread can close the session, which
+    then closes as that call ends; it cannot run it.
+
+    **Processes.** A session belongs to the process that loaded it, and cannot be pickled. In a forked child
+    there are two kinds. Sessions of native artifacts, and on Linux those of Wasmtime for artifacts without
+    threads, go on with memory of their own, unless they were running at the moment of the fork. All others
+    raise UsageError there. Closing a session in a child leaves the parent's session as it is.
+
+    Attributes
+    ----------
+    inputs, outputs : what the graph takes and gives, in order
+    """
+
+    survives_fork = False
+    """Whether a forked child may use the session if it was idle: it has no threads and no child process."""
+
+    _finalizer: Any = None
+    """A :class:`weakref.finalize` that ends a forgotten session's threads or processes, if it has any."""
 
     def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
         self.inputs = inputs
         self.outputs = outputs
+        self._source: object = None  # an artifact that has to live as long as the session
+        self._lock = threading.RLock()  # held by the thread whose turn it is
+        self._running = False
         self._closed = False
+        self._released = False
+        self._foreign = False  # what it consists of is the parent's
+        _SESSIONS[id(self)] = self
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Run one inference.
+    def run(self, feeds: Feeds, *, strict: bool = True) -> dict[str, Array]:
+        """Run one inference; waits while another thread uses the session.
 
         Parameters
         ----------
-        feeds : an array for every input, of exactly its shape and dtype
+        feeds : by input name, an array of exactly its shape and dtype; for a graph of one input, that array
+        strict : False casts feeds where numpy's ``same_kind`` allows it and no value overflows, and makes
+            arrays of lists and numbers; shapes must match all the same
 
         Returns
         -------
@@ -79,19 +121,18 @@ class Session(ABC):
         FeedError
             An input's name, shape or dtype is wrong.
         ExecutionError
-            The graph trapped or reported an error.
+            The graph trapped or reported an error. The session can run again, unless it is ``closed``.
+        UsageError
+            The session is closed, or belongs to the process that this one was forked from.
         """
         self._check_open()
-        results = self._run(check_feeds(self.inputs, feeds))
+        arrays = check_feeds(self.inputs, feeds, strict)
+        results = self._in_turn(self._run, arrays)
         return {spec.name: array for spec, array in zip(self.outputs, results, strict=True)}
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise UsageError("the session is closed; load the artifact again.")
-
-    @abstractmethod
-    def _run(self, arrays: list[Array]) -> list[Array]:
-        """Run on checked inputs; return owned outputs in order."""
+    def __repr__(self) -> str:
+        state = ", closed" if self._closed else ""
+        return f"<{type(self).__name__}{state}: {signature(self.inputs, self.outputs)}>"
 
     def run_step(self, index: int) -> None:
         """Run one call of the plan, on whatever its inputs hold; for profiling.
@@ -99,13 +140,109 @@ class Session(ABC):
         Raises
         ------
         UsageError
-            The engine does not run single steps, or there is no such step.
+            The engine does not run single steps, or there is no such step; else as for :meth:`run`.
         """
-        raise UsageError(f"{type(self).__name__} does not run single steps; profile an artifact.")
+        self._in_turn(self._run_step, index)
+
+    def clone(self) -> Session:
+        """Another session of the same graph, which runs at the same time as this one.
+
+        It shares code and, where the engine can, parameters: in Wasmtime the compiled module, whose memory
+        is copied page by page as it is written to; of a native artifact the library; in onnxruntime
+        everything. A graph compiled for threads gets memory and threads of its own, a graph in Node.js and
+        an untrusted graph another child process. Each clone is closed by itself, in any order.
+
+        Raises
+        ------
+        ArtifactError
+            The child process has to read the file again, and the file has changed.
+        UsageError
+            As for :meth:`run`; or this kind of session cannot be cloned.
+        """
+        return self._in_turn(self._another)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it can run no more: it was closed, or it ended by itself."""
+        return self._closed
 
     def close(self) -> None:
-        """Release the graph's memory. A closed session cannot run."""
-        self._closed = True
+        """Release what the session holds; waits for a call in another thread. A closed session cannot run.
+        Closing it again does nothing."""
+        self._closed = True  # first, so that calls that wait for their turn do not delay it
+        with self._lock:
+            self._release_if_closed()
+
+    def _check_open(self) -> None:
+        if _exiting and threading.current_thread() is not threading.main_thread():
+            raise SystemExit  # ends a thread without a word
+        if self._foreign:
+            raise UsageError(
+                "the session belongs to the process that this one was forked from; load it again in this"
+                " process."
+            )
+        if self._closed:
+            raise UsageError("the session is closed; load the artifact again.")
+
+    def _in_turn(self, work: Callable[[*_Operands], _Result], *operands: *_Operands) -> _Result:
+        """Do what only one thread may do at a time, on an open session."""
+        with self._lock:
+            self._check_open()
+            if self._running:  # the lock lets its own thread in
+                raise UsageError(
+                    "a signal handler or a finalizer cannot run the session whose call it interrupted; give"
+                    " it a session of its own, with clone()."
+                )
+            try:
+                self._running = True
+                return work(*operands)
+            finally:
+                self._running = False
+                self._release_if_closed()
+
+    def _another(self) -> Session:
+        session = self._clone()
+        session._source = self._source
+        return session
+
+    def _release_if_closed(self) -> None:
+        """With the lock held."""
+        if self._closed and not (self._running or self._released or self._foreign):
+            self._released = True
+            self._release()
+
+    def _after_fork(self) -> None:
+        """In a forked child, where only the thread that forked goes on."""
+        self._lock = threading.RLock()
+        if self._running or not self.survives_fork:
+            self._foreign = True
+            self._abandon()
+
+    def _abandon(self) -> None:
+        """Never destroy it: that would wait for threads or end a process that only the parent has, or free
+        what a thread still uses."""
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
+
+    @abstractmethod
+    def _run(self, arrays: list[Array]) -> list[Array]:
+        """Run on checked inputs; return owned outputs in order."""
+
+    def _run_step(self, index: int) -> None:
+        raise UsageError(f"{type(self).__name__} does not run single steps; profile an artifact.")
+
+    def _clone(self) -> Session:
+        raise UsageError(f"{type(self).__name__} cannot be cloned; load the file again.")
+
+    def _release(self) -> None:  # noqa: B027 - it may hold nothing
+        """Let go of memory, threads and processes; called once, while no call runs."""
+
+    def __reduce__(self) -> NoReturn:
+        raise UsageError(
+            "a session cannot be pickled or copied: it belongs to its process. Pass on the path of its"
+            " artifact and load that; within a process, clone() gives another session."
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -117,6 +254,36 @@ class Session(ABC):
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+_SESSIONS: weakref.WeakValueDictionary[int, Session] = weakref.WeakValueDictionary()  # by id
+
+
+def _living() -> list[Session]:
+    return [session for reference in _SESSIONS.valuerefs() if (session := reference()) is not None]
+
+
+def _after_fork() -> None:
+    for session in _living():
+        session._after_fork()
+
+
+def _before_exit() -> None:
+    """Let the calls of other threads end, and none begin: the interpreter goes away under them."""
+    global _exiting
+    _exiting = True
+    deadline = time.monotonic() + _PATIENCE_S
+    for session in _living():
+        if session._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            session._lock.release()
+        else:
+            session._abandon()
+
+
+weakref.finalize(Session, lambda: None)  # finalizers run at exit, after what is registered later
+atexit.register(_before_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class Runtime(ABC):

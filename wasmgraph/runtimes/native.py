@@ -2,43 +2,92 @@
 
 from __future__ import annotations
 
+import _ctypes
 import ctypes
+import os
+import tempfile
+import weakref
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 
 from wasmgraph.artifact import Artifact, Placed
-from wasmgraph.errors import ArtifactError, ExecutionError, TargetError
+from wasmgraph.errors import ArtifactError, CacheError, ExecutionError, TargetError
+from wasmgraph.files import cache_dir, prune, replacing
 from wasmgraph.host import cpu_features
 from wasmgraph.runtimes.base import LoadOptions, Runtime, Session
 from wasmgraph.tensors import Array
 
 _ALIGNMENT = 64
+_CACHE_BYTES = 4 << 30  # of copies; the longest unused goes first
+
+
+class _Library:
+    """A native artifact's code and parameters, loaded from a private copy, which no change of the file
+    reaches. It is unloaded when the last session lets go of it."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        try:
+            library = _from_cache(artifact) or _from_memory(artifact)
+            unload = weakref.finalize(self, _ctypes.dlclose, library._handle)
+            unload.atexit = False  # a thread may still run in it
+            self.run, self.step = library.wasmgraph_native_run, library.wasmgraph_native_step
+        except (OSError, AttributeError) as error:
+            raise ArtifactError(f"{artifact.path} cannot be loaded: {error}") from error
+        self.run.argtypes, self.run.restype = [ctypes.c_void_p], ctypes.c_int32
+        self.step.argtypes, self.step.restype = [ctypes.c_void_p, ctypes.c_int32], ctypes.c_int32
+
+
+# Of a path that it knows, the loader gives the library that it has. These paths name the content.
+
+
+def _from_cache(artifact: Artifact) -> ctypes.CDLL | None:
+    """From the user's cache, where every process finds the same copy; None without a usable cache."""
+    with suppress(CacheError, OSError):
+        path = cache_dir("native") / artifact.sha256
+        if not path.exists():
+            with replacing(path) as copy:
+                artifact.copy_to(copy)
+            prune(path.parent, _CACHE_BYTES)
+        return ctypes.CDLL(str(path))
+    return None
+
+
+def _from_memory(artifact: Artifact) -> ctypes.CDLL:
+    """From a copy that goes away with the library. It is in memory where the system has such files: in the
+    folder of temporary files, executing may be forbidden."""
+    with tempfile.TemporaryDirectory(prefix="wasmgraph-") as place:
+        path = Path(place) / artifact.sha256
+        if hasattr(os, "memfd_create") and Path("/proc/self/fd").exists():
+            memory = os.memfd_create("wasmgraph-native")
+            path.symlink_to(f"/proc/self/fd/{memory}")
+            copy = os.fdopen(memory, "wb")
+        else:
+            copy = path.open("wb")
+        with copy:
+            artifact.copy_to(copy)
+            return ctypes.CDLL(str(path))
+
+
+_LIBRARIES: weakref.WeakValueDictionary[str, _Library] = weakref.WeakValueDictionary()  # by digest
+
+
+def _library(artifact: Artifact) -> _Library:
+    """The library of an artifact's content."""
+    return _LIBRARIES.get(artifact.sha256) or _LIBRARIES.setdefault(artifact.sha256, _Library(artifact))
 
 
 class NativeSession(Session):
     """A loaded library with an arena of its own. The library is native code: load only your own."""
 
-    def __init__(self, artifact: Artifact) -> None:
+    survives_fork = True
+
+    def __init__(self, artifact: Artifact, library: _Library) -> None:
         super().__init__(artifact.inputs, artifact.outputs)
         manifest = artifact.manifest
-        self._where = str(artifact.path)
-        missing = sorted(set(manifest.cpu_features) - set(cpu_features()))
-        if missing:
-            raise TargetError(
-                f"{artifact.path} was compiled for a processor with {', '.join(missing)}; this one"
-                " has none. Compile the model here, or use a wasm target."
-            )
-        try:
-            library = ctypes.CDLL(str(artifact.path.resolve()))
-            self._entry = library.wasmgraph_native_run
-            self._step = library.wasmgraph_native_step
-        except (OSError, AttributeError) as error:
-            raise ArtifactError(f"{artifact.path} cannot be loaded: {error}") from error
-        self._entry.argtypes, self._entry.restype = [ctypes.c_void_p], ctypes.c_int32
-        self._step.argtypes = [ctypes.c_void_p, ctypes.c_int32]
-        self._step.restype = ctypes.c_int32
+        self._artifact, self._library = artifact, library
         raw = np.zeros(manifest.arena_bytes + _ALIGNMENT, np.uint8)
         start = -raw.ctypes.data % _ALIGNMENT
         self._arena = raw[start : start + manifest.arena_bytes]
@@ -51,17 +100,21 @@ class NativeSession(Session):
     def _run(self, arrays: list[Array]) -> list[Array]:
         for tensor, array in zip(self._placed_inputs, arrays, strict=True):
             np.copyto(self._view(tensor), array)
-        error = self._entry(self._arena.ctypes.data)
+        error = self._library.run(self._arena.ctypes.data)
         if error:
-            raise ExecutionError(f"{self._where}: wasmgraph_native_run returned {error}.")
+            raise ExecutionError(f"{self._artifact.path}: wasmgraph_native_run returned {error}.")
         return [self._view(tensor).copy() for tensor in self._placed_outputs]
 
-    def run_step(self, index: int) -> None:
-        """Run one call of the plan."""
-        self._check_open()
-        error = self._step(self._arena.ctypes.data, index)
+    def _run_step(self, index: int) -> None:
+        error = self._library.step(self._arena.ctypes.data, index)
         if error:
-            raise ExecutionError(f"{self._where}: wasmgraph_native_step({index}) returned {error}.")
+            raise ExecutionError(f"{self._artifact.path}: wasmgraph_native_step({index}) returned {error}.")
+
+    def _clone(self) -> Session:
+        return NativeSession(self._artifact, self._library)
+
+    def _release(self) -> None:
+        del self._library, self._arena
 
 
 class NativeRuntime(Runtime):
@@ -89,4 +142,10 @@ class NativeRuntime(Runtime):
         """Check and load the library."""
         artifact = Artifact.open(path)
         options.check(artifact)
-        return NativeSession(artifact)
+        missing = sorted(set(artifact.manifest.cpu_features) - set(cpu_features()))
+        if missing:
+            raise TargetError(
+                f"{artifact.path} was compiled for a processor with {', '.join(missing)}; this one"
+                " has none. Compile the model here, or use a wasm target."
+            )
+        return NativeSession(artifact, _library(artifact))

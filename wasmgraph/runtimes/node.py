@@ -142,9 +142,7 @@ class ProcessSession(Session):
             offset += spec.nbytes
         return results
 
-    def close(self) -> None:
-        """End the process."""
-        super().close()
+    def _release(self) -> None:
         self.process.close()
 
 
@@ -164,6 +162,7 @@ class NodeSession(ProcessSession):
             )
         process = NodeProcess(_RUNNER, str(artifact.path), flags)
         super().__init__(process, artifact.inputs, artifact.outputs)
+        self._artifact, self._threads, self._folder = artifact, threads, folder
         try:
             path = str(artifact.path.resolve())
             given = None if params is None else str(params)
@@ -172,10 +171,13 @@ class NodeSession(ProcessSession):
             self.close()
             raise ArtifactError(f"V8 refuses the module: {error}", check="engine") from error
 
-    def run_step(self, index: int) -> None:
-        """Run one call of the plan."""
-        self._check_open()
+    def _run_step(self, index: int) -> None:
         self.process.ask({"command": "step", "index": index})
+
+    def _clone(self) -> Session:
+        artifact = Artifact.open(self._artifact.path)
+        LoadOptions(sha256=self._artifact.sha256).authenticate(artifact.path, artifact.sha256)
+        return NodeSession(artifact, self._threads, self._folder)
 
 
 class NodeRuntime(Runtime):

@@ -10,7 +10,7 @@ let graph;
 function start(workerData) {
   const worker = new Worker(new URL('./node_worker.mjs', import.meta.url), { workerData });
   return new Promise((resolve, reject) => {
-    worker.once('message', resolve);
+    worker.once('message', () => resolve(worker));
     worker.once('error', reject);
   });
 }

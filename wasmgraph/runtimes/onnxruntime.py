@@ -18,37 +18,49 @@ _DTYPES = {"float": "float32", "double": "float64", "float16": "float16", "bool"
 
 
 class OnnxRuntimeSession(Session):
-    """An onnxruntime CPU session at its default optimisations."""
+    """An onnxruntime CPU session at its default optimisations. Clones share it: it can run several calls at
+    once."""
 
-    def __init__(self, path: Path, options: LoadOptions) -> None:
-        with needing("running .onnx files", "onnxruntime"):
-            import onnxruntime
-        chosen = onnxruntime.SessionOptions()
-        chosen.intra_op_num_threads = options.threads
-        chosen.inter_op_num_threads = 1
-        chosen.log_severity_level = 4
-        # Its threads would spin on after a run and take the core from whoever is measured next.
-        chosen.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        chosen.add_session_config_entry("session.force_spinning_stop", "1")
-        try:
-            self._session = onnxruntime.InferenceSession(
-                str(path), chosen, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime's exceptions share no base class
-            first = str(error).strip().splitlines()[0]
-            raise ModelError(f"{path}: onnxruntime refuses the model: {first}") from error
+    def __init__(self, path: Path, session: Any) -> None:
         super().__init__(
-            tuple(_spec(path, value) for value in self._session.get_inputs()),
-            tuple(_spec(path, value) for value in self._session.get_outputs()),
+            tuple(_spec(path, value) for value in session.get_inputs()),
+            tuple(_spec(path, value) for value in session.get_outputs()),
         )
+        self._path, self._session = path, session
 
     def _run(self, arrays: list[Array]) -> list[Array]:
         feeds = {spec.name: a for spec, a in zip(self.inputs, arrays, strict=True)}
         try:
             results = self._session.run(None, feeds)
-        except Exception as error:  # as above
+        except Exception as error:  # as below
+            own = type(error).__module__.startswith("onnxruntime")
+            if not own and type(error) not in (RuntimeError, ValueError):
+                raise  # a signal handler raised it
             raise ExecutionError(f"onnxruntime: {str(error).strip().splitlines()[0]}") from error
         return [np.asarray(result) for result in results]
+
+    def _clone(self) -> Session:
+        return OnnxRuntimeSession(self._path, self._session)
+
+    def _release(self) -> None:
+        self._session = None  # the last clone's is the last reference
+
+
+def _inference_session(path: Path, options: LoadOptions) -> Any:
+    with needing("running .onnx files", "onnxruntime"):
+        import onnxruntime
+    chosen = onnxruntime.SessionOptions()
+    chosen.intra_op_num_threads = options.threads
+    chosen.inter_op_num_threads = 1
+    chosen.log_severity_level = 4
+    # Its threads would spin on after a run and take the core from whoever is measured next.
+    chosen.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    chosen.add_session_config_entry("session.force_spinning_stop", "1")
+    try:
+        return onnxruntime.InferenceSession(str(path), chosen, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        first = str(error).strip().splitlines()[0]
+        raise ModelError(f"{path}: onnxruntime refuses the model: {first}") from error
 
 
 def _spec(path: Path, value: Any) -> TensorSpec:
@@ -86,4 +98,4 @@ class OnnxRuntime(Runtime):
         """Create the session."""
         if options.sha256 is not None:
             options.authenticate(path, sha256_file(path))
-        return OnnxRuntimeSession(path, options)
+        return OnnxRuntimeSession(path, _inference_session(path, options))

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import weakref
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ class UntrustedSession(Session):
             request = {"path": str(path.resolve()), **asdict(options), **asdict(limits)}
             answer = self._ask("load", request)
             try:
+                self._loaded = path, replace(options, sha256=str(answer["sha256"])), limits
                 inputs, outputs = (_specs(answer[side]) for side in ("inputs", "outputs"))
             except (KeyError, TypeError, ValueError) as error:
                 raise ExecutionError(f"{path}: the child answered with no tensors ({error}).") from error
@@ -90,10 +91,11 @@ class UntrustedSession(Session):
         self._ask("run")
         return [view.copy() for view in self._views[len(arrays) :]]
 
-    def run_step(self, index: int) -> None:
-        """Run one call of the plan."""
-        self._check_open()
+    def _run_step(self, index: int) -> None:
         self._ask("step", index)
+
+    def _clone(self) -> Session:
+        return UntrustedSession(*self._loaded)
 
     def _ask(self, *message: Any) -> dict[str, Any]:
         content = json.dumps(message).encode()
@@ -143,9 +145,7 @@ class UntrustedSession(Session):
         how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
         return ExecutionError(f"{self._where}: its process died ({how}).")
 
-    def close(self) -> None:
-        """End the child."""
-        super().close()
+    def _release(self) -> None:
         self._views = []
         self._finalizer()
 

@@ -77,10 +77,11 @@ class Child:
         options = LoadOptions(int(request["threads"]), request["sha256"], request["params"])
         self._session = get_runtime("wasmtime").load(artifact.path, options)
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # what Wasmtime makes of its data is made
-        return {
+        sides = {
             side: [(s.name, s.shape, s.dtype) for s in getattr(self._session, side)]
             for side in ("inputs", "outputs")
         }
+        return {"sha256": artifact.sha256, **sides}
 
     def _map(self, shared: int) -> dict[str, Any]:
         specs = (*self._session.inputs, *self._session.outputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 import weakref
 from importlib.metadata import version
 from pathlib import Path
@@ -25,42 +26,53 @@ from wasmgraph.wasm.wasmfile import PAGE_BYTES
 
 class WasmtimeSession(Session):
     """One instance, or several over a shared memory. Every access to linear memory is bounded by its size
-    at that moment."""
+    at that moment. ``module`` is the artifact's compiled module, if another session has it already."""
 
     def __init__(
-        self, artifact: Artifact, config: EngineConfig, threads: int, params_folder: Path | None = None
+        self,
+        artifact: Artifact,
+        config: EngineConfig,
+        threads: int,
+        params_folder: Path | None = None,
+        module: wasmtime.Module | None = None,
     ) -> None:
         super().__init__(artifact.inputs, artifact.outputs)
-        manifest, shape = artifact.manifest, check(artifact)
+        manifest, self._shape = artifact.manifest, check(artifact)
+        self._artifact, self._config, self._threads = artifact, config, threads
+        self._params_folder = params_folder
         self._where = str(artifact.path)
         self._placed_inputs, self._placed_outputs = manifest.inputs, manifest.outputs
-        module = compiled_module(artifact, config)
-        params = params_file(artifact, params_folder)
-        folder = params.parent if params else None
+        self._module = module or compiled_module(artifact, config)
+        self._params = params_file(artifact, params_folder)
         self._pool: Pool | None = None
         self._memory: wasmtime.Memory | wasmtime.SharedMemory
+        self._extent = (0, 0)
+        self._views: tuple[list[Array], list[Array]] = ([], [])
         try:
-            if shape.memory_shared:
-                self._pool = Pool(config, module, shape, threads, self._where, folder)
-                self._main, self._memory = self._pool.main, self._pool.memory
-                self._finalizer = weakref.finalize(self, self._pool.close)
-            else:
-                store = new_store(config, (shape.memory_max or 0) * PAGE_BYTES)
-                if folder is None:
-                    exports = wasmtime.Instance(store, module, []).exports(store)
-                else:
-                    exports = instantiate(store, module, config, folder)
-                self._main, self._memory = Thread(store, exports, 0), exports["memory"]
-            if params is not None and (code := self._main.call(LOAD)):
+            self._instantiate()
+            if self._params is not None and (code := self._main.call(LOAD)):
                 self.close()
-                raise refusal(artifact, params, code)
+                raise refusal(artifact, self._params, code)
         except (wasmtime.WasmtimeError, wasmtime.Trap) as error:
             raise ArtifactError(
                 f"{artifact.path} cannot be instantiated: {cause(error)}", check="instance"
             ) from error
-        self._extent = (0, 0)
-        self._views: tuple[list[Array], list[Array]] = ([], [])
         self._look()
+        self.survives_fork = self._pool is None and sys.platform == "linux"
+
+    def _instantiate(self) -> None:
+        folder = self._params.parent if self._params else None
+        if self._shape.memory_shared:
+            self._pool = Pool(self._config, self._module, self._shape, self._threads, self._where, folder)
+            self._main, self._memory = self._pool.main, self._pool.memory
+            self._finalizer = weakref.finalize(self, self._pool.close)
+            return
+        store = new_store(self._config, (self._shape.memory_max or 0) * PAGE_BYTES)
+        if folder is None:
+            exports = wasmtime.Instance(store, self._module, []).exports(store)
+        else:
+            exports = instantiate(store, self._module, self._config, folder)
+        self._main, self._memory = Thread(store, exports, 0), exports["memory"]
 
     def _look(self) -> None:
         """Make the views of inputs and outputs anew if the memory has moved or changed its size."""
@@ -94,6 +106,10 @@ class WasmtimeSession(Session):
         try:
             error = (self._pool or self._main).call(name, *arguments)
         except (wasmtime.WasmtimeError, wasmtime.Trap, ExecutionError) as trap:
+            if self._pool is None:  # what the trap left on the module's stack would stay there for ever
+                trapped = self._main.store
+                self._instantiate()
+                trapped.close()
             raise ExecutionError(f"{self._where} trapped: {cause(trap)}") from trap
         finally:
             self._look()  # only the module's own code can have made its memory grow
@@ -111,23 +127,23 @@ class WasmtimeSession(Session):
         """Size of the linear memory now."""
         return self._extent[1]
 
-    def run_step(self, index: int) -> None:
-        """Run one call of the plan."""
-        self._check_open()
+    def _run_step(self, index: int) -> None:
         if self._main.exports.get("wasmgraph_step") is None:
             raise UsageError(f"{self._where} does not export wasmgraph_step.")
         self._call("wasmgraph_step", index)
 
-    def close(self) -> None:
-        """Release stores and memory, end the threads."""
-        if self._closed:
-            return
-        super().close()
+    def _clone(self) -> Session:
+        return WasmtimeSession(
+            self._artifact, self._config, self._threads, self._params_folder, self._module
+        )
+
+    def _release(self) -> None:
         self._views, self._extent = ([], []), (0, 0)
         if self._pool is None:
             self._main.store.close()
         else:
             self._finalizer()
+        del self._module
 
 
 class WasmtimeRuntime(Runtime):

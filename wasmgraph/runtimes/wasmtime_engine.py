@@ -6,7 +6,6 @@ import hashlib
 import os
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -42,15 +41,24 @@ class EngineConfig:
         return f"{self.strategy}{level}, {'fuel' if self.fuel else 'no fuel'}, no epochs"
 
 
-@cache
+_ENGINES: dict[EngineConfig, wasmtime.Engine] = {}
+
+
 def engine(config: EngineConfig) -> wasmtime.Engine:
-    """The engine of a configuration; its memories reserve 4 GiB, so that bounds checks vanish.
+    """The engine of a configuration, one in a process: modules and stores of different engines do not fit
+    together. Its memories reserve 4 GiB, so that bounds checks vanish.
 
     Raises
     ------
     MissingDependencyError
         Wasmtime's Python package does not offer that compiler (version 50 has no Winch).
     """
+    if config not in _ENGINES:
+        _ENGINES.setdefault(config, _new_engine(config))  # of two threads, the second takes the first's
+    return _ENGINES[config]
+
+
+def _new_engine(config: EngineConfig) -> wasmtime.Engine:
     chosen = wasmtime.Config()
     try:
         chosen.strategy = config.strategy

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from wasmgraph.runtimes.wasmtime_engine import EngineConfig, engine, new_store
 from wasmgraph.runtimes.wasmtime_wasi import instantiate
 from wasmgraph.wasm.wasmfile import PAGE_BYTES, Module
 
+_PATIENCE_S = 5.0  # with workers that are told to end
 _RETURNING = ("wasmgraph_run", "wasmgraph_step", "wasmgraph_worker", LOAD)
 
 
@@ -145,8 +149,10 @@ class Pool:
                     )
                     worker.start()
                     self._workers.append(worker)
-            except RuntimeError as error:
+            except BaseException as error:
                 self.close()
+                if not isinstance(error, RuntimeError):
+                    raise
                 raise UsageError(f"{where}: {threads} threads cannot be started: {error}.") from error
 
     def call(self, name: str, *arguments: int) -> int | None:
@@ -170,17 +176,24 @@ class Pool:
         return error
 
     def close(self) -> None:
-        """End the workers and release their stores and the memory. Nobody may look at it any more."""
+        """End the workers and release their stores and the memory. Nobody may look at it any more.
+
+        A worker that does not end within some seconds keeps its store, which is in use.
+        """
         if not self._instances:
             return
-        if self._workers and not self._condition.broken:
-            self.main.call("wasmgraph_stop")
-        for worker in self._workers:
-            worker.join()
-        for instance in self._instances:
-            instance.store.close()
+        instances, workers = list(self._instances), list(self._workers)
         self._instances.clear()
         self._workers.clear()
+        if workers:
+            with suppress(wasmtime.WasmtimeError, wasmtime.Trap):
+                self.main.call("wasmgraph_stop")
+        deadline = time.monotonic() + _PATIENCE_S
+        for worker in workers:
+            worker.join(max(0.0, deadline - time.monotonic()))
+        for instance, thread in zip_longest(instances, [None, *workers]):
+            if thread is None or not thread.is_alive():
+                instance.store.close()
         self.memory.close()
 
 

@@ -25,18 +25,29 @@ const MISSING_PARAMS = [
 const PAGE = 65536;
 const TRAP_BYTES = 1024;
 
-/** A loaded graph. Not for concurrent use: load one for each thread that runs inferences. */
+/** A loaded graph. It belongs to the thread that loaded it; load it again in each that runs inferences. */
 export class Graph {
   #exports;
   #memory;
+  #renew;
   #stackTop;
   #trap;
+  #workers;
 
-  constructor(module, manifest, instance, memory, trap) {
+  /**
+   * @param {WebAssembly.Instance} instance of the graph
+   * @param {WebAssembly.Memory} memory of the graph
+   * @param {Function} threads.renew gives another instance, for after a trap; of a graph without threads
+   * @param {SharedArrayBuffer} threads.trap where workers leave what they trapped with
+   * @param {Array} threads.workers what `terminate()` ends
+   */
+  constructor(module, manifest, instance, memory, { renew, trap, workers = [] }) {
     this.#exports = instance.exports;
-    this.#memory = memory ?? instance.exports.memory;
+    this.#memory = memory;
+    this.#renew = renew;
     this.#stackTop = instance.exports.__stack_pointer?.value;
     this.#trap = trap;
+    this.#workers = workers;
     this.manifest = manifest;
     this.module = module;
   }
@@ -52,6 +63,7 @@ export class Graph {
 
   /** The place of a tensor in linear memory; do not keep it. */
   view(tensor) {
+    if (!this.#memory) throw new Error('this graph is closed; load it again');
     const length = tensor.shape.reduce((product, size) => product * size, 1);
     return new VIEWS[tensor.dtype](this.#memory.buffer, tensor.offset, length);
   }
@@ -88,6 +100,7 @@ export class Graph {
   }
 
   #call(name, ...operands) {
+    if (!this.#exports) throw new Error('this graph is closed; load it again');
     let error;
     try {
       error = this.#exports[name](...operands);
@@ -95,10 +108,22 @@ export class Graph {
       if (this.#trap) {
         this.#exports.__stack_pointer.value = this.#stackTop;
         this.#exports.wasmgraph_fail();
+      } else {
+        this.#replaceInstance();
       }
       throw trap;
     }
     if (error) throw new Error(this.#trapOfAnotherThread() ?? `${name}(${operands}) returned ${error}`);
+  }
+
+  /** What a trap left on the module's stack would stay there for ever. */
+  #replaceInstance() {
+    try {
+      this.#exports = this.#renew().exports;
+      this.#memory = this.#exports.memory;
+    } catch {
+      // A page may not instantiate a large module at once: then the instance has to do.
+    }
   }
 
   #trapOfAnotherThread() {
@@ -108,19 +133,37 @@ export class Graph {
     return new TextDecoder().decode(new Uint8Array(this.#trap, 4, length).slice());
   }
 
-  /** End the graph's threads, if it has any. */
+  /** End the graph's threads and let go of its memory. A closed graph cannot run; closing it again does
+      nothing. */
   close() {
-    if (this.#trap) this.#exports.wasmgraph_stop();
+    if (this.#trap && this.#exports) this.#exports.wasmgraph_stop();
+    for (const worker of this.#workers.splice(0)) worker.terminate?.();
+    this.#exports = this.#memory = undefined;
   }
 }
 
-function startWorker(data) {
+async function startWorker(data) {
   const worker = new Worker(new URL('./worker.mjs', import.meta.url), { type: 'module' });
-  return new Promise((resolve, reject) => {
-    worker.onmessage = resolve;
-    worker.onerror = reject;
-    worker.postMessage(data);
-  });
+  try {
+    await new Promise((resolve, reject) => {
+      worker.onmessage = resolve;
+      worker.onerror = ({ message }) => reject(new Error(message || 'worker.mjs cannot be loaded'));
+      worker.postMessage(data);
+    });
+  } catch (error) {
+    worker.terminate();
+    throw new Error(`a thread of the graph cannot be started: ${error.message}`);
+  }
+  return worker;
+}
+
+/** All of them or none: what else was started is ended. */
+async function startAll(promises) {
+  const starts = await Promise.allSettled(promises);
+  const failed = starts.find(({ status }) => status === 'rejected');
+  if (!failed) return starts.map(({ value }) => value);
+  for (const { value } of starts) value?.terminate?.();
+  throw failed.reason;
 }
 
 /**
@@ -158,7 +201,8 @@ export function parameterFile(content, memory) {
  * @param {number} options.threads of one inference; more than one for graphs compiled for threads. In a
  *   browser such a graph must be loaded in a worker: a page may not wait.
  * @param {Uint8Array} options.params content of the parameter file, for modules compiled with params="wasi"
- * @param {Function} options.start starts a thread: takes what it needs, resolves when it is ready
+ * @param {Function} options.start starts a thread: takes what it needs, resolves when it is ready to what
+ *   `terminate()` ends
  * @returns {Promise<Graph>}
  */
 export async function load(source, { threads = 1, start = startWorker, params } = {}) {
@@ -173,10 +217,14 @@ export async function load(source, { threads = 1, start = startWorker, params } 
   const imports = params ? { wasi_snapshot_preview1: parameterFile(params, () => memory) } : {};
   if (!manifest.memory_pages) {
     if (threads > 1) throw new TypeError('this graph was compiled for one thread');
-    const instance = await WebAssembly.instantiate(module, imports);
-    memory = instance.exports.memory;
-    chooseLoops(instance, memory);
-    return withParameters(new Graph(module, manifest, instance, memory), instance);
+    const prepare = (instance) => {
+      memory = instance.exports.memory;
+      chooseLoops(instance, memory);
+      return instance;
+    };
+    const instance = prepare(await WebAssembly.instantiate(module, imports));
+    const renew = () => prepare(new WebAssembly.Instance(module, imports));
+    return withParameters(new Graph(module, manifest, instance, memory, { renew }), instance);
   }
   const [pages, maximum] = manifest.memory_pages;
   memory = new WebAssembly.Memory({ initial: pages + threads - 1, maximum, shared: true });
@@ -185,11 +233,12 @@ export async function load(source, { threads = 1, start = startWorker, params } 
   chooseLoops(instance, memory);
   const trap = new SharedArrayBuffer(TRAP_BYTES);
   instance.exports.wasmgraph_threads(threads);
-  const workers = Array.from({ length: threads - 1 }, (_, number) =>
-    start({ module, memory, stackTop: (pages + number + 1) * PAGE, trap }),
+  const workers = await startAll(
+    Array.from({ length: threads - 1 }, async (_, number) =>
+      start({ module, memory, stackTop: (pages + number + 1) * PAGE, trap }),
+    ),
   );
-  await Promise.all(workers);
-  return withParameters(new Graph(module, manifest, instance, memory, trap), instance);
+  return withParameters(new Graph(module, manifest, instance, memory, { trap, workers }), instance);
 }
 
 /** Of a module's two versions of its loops, take the one that is not made for Wasmtime. */

@@ -118,6 +118,22 @@ def test_a_scalar_can_be_bound() -> None:
     assert import_model(model, {"n": ()})[1].inputs[1].shape == ()
 
 
+def test_a_size_of_zero_is_a_size() -> None:
+    """A cache before the first step; what has no value, or a negative one, must be bound."""
+    for declared, shapes in (([2, 0], {}), (["batch", "past"], {"x": (2, 0)}), ([2, -1], {"x": (2, 0)})):
+        _, imported = import_model(model_of([RELU], {"x": declared}, ["y"]), shapes)
+        assert imported.inputs[0].shape == imported.outputs[0].shape == (2, 0)
+    with pytest.raises(UnboundDimensionError, match=r"no value for \?, -1\. .*--shape x=0,1,1 "):
+        import_model(model_of([RELU], {"x": [0, None, -1]}, ["y"]), {})
+    with pytest.raises(ModelError, match=r"shape \[2, 0\]; the model says \[2, 3\]"):
+        import_model(model_of([RELU], {"x": [2, 3]}, ["y"]), {"x": (2, 0)})
+
+
+def test_a_zero_that_means_unknown_can_be_bound() -> None:
+    _, imported = import_model(model_of([RELU], {"x": [0, 3]}, ["y"]), {"x": (2, 3)})
+    assert imported.inputs[0].shape == (2, 3)
+
+
 @pytest.mark.parametrize("shape", [(4, 5), (4, 3, 1)])
 def test_contradictory_shapes(shape: tuple[int, ...]) -> None:
     with pytest.raises(ModelError, match="the model says"):

@@ -69,6 +69,10 @@ def bind_shapes(proto: onnx.ModelProto, shapes: Shapes) -> None:
     description proposes; every dimension must then have a value. A named dimension that one input's shape
     binds is bound wherever it occurs.
 
+    A declared size of 0 is a size: such a tensor is empty, as a cache is before the first step. Some
+    exporters write 0 where they mean "unknown", so ``shapes`` may bind it to another size. A negative size
+    is none.
+
     A batch of 1 may be bound to a larger one: what the model says of other tensors' sizes is then inferred
     anew, and a graph that has its batch built in (a Reshape to a fixed size) is refused by whoever infers.
     """
@@ -115,7 +119,7 @@ def bind_shapes(proto: onnx.ModelProto, shapes: Shapes) -> None:
 
 def _declared(dim: onnx.TensorShapeProto.Dimension, symbols: Mapping[str, tuple[int, str]]) -> int | str:
     """A dimension's value if it has one, otherwise its name."""
-    if dim.HasField("dim_value") and dim.dim_value > 0:
+    if dim.HasField("dim_value") and dim.dim_value >= 0:
         return int(dim.dim_value)
     if dim.dim_param in symbols:
         return symbols[dim.dim_param][0]

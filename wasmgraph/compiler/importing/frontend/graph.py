@@ -23,6 +23,7 @@ from tvm.relax.frontend.onnx.onnx_frontend import _get_convert_map, onnx_input
 
 from wasmgraph.compiler.constants import array_of
 from wasmgraph.compiler.importing.frontend import half
+from wasmgraph.compiler.importing.frontend.empties import without_elements
 from wasmgraph.compiler.importing.frontend.registry import CONVERTERS, SHAPE_ONLY, converts, tvm_has
 from wasmgraph.compiler.importing.frontend.schemas import (
     bind_attributes,
@@ -169,6 +170,10 @@ class Walk:
     ) -> list[Value]:
         """The outputs of one node."""
         domain, kind = domain_of(node), node.op_type
+        if (domain, kind) not in self.functions:
+            found = without_elements(node, inputs, opset)
+            if found is not None:
+                return found
         if kind in SHAPE_ONLY and not domain and not is_known(inputs[0]):
             inputs = [np.zeros(shape_of(inputs[0]), dtype_of(inputs[0]))]
         function = self.functions.get((domain, kind))
