@@ -213,7 +213,7 @@ def read_results(path: str | Path) -> dict[str, Any]:
     try:
         text = Path(path).read_text()
         data = json.loads(text)
-        if _SURROGATE.search(text):  # half a character: no terminal and no file takes it
+        if _SURROGATE.search(text):  # a lone surrogate cannot be written to a terminal or a file
             json.dumps(data, ensure_ascii=False).encode()
     except OSError as error:
         raise RecordError(f"{path}: {error.strerror}.") from error

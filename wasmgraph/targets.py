@@ -74,7 +74,7 @@ _TARGETS = {
         tile_pixels=2,
         tile_channels=16,
         fma=True,
-        exact_vectors=True,  # LLVM divides a multiplication and an addition before it would fuse them
+        exact_vectors=True,  # LLVM splits wide vectors before it fuses multiply and add
         features=("simd128", "relaxed-simd"),
     ),
     "wasm32-simd128": Target(
@@ -90,7 +90,7 @@ _TARGETS = {
         features=("simd128", "atomics", "bulk-memory", "mutable-globals"),
     ),
 }
-# What a wasm artifact may need of its engine.
+# The engine's features that a wasm artifact may need.
 WASM_FEATURES = frozenset(feature for target in _TARGETS.values() for feature in target.features)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-# Control characters, of which a terminal might take orders; half characters, which no file takes.
+# Control characters, which could control a terminal; lone surrogates, which cannot be written.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-# What Markdown, HTML and GitHub read something into: links, mentions, tables, tags.
+# Characters with a meaning in Markdown, HTML or GitHub: links, mentions, tables, tags.
 _MARKDOWN = {character: f"&#{ord(character)};" for character in "&<>|@`*_[]\\~#!"}
 
 

@@ -30,7 +30,7 @@ SCHEMA = 1
 _MEDIANS = {"test_latency": "latency_s", "test_compile": "compile_s", "test_cold_start": "ready_s"}
 _WINDOW = 1000  # latest runs that are searched for steps
 _SHORTEST = 3  # runs between two steps
-_LEAST = 5e-4  # of a value: less is no step, however steady the rest is
+_LEAST = 5e-4  # of a value: a smaller change is no step, however steady the other values are
 
 
 class Point(NamedTuple):
@@ -98,7 +98,7 @@ def add(history: Path, results: str | Path) -> int:
                     tail = stream.read()
             new = [line for line in lines if (line["run"], line["series"]) not in known]
             text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in new)
-            # What a killed writer left at the end becomes a line of its own, which is no JSON.
+            # The rest of a killed writer's line becomes a line of its own, which is not JSON.
             start = "\n" if tail not in (b"", b"\n") else ""
             with history.open("ab") as stream:
                 stream.write((start + text).encode())

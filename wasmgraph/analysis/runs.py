@@ -12,7 +12,7 @@ from typing import Any
 from wasmgraph.errors import RecordError
 from wasmgraph.records import RunInfo, read_results
 
-# What must be equal for two records to be of the same thing, and how a difference is called.
+# Fields that must be equal for two records to be comparable, and the names of their differences.
 _IDENTITY = {
     "model_sha256": "the model's file",
     "weights": "weights",

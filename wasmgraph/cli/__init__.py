@@ -63,7 +63,7 @@ def main(debug: bool, quiet: bool) -> None:
     wasmgraph compile resnet50.onnx -o resnet50.wasm --target wasm32-simd128
     wasmgraph classify resnet50.wasm photo.jpg
     """
-    if threading.current_thread() is threading.main_thread():  # what is temporary is removed then too
+    if threading.current_thread() is threading.main_thread():  # temporary files are then removed, too
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
     warnings.showwarning = lambda message, *_, **__: echo(f"warning: {message}", to_stderr=True)
 

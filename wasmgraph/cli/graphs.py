@@ -209,7 +209,7 @@ def arrays_of(options: Sequence[str]) -> dict[str, Array]:
             feeds[name] = np.load(path, allow_pickle=False)
         except OSError as error:
             raise InputError(f"--input {name}: {path}: {error.strerror or error}.") from error
-        except Exception as error:  # numpy lets through whatever its parsers meet
+        except Exception as error:  # numpy passes on any exception of its parsers
             raise InputError(f"--input {name}: {path} is not a .npy file: {error}") from error
         if not isinstance(feeds[name], np.ndarray):
             raise InputError(f"--input {name}: {path} is not a .npy file, but an archive of them.")
@@ -256,7 +256,7 @@ def run(
     with load(artifact, runtime, threads, sha256, params=params_dir, **trust) as session:
         outputs = session.run(feeds, strict=strict)
     try:
-        # np.savez would not take an output called "file".
+        # np.savez does not accept an output called "file".
         with replacing(output) as stream, zipfile.ZipFile(stream, "w") as archive:
             for name, array in outputs.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:

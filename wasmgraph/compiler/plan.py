@@ -25,7 +25,7 @@ from wasmgraph.dims import Dim, Size, bounds, operation
 from wasmgraph.errors import UnsupportedOperatorError
 from wasmgraph.tensors import Array
 
-COPY = "copy"  # a graph's output that is also its input, a constant, or another output
+COPY = "copy"  # for an output that is also an input, a constant, or another output
 
 
 def symbol_of(function: str) -> str:

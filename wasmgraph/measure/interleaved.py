@@ -14,7 +14,7 @@ from wasmgraph.measure.processors import on_quiet_processor
 _CONFIDENCE = 0.95
 _RESAMPLES = 2000
 _SEED = 0
-_LONG = 0.02  # seconds: calls that outlast the quiet, and for which a look at the processors is short
+_LONG = 0.02  # seconds: longer calls outlast a quiet moment, and a probe is short beside them
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Ratio:
     high: float
 
 
-Block = Callable[[int], list[float]]  # so many timed calls after an untimed one → their seconds
+Block = Callable[[int], list[float]]  # makes this many timed calls after an untimed one → their seconds
 
 
 def block_of(call: Callable[[], object], threads: int = 1) -> Block:

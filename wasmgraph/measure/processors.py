@@ -22,11 +22,11 @@ import numpy as np
 from wasmgraph.host import processors_of_this_process
 from wasmgraph.tensors import Array
 
-# Products of vectors in the first-level cache: some tenths of a millisecond of what a neighbour slows most.
+# Products of vectors in the first-level cache, for some tenths of a millisecond: neighbours slow this most.
 _PRODUCTS, _ELEMENTS, _TRIES = 300, 4096, 4
 _LINE = 64  # bytes: how the vectors are aligned, so that all probes are alike
-_QUIET = 1.12  # of the quickest probe there was
-_PAUSE = 0.02  # seconds between two looks
+_QUIET = 1.12  # of the fastest probe so far
+_PAUSE = 0.02  # seconds between two probes
 _MOST_WAITING = 120.0  # seconds of a process, for a machine that is never quiet
 
 
@@ -71,7 +71,7 @@ def _wait(processors: Sequence[int], threads: int, patience: float) -> int:
         passed = time.monotonic() - began
         if len(quiet) >= min(threads, len(processors)) or passed >= patience:
             _seen.waited += passed
-            # The first that is quiet, so that a session stays where its caches are.
+            # The first quiet one, so that a session stays where its caches are.
             return quiet[0] if quiet else min(seconds, key=seconds.__getitem__)
         time.sleep(_PAUSE)
 
@@ -105,7 +105,7 @@ def _bind(processors: Sequence[int]) -> None:
         try:
             os.sched_setaffinity(process, processors)
         except ProcessLookupError:
-            continue  # it ended meanwhile
+            continue  # the process has ended meanwhile
 
 
 def _children() -> list[int]:

@@ -19,8 +19,8 @@ from wasmgraph.tensors import Array
 
 CHAINS, TILE, FILL, STREAM = range(4)  # the steps of a roofline artifact
 DIRECT_RULES = ("direct-conv2d", "pointwise-conv2d")
-_PATIENCE = 0.2  # seconds a round waits for quiet: there are many
-_PEAKS = 4  # short as they are, a round has several
+_PATIENCE = 0.2  # seconds that a round waits for quiet; short, because there are many rounds
+_PEAKS = 4  # they are short, so a round has several
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def profile_steps(
     done : called after each round with the share of rounds that is done
     """
     session.run(feeds)
-    limit.run_step(FILL)  # memory that nobody wrote is one shared page of zeros
+    limit.run_step(FILL)  # unwritten memory is one shared page of zeros
     durations: list[list[float]] = [[] for _ in steps]
     chains: list[float] = []
     tiles: list[float] = []

@@ -19,7 +19,7 @@ class WorkerProcess:
 
     def __init__(self, checkout: Checkout) -> None:
         self._where = f"revision {checkout.commit[:12]}"
-        # Not a pipe: nobody would drain it. Closed with the process.
+        # Not a pipe, which would fill up unread. Closed with the process.
         self._said = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
             [checkout.python, str(_SCRIPT), str(checkout.root)],
@@ -69,6 +69,6 @@ class WorkerProcess:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None:  # nobody waits for what it is doing
+        if kind is not None:  # its current work is not needed
             self._process.kill()
         self.close()

@@ -81,7 +81,7 @@ class Worker:
 def main() -> None:
     """Serve until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a compiler or a library prints must not be taken for an answer
+    os.dup2(2, 1)  # output of a compiler or a library must not be read as an answer
     with redirect_stdout(sys.stderr):
         worker = Worker(sys.argv[1])
         for line in sys.stdin:

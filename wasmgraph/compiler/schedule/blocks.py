@@ -17,12 +17,13 @@ from tvm.tirx import Add, BufferStore, FloatImm, FloorDiv, FloorMod, IterVar, co
 
 from wasmgraph.targets import Target
 
-# LoopPartition then peels the iterations that the guard of a non-dividing split would burden.
+# LoopPartition then peels the rest of a non-dividing split, so that the main loop has no guard.
 PEEL = "pragma_loop_partition_hint"
 # A loop whose turns may run on different threads, together with all marked loops around it.
 SHARE = "wasmgraph_share"
-# On the outermost of the loops over a block of weights' tiles of pixels; its value is how many loops those
-# are: while a tile is computed, its share of the next block is fetched (``compiler/lower/prefetch.py``).
+# On the outermost loop over the tiles of pixels of a block of weights; its value is how many such loops
+# there are. While a tile is computed, its share of the next block is fetched
+# (``compiler/lower/prefetch.py``).
 FETCH_AHEAD = "wasmgraph_fetch_ahead"
 
 
