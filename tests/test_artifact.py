@@ -28,21 +28,21 @@ def test_manifest_survives_json(small_artifact: Callable[[str], Path]) -> None:
     assert a.Manifest.from_json(manifest.to_json(), "here") == manifest
 
 
-def test_shapes_may_depend_on_dimensions_from_schema_3(
+def test_shapes_may_depend_on_dimensions_from_schema_4(
     small_artifact: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = a.Artifact.open(small_artifact("wasm32")).manifest
     seq = Expression.of("seq")
     tokens = a.Placed("tokens", (2, 3 * seq), "float32", 64)
-    opened = replace(manifest, schema=3, inputs=(tokens,), dims=(Dim("seq", 1, 16),))
-    with pytest.raises(SchemaError, match="schema 3"):
+    opened = replace(manifest, schema=4, inputs=(tokens,), dims=(Dim("seq", 1, 16),))
+    with pytest.raises(SchemaError, match="schema 4"):
         a.Manifest.from_json(opened.to_json(), "here")
-    monkeypatch.setattr("wasmgraph.manifest.SCHEMA", 3)
+    monkeypatch.setattr("wasmgraph.manifest.SCHEMA", 4)
     assert a.Manifest.from_json(opened.to_json(), "here") == opened
     assert opened.inputs[0].spec.at({"seq": 5}).static_shape == (2, 15)
     for wrong in (
         replace(opened, dims=()),  # no bounds
-        replace(opened, schema=2),
+        replace(opened, schema=3),
         replace(opened, inputs=(replace(tokens, shape=(seq - 4,)),)),  # may be negative
         replace(opened, inputs=(replace(tokens, shape=(1 << 60, seq)),)),
     ):
@@ -114,7 +114,7 @@ def test_a_newer_schema(small_artifact: Callable[[str], Path], tmp_path: Path) -
     path.write_bytes(raw[: section.start])
     newer = type("Newer", (), {"kind": "wasm", "to_json": lambda _: json.dumps(manifest).encode()})()
     a.seal(path, newer)
-    with pytest.raises(SchemaError, match="schema 99, this wasmgraph reads up to 2"):
+    with pytest.raises(SchemaError, match=f"schema 99, this wasmgraph reads up to {a.SCHEMA}"):
         wg.load(path)
 
 

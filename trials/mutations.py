@@ -56,7 +56,7 @@ def slower(root: Path, factor: float) -> None:
 
 def lower_bias(root: Path, label: int, by: float) -> None:
     """Let a classifier's last layer think less of one class."""
-    before = "    module, inputs, outputs, constant = frontend.convert("
+    before = "    module, inputs, outputs, constant, checks = frontend.convert("
     _edit(
         root,
         "wasmgraph/compiler/importing/__init__.py",

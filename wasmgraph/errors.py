@@ -9,6 +9,7 @@
     │   │   └── UnboundDimensionError          names the dimension and the --shape that binds it
     │   ├── TargetError                    unknown target
     │   ├── FeedError                      wrong input name, shape or dtype
+    │   │   └── IndexRangeError                an index beyond what it points into
     │   ├── ArtifactError                  truncated, altered, not ours
     │   │   └── SchemaError                    made by a newer wasmgraph
     │   ├── PhotoError                     an image that cannot be read
@@ -62,6 +63,12 @@ class TargetError(InputError):
 
 class FeedError(InputError):
     """An input of ``Session.run`` has the wrong name, shape or dtype."""
+
+
+class IndexRangeError(FeedError):
+    """A graph was fed values that made an index point beyond a tensor; the message names the node, the
+    index and the range. Nothing outside of the tensor was touched, there are no outputs, and the session
+    can go on."""
 
 
 class ArtifactError(InputError):

@@ -14,8 +14,8 @@ from wasmgraph.errors import ArtifactError, SchemaError
 from wasmgraph.targets import Kind
 from wasmgraph.tensors import TensorSpec
 
-SCHEMA = 2
-OPEN_SCHEMA = 3  # from which shapes may depend on dimensions
+SCHEMA = 3  # 3: checks
+OPEN_SCHEMA = 4  # from which shapes may depend on dimensions
 DESCRIPTION_KEY = "wasmgraph"  # of an ONNX file's metadata: JSON that ends up in the manifest
 Params = Literal["embedded", "wasi"]
 DTYPES = (
@@ -51,6 +51,24 @@ class Step:
     rule: str
     flops: int
     traffic_bytes: int
+
+
+@dataclass(frozen=True)
+class Check:
+    """Indices that must lie from ``low`` to ``high``. A run leaves a code of the worst of them, an
+    int64, at ``offset``; it is above ``2 * high + 1`` if that one is out of range.
+    ``node`` says in words which node takes them."""
+
+    node: str
+    operator: str
+    low: int
+    high: int
+    offset: int
+
+    def index(self, code: int) -> int:
+        """The index of a code; from 2**60 on, or below its negative, only that."""
+        distance = code >> 1
+        return self.high + self.low - distance if code & 1 else distance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +149,7 @@ class Manifest(LibraryManifest):
     ops_scheduled: int
     ops_fallback: int
     command: bool = False
+    checks: tuple[Check, ...] = ()
     dims: tuple[Dim, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -161,6 +180,14 @@ class Manifest(LibraryManifest):
                 type(count) is not int or count < 0 for count in counts
             ):
                 raise TypeError(f"a step is {step}")
+        for check in self.checks:
+            numbers = (check.low, check.high, check.offset)
+            if not all(isinstance(word, str) for word in (check.node, check.operator)) or any(
+                type(number) is not int for number in numbers
+            ):
+                raise TypeError(f"a check is {check}")
+            if check.offset < 0 or (self.kind == "native" and check.offset + 8 > self.arena_bytes):
+                raise ValueError(f"a check's code is at {check.offset}")
         if self.dims and self.schema < OPEN_SCHEMA:
             raise ValueError(f"schema {self.schema} has no dims")
         dims = {dim.name: dim for dim in self.dims}
@@ -207,6 +234,7 @@ class Manifest(LibraryManifest):
                 data[side] = tuple(
                     Placed(**{**t, "shape": shape}) for t, shape in zip(data[side], shapes, strict=True)
                 )
+            data["checks"] = tuple(Check(**check) for check in data.get("checks", ()))
             data["dims"] = tuple(Dim(**dim) for dim in data.get("dims", ()))
             data["steps"] = tuple(Step(**step) for step in data["steps"])
             if data.get("memory_pages") is not None:

@@ -99,6 +99,7 @@ def test_a_manifest_that_claims_another_module(tmp_path: Path, template: Path) -
     claims = [
         ("tensors", {"inputs": moved(x, 2000 * 65536 - 8)}, "outside the memory"),
         ("tensors", {"inputs": moved(x, 12)}, "not aligned"),
+        ("tensors", {"checks": (a.Check("node 'n'", "Gather", 0, 1, 2000 * 65536),)}, "a check's code"),
         ("tensors", {"inputs": moved(x, output.offset)}, "overlap"),
         ("tensors", {"param_bytes": 1 << 40}, "arena and parameters"),
         ("names", {"inputs": (x, *moved(x, 64 << 20))}, "two of its inputs"),

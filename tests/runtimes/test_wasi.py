@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import wasmtime
-from onnx import helper
+from onnx import TensorProto, helper, numpy_helper
 
 import wasmgraph as wg
 from tests.conftest import model_of, wasmtime_program
@@ -248,6 +248,22 @@ def test_wasmtime_runs_a_command(
     done = wasmtime_run(*options, path, stdin=raw)
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout == expected
+
+
+def test_a_command_says_that_an_index_is_out_of_range(tmp_path: Path, wasmtime_run) -> None:
+    node = helper.make_node("Gather", ["x", "i"], ["y"])
+    made = helper.make_graph(
+        [node],
+        "lookup",
+        [helper.make_tensor_value_info("i", TensorProto.INT64, [1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
+        [numpy_helper.from_array(np.array([5, 6], np.float32), "x")],
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    path = wg.compile(model, command=True).save(tmp_path / "lookup.wasm")
+    done = wasmtime_run(path, stdin=np.array([2**40]).tobytes())
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"the inputs make an index point beyond a tensor" in done.stderr
 
 
 @pytest.mark.parametrize(

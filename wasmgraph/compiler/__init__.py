@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wasmgraph.artifact import SCHEMA, Artifact, Manifest, Params, Placed, Step, seal
+from wasmgraph.artifact import SCHEMA, Artifact, Check, Manifest, Params, Placed, Step, seal
 from wasmgraph.errors import CompileError, UsageError, WasmgraphError, needing
 from wasmgraph.files import replacing, write_atomically
 from wasmgraph.host import cpu_features
@@ -225,7 +225,7 @@ def _build(
         kernels.library.write_to_file(str(directory / "graph.o"), "o")
         stage.outcome = f"{(directory / 'graph.o').stat().st_size:,} bytes"
     with log.stage("plan") as stage:
-        plan, constants = make_plan(mod, kernels.workspaces)
+        plan, constants = make_plan(mod, kernels.workspaces, [c.limit for c in imported.checks])
         stage.outcome = f"{len(plan.calls)} calls, arena {plan.arena_bytes:,} bytes"
     (directory / "graph.json").write_text(plan.to_json())
     rules[COPY] = "copy"
@@ -271,6 +271,10 @@ def _manifest(
         pairs = zip(specs, offsets, strict=True)
         return tuple(Placed(s.name, s.shape, s.dtype, base + offset) for s, offset in pairs)
 
+    checks = tuple(
+        Check(c.node, c.operator, c.low, c.high, base + placed.offset)
+        for c, placed in zip(imported.checks, plan.checks, strict=True)
+    )
     native = target.kind == "native"
     fallback = sum(step.rule == FALLBACK for step in steps)
     return Manifest(
@@ -289,6 +293,7 @@ def _manifest(
         param_bytes=plan.param_bytes,
         params="embedded",
         steps=steps,
+        checks=checks,
         kernels=len({step.kernel for step in steps}),
         ops_scheduled=len(steps) - fallback,
         ops_fallback=fallback,

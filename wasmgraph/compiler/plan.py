@@ -77,8 +77,18 @@ class Parameter:
 
 
 @dataclass(frozen=True)
+class Check:
+    """An int64 in the arena that is at most ``limit`` when all calls have run, else an index was out of
+    range."""
+
+    offset: int
+    limit: int
+
+
+@dataclass(frozen=True)
 class Plan:
-    """The whole run. ``inputs`` and ``outputs`` are arena offsets, in ``main``'s order."""
+    """The whole run. ``inputs`` and ``outputs`` are arena offsets, in ``main``'s order; of what ``main``
+    returns the last are ``checks``."""
 
     calls: tuple[Call, ...]
     inputs: tuple[int, ...]
@@ -86,6 +96,7 @@ class Plan:
     arena_bytes: int
     parameters: tuple[Parameter, ...]
     param_bytes: int
+    checks: tuple[Check, ...] = ()
 
     def to_json(self) -> str:
         """The plan as ``graph.json`` shows it."""
@@ -247,13 +258,17 @@ def _copied_bytes(kernel: str, places: Sequence[_Operand]) -> int:
 
 
 def make_plan(
-    mod: tvm.IRModule, workspaces: Mapping[str, tuple[int, ...]], dims: Mapping[str, Dim] | None = None
+    mod: tvm.IRModule,
+    workspaces: Mapping[str, tuple[int, ...]],
+    limits: Sequence[int] = (),
+    dims: Mapping[str, Dim] | None = None,
 ) -> tuple[Plan, list[Array]]:
     """Plan ``mod["main"]``.
 
     Parameters
     ----------
     workspaces : bytes of each workspace that a kernel takes after its outputs
+    limits : of the checks, the last tensors that ``main`` returns
     dims : bounds of the dimensions that shapes depend on; the arena holds tensors of the largest sizes
 
     Returns
@@ -276,6 +291,7 @@ def make_plan(
     for buffer in [*inputs, *outputs]:
         buffer.last = end
     arena_bytes = _pack(builder.buffers)
+    first_check = len(outputs) - len(limits)
 
     def address(place: _Operand) -> Argument:
         if isinstance(place, Scalar):
@@ -291,9 +307,10 @@ def make_plan(
     plan = Plan(
         calls,
         tuple(b.offset for b in inputs),
-        tuple(b.offset for b in outputs),
+        tuple(b.offset for b in outputs[:first_check]),
         arena_bytes,
         tuple(builder.parameters),
         builder.param_bytes,
+        tuple(Check(b.offset, n) for b, n in zip(outputs[first_check:], limits, strict=True)),
     )
     return plan, builder.blob

@@ -120,6 +120,8 @@ class Session(ABC):
         ------
         FeedError
             An input's name, shape or dtype is wrong.
+        IndexRangeError
+            The inputs make an index point beyond a tensor.
         ExecutionError
             The graph trapped or reported an error. The session can run again, unless it is ``closed``.
         UsageError

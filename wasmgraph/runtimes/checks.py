@@ -80,6 +80,9 @@ def _tensors(manifest: Manifest, module: Module) -> str | None:
         end = tensor.offset + tensor.spec.nbytes
         if tensor.offset < 0 or tensor.offset % _ALIGNMENT or end > size:
             return f"{tensor.spec} at {tensor.offset} is not aligned, or outside the memory of {size} bytes"
+    for said in manifest.checks:
+        if said.offset % _ALIGNMENT or said.offset + 8 > size:
+            return f"a check's code at {said.offset} is not aligned, or outside the memory of {size} bytes"
     held = manifest.arena_bytes + manifest.param_bytes
     if held > size:
         return f"its manifest says {held} bytes of arena and parameters, in a memory of {size}"

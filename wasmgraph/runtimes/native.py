@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from wasmgraph.artifact import Artifact, Placed
-from wasmgraph.errors import ArtifactError, CacheError, ExecutionError, TargetError
+from wasmgraph.errors import ArtifactError, CacheError, TargetError
 from wasmgraph.files import cache_dir, prune, replacing
 from wasmgraph.host import cpu_features
 from wasmgraph.runtimes.base import LoadOptions, Runtime, Session
+from wasmgraph.runtimes.failures import failure
 from wasmgraph.tensors import Array
 
 _ALIGNMENT = 64
@@ -92,6 +93,7 @@ class NativeSession(Session):
         start = -raw.ctypes.data % _ALIGNMENT
         self._arena = raw[start : start + manifest.arena_bytes]
         self._placed_inputs, self._placed_outputs = manifest.inputs, manifest.outputs
+        self._checks = manifest.checks
 
     def _view(self, tensor: Placed) -> Array:
         raw = self._arena[tensor.offset : tensor.offset + tensor.spec.nbytes]
@@ -102,13 +104,20 @@ class NativeSession(Session):
             np.copyto(self._view(tensor), array)
         error = self._library.run(self._arena.ctypes.data)
         if error:
-            raise ExecutionError(f"{self._artifact.path}: wasmgraph_native_run returned {error}.")
+            raise failure(
+                str(self._artifact.path), "wasmgraph_native_run", error, self._checks, self._code_at
+            )
         return [self._view(tensor).copy() for tensor in self._placed_outputs]
 
     def _run_step(self, index: int) -> None:
         error = self._library.step(self._arena.ctypes.data, index)
         if error:
-            raise ExecutionError(f"{self._artifact.path}: wasmgraph_native_step({index}) returned {error}.")
+            raise failure(
+                str(self._artifact.path), f"wasmgraph_native_step({index})", error, (), self._code_at
+            )
+
+    def _code_at(self, offset: int) -> int:
+        return int(self._arena[offset : offset + 8].view(np.int64)[0])
 
     def _clone(self) -> Session:
         return NativeSession(self._artifact, self._library)

@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from wasmgraph.artifact import Artifact
-from wasmgraph.errors import ArtifactError, ExecutionError, MissingDependencyError
+from wasmgraph.errors import ArtifactError, ExecutionError, IndexRangeError, MissingDependencyError
 from wasmgraph.runtimes.base import LoadOptions, Runtime, Session
 from wasmgraph.runtimes.checks import check
 from wasmgraph.runtimes.parameters import params_file
@@ -84,8 +84,10 @@ class NodeProcess:
 
         Raises
         ------
+        IndexRangeError
+            An index was out of range.
         ExecutionError
-            The process answered with an error, or ended.
+            The process answered with another error, or ended.
         """
         to, from_ = self._streams()
         try:
@@ -99,6 +101,9 @@ class NodeProcess:
         if answer is None or len(content) < answer["bytes"]:
             raise ExecutionError(self._last_words("the Node.js process ended"))
         if "error" in answer:
+            kind, _, text = str(answer["error"]).partition(": ")
+            if kind == IndexRangeError.__name__:
+                raise IndexRangeError(f"{self._where}: {text}")
             raise ExecutionError(f"{self._where}: {answer['error']}")
         return answer, content
 

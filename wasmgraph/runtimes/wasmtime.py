@@ -16,6 +16,7 @@ from wasmgraph.artifact import Artifact, Placed
 from wasmgraph.errors import ArtifactError, ExecutionError, UsageError
 from wasmgraph.runtimes.base import LoadOptions, Runtime, Session, distribution_bytes
 from wasmgraph.runtimes.checks import check
+from wasmgraph.runtimes.failures import failure
 from wasmgraph.runtimes.parameters import params_file, refusal
 from wasmgraph.runtimes.wasmtime_engine import EngineConfig, compiled_module, new_store
 from wasmgraph.runtimes.wasmtime_pool import Pool, Thread, cause
@@ -42,6 +43,7 @@ class WasmtimeSession(Session):
         self._params_folder = params_folder
         self._where = str(artifact.path)
         self._placed_inputs, self._placed_outputs = manifest.inputs, manifest.outputs
+        self._checks = manifest.checks
         self._module = module or compiled_module(artifact, config)
         self._params = params_file(artifact, params_folder)
         self._pool: Pool | None = None
@@ -114,7 +116,10 @@ class WasmtimeSession(Session):
         finally:
             self._look()  # only the module's own code can have made its memory grow
         if error:
-            raise ExecutionError(f"{self._where}: {name} returned {error}.")
+            raise failure(self._where, name, error, self._checks, self._code_at)
+
+    def _code_at(self, offset: int) -> int:
+        return int(self._view(Placed("a check", (), "int64", offset), *self._extent))
 
     @property
     def fuel(self) -> int:

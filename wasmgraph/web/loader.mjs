@@ -22,8 +22,14 @@ const MISSING_PARAMS = [
   'have another length than those that the module was compiled with',
   'have another content than those that the module was compiled with',
 ];
+const FIRST_CHECK = 256; // what wasmgraph_run returns for the first of the manifest's checks
 const PAGE = 65536;
 const TRAP_BYTES = 1024;
+
+/** The inputs make an index point beyond a tensor. There are no outputs; the graph can go on. */
+export class IndexRangeError extends RangeError {
+  name = 'IndexRangeError';
+}
 
 /** A loaded graph. It belongs to the thread that loaded it; load it again in each that runs inferences. */
 export class Graph {
@@ -113,7 +119,19 @@ export class Graph {
       }
       throw trap;
     }
-    if (error) throw new Error(this.#trapOfAnotherThread() ?? `${name}(${operands}) returned ${error}`);
+    if (!error) return;
+    const check = this.manifest.checks?.[error - FIRST_CHECK];
+    if (check && error >= FIRST_CHECK) throw this.#outOfRange(check);
+    throw new Error(this.#trapOfAnotherThread() ?? `${name}(${operands}) returned ${error}`);
+  }
+
+  #outOfRange({ node, operator, low, high, offset }) {
+    const code = new BigInt64Array(this.#memory.buffer, offset, 1)[0];
+    const index = code & 1n ? BigInt(high + low) - (code >> 1n) : code >> 1n;
+    return new IndexRangeError(
+      `the index ${index} is out of range at ${node} (${operator}); it must be from ${low} to ${high}.` +
+        ' Look at the inputs that it is computed from.',
+    );
   }
 
   /** What a trap left on the module's stack would stay there for ever. */

@@ -10,6 +10,7 @@ import tvm
 
 from wasmgraph.compiler.importing import frontend
 from wasmgraph.compiler.importing.binding import Shapes, bind_shapes, check_shapes, description_of
+from wasmgraph.compiler.importing.frontend.values import IndexCheck
 from wasmgraph.compiler.importing.reading import Model, Source, check_operators, read_model
 from wasmgraph.compiler.importing.simplifying import optimize
 from wasmgraph.tensors import TensorSpec
@@ -20,7 +21,8 @@ class ImportedModel:
     """What a Relax module came from.
 
     ``inputs`` and ``outputs`` are in the order of the module's ``main``, under their ONNX names.
-    ``constant_outputs`` depend on no input: they were computed while importing. ``notes`` are for the user.
+    ``constant_outputs`` depend on no input: they were computed while importing. After its outputs ``main``
+    returns a code for each of ``checks``. ``notes`` are for the user.
     """
 
     name: str
@@ -29,6 +31,7 @@ class ImportedModel:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     constant_outputs: tuple[str, ...]
+    checks: tuple[IndexCheck, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -53,10 +56,12 @@ def import_model(
     bind_shapes(model.proto, checked)
     proto, notes = optimize(model.proto, model.name, model.weights)
     check_operators(proto)
-    module, inputs, outputs, constant = frontend.convert(proto, model.name, model.weights)
+    module, inputs, outputs, constant, checks = frontend.convert(proto, model.name, model.weights)
     description = description_of(proto, model.name)
-    said = (*model.notes, *notes)
-    return module, ImportedModel(model.name, model.sha256, description, inputs, outputs, constant, said)
+    imported = ImportedModel(
+        model.name, model.sha256, description, inputs, outputs, constant, checks, (*model.notes, *notes)
+    )
+    return module, imported
 
 
 __all__ = ["ImportedModel", "Model", "Source", "bind_shapes", "import_model", "optimize", "read_model"]

@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 
 from wasmgraph.compiler.importing.binding import fed_inputs
+from wasmgraph.compiler.importing.open_constants import leaves_open
 from wasmgraph.compiler.importing.weights import hide
 from wasmgraph.errors import ModelError
 from wasmgraph.tensors import Array
@@ -49,7 +50,12 @@ def _simplified(proto: onnx.ModelProto, name: str) -> tuple[onnx.ModelProto, lis
         try:
             proto.ir_version = min(version, _IR_VERSION)
             serialized = proto.SerializeToString()
-            onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
+            onnxruntime.InferenceSession(
+                serialized,
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=["ConstantFolding"] if leaves_open(proto) else [],
+            )
             return onnx.load(path), []
         except Exception as refusal:  # onnxruntime's exceptions share no base class
             proto.ir_version = version

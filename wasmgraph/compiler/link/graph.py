@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wasmgraph.abi import ALIGNMENT, ARENA, PLAIN_LOOPS
+from wasmgraph.abi import ALIGNMENT, ARENA, FIRST_CHECK, PLAIN_LOOPS
 from wasmgraph.compiler.constants import let_go
 from wasmgraph.compiler.link.data_object import write_data_object
 from wasmgraph.compiler.link.library import Form, Library, check_memory, link_library, template
@@ -67,6 +67,10 @@ def entry_source(plan: Plan, phases: Mapping[str, Sequence[Phase]]) -> str:
         "DECLARATIONS": "\n".join(declared),
         "STEPS": "\n".join(steps),
         "COUNT": str(len(plan.calls)),
+        "CHECKS": "\n".join(
+            f"    if (*(int64_t *)ARENA({check.offset}u) > {check.limit}) return {FIRST_CHECK + i};"
+            for i, check in enumerate(plan.checks)
+        ),
         "ARENA_BYTES": str(max(plan.arena_bytes, ALIGNMENT)),
     }
     return template("entry.c", values)

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from wasmgraph.abi import FIRST_CHECK
 from wasmgraph.artifact import PARAMS_FOLDER, params_file
 from wasmgraph.compiler.plan import Plan
 from wasmgraph.tensors import TensorSpec
@@ -75,4 +76,5 @@ def command_values(
         "OUTPUT_COUNT": str(len(outputs)),
         "INPUT_BYTES": str(size),
         "EXPECTED": plain,
+        "FIRST_CHECK": str(FIRST_CHECK),
     }

@@ -13,6 +13,7 @@ import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
 
+from wasmgraph.compiler.lower.floats import define_floats
 from wasmgraph.compiler.lower.phases import LOCAL_BYTES, Phase, divide
 from wasmgraph.compiler.lower.prefetch import fetch_ahead
 from wasmgraph.compiler.plan import symbol_of
@@ -120,7 +121,8 @@ def generate(mod: tvm.IRModule, target: Target) -> Kernels:
         for gvar, function in lowered.functions.items():
             name = gvar.name_hint
             function = function.with_attr("global_symbol", symbol_of(name))
-            raw[symbol_of(name)], lifted = _raw_pointers(function, lift_large=not target.threaded)
+            function, lifted = _raw_pointers(function, lift_large=not target.threaded)
+            raw[symbol_of(name)] = define_floats(function, target)
             if not target.threaded:
                 workspaces[name] = lifted
         finished = tirx.transform.LowerIntrin()(tvm.IRModule(raw))

@@ -131,11 +131,15 @@ def vectorize(schedule: Schedule, loop: LoopRV, target: Target) -> None:
 
 
 def begin_with_infinity(body: Any) -> Any:
-    """Begin maxima with -inf and minima with inf.
+    """Begin maxima with -inf and minima with inf; a maximum's padding is -inf as well.
 
     TVM begins them with the largest finite numbers, which gives wrong results for infinities. Some
     primitives recognise only that form, so this comes after all of them.
     """
+
+    def padding(value: FloatImm) -> FloatImm:
+        least = value.value == np.finfo(str(value.ty.dtype)).min
+        return const(-np.inf, value.ty.dtype) if least else value
 
     def infinite(store: Any) -> Any:
         value = store.value
@@ -149,6 +153,8 @@ def begin_with_infinity(body: Any) -> Any:
         inner = block.body
         if beginning is not None:
             beginning = tvm_ffi.structural_map(beginning, [(BufferStore, infinite)])
+        if block.name_hint == "pad_temp":  # topi's name for what it pads to pool
+            inner = tvm_ffi.structural_map(inner, [(FloatImm, padding)])
         if block.name_hint.endswith("_init"):
             inner = tvm_ffi.structural_map(inner, [(BufferStore, infinite)])
         return SBlock(

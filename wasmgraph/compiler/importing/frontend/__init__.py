@@ -18,11 +18,24 @@ from wasmgraph.compiler.importing.frontend import converters, half  # noqa: F401
 from wasmgraph.compiler.importing.frontend.graph import Walk
 from wasmgraph.compiler.importing.frontend.registry import missing
 from wasmgraph.compiler.importing.frontend.schemas import known
-from wasmgraph.compiler.importing.frontend.values import DTYPES, Value, dtype_of, expression, shape_of
+from wasmgraph.compiler.importing.frontend.values import (
+    DTYPES,
+    IndexCheck,
+    Value,
+    dtype_of,
+    expression,
+    shape_of,
+)
 from wasmgraph.errors import ModelError, WasmgraphError
 from wasmgraph.tensors import Array, TensorSpec
 
-Converted = tuple[tvm.IRModule, tuple[TensorSpec, ...], tuple[TensorSpec, ...], tuple[str, ...]]
+Converted = tuple[
+    tvm.IRModule,
+    tuple[TensorSpec, ...],
+    tuple[TensorSpec, ...],
+    tuple[str, ...],
+    tuple[IndexCheck, ...],
+]
 
 
 def convert(proto: onnx.ModelProto, name: str, weights: Mapping[str, Array] | None = None) -> Converted:
@@ -30,7 +43,8 @@ def convert(proto: onnx.ModelProto, name: str, weights: Mapping[str, Array] | No
 
     Returns
     -------
-    The module, the specs of its inputs and outputs, and the names of outputs that are constants.
+    The module, the specs of its inputs and outputs, the names of outputs that are constants, and the
+    checks of indices, for each of which ``main`` returns a code (int64 ``[1]``) after its outputs.
 
     Raises
     ------
@@ -51,7 +65,7 @@ def convert(proto: onnx.ModelProto, name: str, weights: Mapping[str, Array] | No
                 scope |= {spec.name: walk.enter(var) for spec, var in zip(inputs, params, strict=True)}
                 found = walk.graph(proto.graph, scope, opsets)
                 results = [_leave(v, o, walk) for v, o in zip(found, declared.items(), strict=True)]
-                fields = [expression(value) for value in results]
+                fields = [expression(value) for value in (*results, *(found for _, found in walk.checks))]
                 value = builder.emit_output(fields[0] if len(fields) == 1 else relax.Tuple(fields))
             builder.emit_func_output(value)
     except WasmgraphError as error:
@@ -59,7 +73,7 @@ def convert(proto: onnx.ModelProto, name: str, weights: Mapping[str, Array] | No
         raise
     outputs = tuple(TensorSpec(o, shape_of(v), dtype_of(v)) for o, v in zip(declared, results, strict=True))
     constant = tuple(o for o, v in zip(declared, results, strict=True) if isinstance(v, np.ndarray))
-    return builder.get(), tuple(inputs), outputs, constant
+    return builder.get(), tuple(inputs), outputs, constant, tuple(check for check, _ in walk.checks)
 
 
 def check_border(proto: onnx.ModelProto, name: str) -> tuple[list[TensorSpec], dict[str, str]]:

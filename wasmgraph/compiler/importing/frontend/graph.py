@@ -27,13 +27,14 @@ from wasmgraph.compiler.importing.frontend.empties import without_elements
 from wasmgraph.compiler.importing.frontend.registry import CONVERTERS, SHAPE_ONLY, converts, tvm_has
 from wasmgraph.compiler.importing.frontend.schemas import (
     bind_attributes,
-    deterministic,
     domain_of,
     evaluate,
+    foldable,
     function_body,
     known,
 )
 from wasmgraph.compiler.importing.frontend.values import (
+    IndexCheck,
     Value,
     dtype_of,
     expression,
@@ -45,6 +46,7 @@ from wasmgraph.errors import ModelError, UnsupportedOperatorError, WasmgraphErro
 
 # The opset of operators that converters use to express others.
 OWN_OPSET = 21
+_OPAQUE = 8  # what TVM's fusion calls a kernel that it cannot look into
 
 
 @dataclass
@@ -128,11 +130,28 @@ class Walk:
     opsets: Mapping[str, int]
     functions: Mapping[tuple[str, str], onnx.FunctionProto]
     done: Callable[[int], None] = lambda _: None
+    checks: list[tuple[IndexCheck, relax.Expr]] = field(default_factory=list)
+    # What must be true for the results of the nodes at hand to be used; None if they are in any case.
+    condition: Value = None
+    where: tuple[str, str] = ("", "")  # place and operator of the innermost named node at hand
 
-    def te(self, compute: Callable[..., Any], *inputs: Value, name: str) -> relax.Expr:
-        """Bind what a function of TE tensors computes, in a kernel of that name."""
+    @contextlib.contextmanager
+    def only_if(self, condition: Value, apply: Callable[..., Any]) -> Iterator[None]:
+        """In this block nodes are applied whose results are used where ``condition`` holds."""
+        outer = self.condition
+        self.condition = condition if outer is None else apply("And", outer, condition)
+        try:
+            yield
+        finally:
+            self.condition = outer
+
+    def te(self, compute: Callable[..., Any], *inputs: Value, name: str, alone: bool = False) -> relax.Expr:
+        """Bind what a function of TE tensors computes, in a kernel of that name; if ``alone`` nothing is
+        fused with it."""
         operands = [expression(value) for value in inputs]
-        return self.builder.emit(self.builder.call_te(compute, *operands, primfunc_name_hint=name))
+        attributes = {"op_pattern": _OPAQUE} if alone else None
+        found = self.builder.call_te(compute, *operands, primfunc_name_hint=name, primfunc_attrs=attributes)
+        return self.builder.emit(found)
 
     def enter(self, tensor: relax.Expr) -> Value:
         """A tensor as converters get it: one without elements is known, and float16 is float32.
@@ -160,10 +179,20 @@ class Walk:
         """Apply nodes in their order, which ONNX says is topological."""
         for number, node in enumerate(nodes):
             inputs = [scope[name] if name else None for name in node.input]
-            with _naming(node):
+            with _naming(node), self._at(node):
                 results = self.apply(node, inputs, opsets.get(domain_of(node), 1), scope)
             scope.update({name: v for name, v in zip(node.output, results, strict=False) if name})
             self.done(number)
+
+    @contextlib.contextmanager
+    def _at(self, node: onnx.NodeProto) -> Iterator[None]:
+        outer = self.where
+        if node.name or not outer[1]:
+            self.where = (_place(node), node.op_type)
+        try:
+            yield
+        finally:
+            self.where = outer
 
     def apply(
         self, node: onnx.NodeProto, inputs: list[Value], opset: int, scope: Mapping[str, Value]
@@ -179,7 +208,7 @@ class Walk:
         function = self.functions.get((domain, kind))
         if function is not None:
             return self.call(function, node, inputs)
-        if all(map(is_known, inputs)) and deterministic(node, opset):
+        if all(map(is_known, inputs)) and foldable(node, inputs, opset):
             found = evaluate(node, inputs, opset)
             if found is not None:
                 return found
@@ -238,10 +267,14 @@ class Walk:
         return [self.enter(found)]
 
 
+def _place(node: onnx.NodeProto) -> str:
+    return f"node {node.name!r}" if node.name else f"the node that makes {', '.join(node.output)!r}"
+
+
 @contextlib.contextmanager
 def _naming(node: onnx.NodeProto) -> Iterator[None]:
     """Say in an error at which node it happened: the innermost that has a name."""
-    where = f"node {node.name!r}" if node.name else f"the node that makes {', '.join(node.output)!r}"
+    where = _place(node)
     try:
         yield
     except WasmgraphError as error:

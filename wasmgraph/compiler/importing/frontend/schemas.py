@@ -28,6 +28,22 @@ def schema(node: onnx.NodeProto, opset: int) -> Any:
         return None
 
 
+# Where ONNX leaves a result open, or its reference has another than compiled code: converters fold these.
+_OWN = ("CastLike", "DynamicQuantizeLinear", "MaxPool", "QuantizeLinear", "ReduceLogSumExp")
+
+
+def foldable(node: onnx.NodeProto, inputs: Sequence[Value], opset: int) -> bool:
+    """Whether known inputs determine the outputs, and they are what ONNX's reference says."""
+    kind = node.op_type
+    if not domain_of(node):
+        if kind in _OWN:
+            return False
+        if kind == "Cast" and isinstance(inputs[0], np.ndarray) and inputs[0].dtype.kind == "f":
+            to = next(a.i for a in node.attribute if a.name == "to")
+            return to == onnx.TensorProto.STRING or helper.tensor_dtype_to_np_dtype(to).kind not in "iu"
+    return deterministic(node, opset)
+
+
 def deterministic(node: onnx.NodeProto, opset: int) -> bool:
     """Whether equal inputs give equal outputs, and ONNX's reference can be asked for them."""
     found = schema(node, opset)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import tvm
-from tvm import relax
+from tvm import relax, tirx
 
 from wasmgraph.compiler.constants import constant
 from wasmgraph.compiler.sizes import numbers
@@ -16,6 +17,45 @@ from wasmgraph.tensors import Array
 # A tensor that is known now (numpy), one that is known when the graph runs (Relax), a sequence, or an
 # input that is not given.
 Value: TypeAlias = "Array | relax.Expr | list[Value] | None"
+
+
+@dataclass(frozen=True)
+class IndexCheck:
+    """What the indices of a node must lie between, both included: from ``-high - 1`` on, or from 0 or 1.
+
+    An index has a *code* that grows with its distance from the range: twice the index, or for a negative
+    one twice its distance from ``low`` counted from ``high`` on, and 1. It is above :attr:`limit` where the
+    index is out of range. What is beyond 2**60 counts as that.
+    """
+
+    node: str
+    operator: str
+    low: int
+    high: int
+
+    @property
+    def limit(self) -> int:
+        """The greatest code of an index in range."""
+        return 2 * self.high + 1
+
+    @property
+    def accepts(self) -> str:
+        """The range in words."""
+        return f"it must be from {self.low} to {self.high}"
+
+    @property
+    def accepts_any(self) -> bool:
+        """Whether there is any index in range."""
+        return self.low <= self.high
+
+    def code(self, index: Any) -> Any:
+        """The code of an int64 expression."""
+        sign = index >> tirx.const(63, "int64")
+        distance = tirx.Min(index ^ sign, tirx.const(1 << 60, "int64"))
+        moved = distance + (sign & tirx.const(self.high + self.low + 1, "int64"))
+        return moved * tirx.const(2, "int64") - sign
+
+
 # Dtypes of tensors at the border of a graph. Inside, float16 is float32 (see Walk.enter).
 DTYPES = (
     *("float32", "float64", "float16", "bool"),

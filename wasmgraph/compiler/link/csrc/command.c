@@ -49,7 +49,9 @@ int main(void) {
 #endif
     if (!next()) END(BAD_INPUT, "expected on standard input: @EXPECTED@");
     do {
-        if (wasmgraph_run()) END(FAILED, "the graph reported an error");
+        int32_t error = wasmgraph_run();
+        if (error >= @FIRST_CHECK@) END(BAD_INPUT, "the inputs make an index point beyond a tensor");
+        if (error) END(FAILED, "the graph reported an error");
         for (uint32_t i = 0; i < @OUTPUT_COUNT@; ++i)
             put(OUTPUT, wasmgraph_arena + outputs[i].offset, outputs[i].length);
     } while (@INPUT_BYTES@ && next());

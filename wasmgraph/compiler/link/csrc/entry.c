@@ -1,6 +1,7 @@
 /* The entry of a graph: calls its kernels in order. Generated from a plan; `arena` and
-   `wasmgraph_params` are where its addresses begin. Returns 0, or a kernel's error code. */
+   `wasmgraph_params` are where its addresses begin. Returns 0, or an error's code (docs/abi.md). */
 typedef __INT32_TYPE__ int32_t;
+typedef __INT64_TYPE__ int64_t;
 typedef unsigned char byte;
 
 #define ARENA(offset) ((void *)(arena + (offset)))
@@ -39,11 +40,18 @@ static int32_t step(byte *arena, int32_t index SHARE) {
     }
 }
 
+/* Whether an index was out of range: each check's code against its limit. */
+static int32_t checked(byte *arena) {
+    (void)arena;
+@CHECKS@
+    return 0;
+}
+
 static int32_t run(byte *arena SHARE) {
     int32_t error = 0;
     for (int32_t index = 0; index < @COUNT@ && !error; ++index)
         error = step(arena, index SHARED);
-    return error;
+    return error ? error : checked(arena);
 }
 
 #ifdef __wasm__

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 from onnx import helper
-from tvm import te, tirx, topi
+from tvm import relax, te, tirx, topi
 
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
-from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, shape_of
+from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, expression, shape_of
 
 
 def cast_to(op: Operator, value: Value, dtype: str) -> Any:
@@ -36,6 +36,46 @@ def elementwise(op: Operator, function: Callable[..., Any], *inputs: Value) -> A
 def sum_(op: Operator, *terms: Value) -> Any:
     """Additions one after the other: TVM would stack the terms and reduce the stack."""
     return reduce(lambda a, b: op("Add", a, b), terms)
+
+
+@converts("Max", "Min")
+def extreme(op: Operator, *terms: Value) -> Any:
+    """One after the other: TVM would stack the terms and reduce the stack. NaN wins (lower/floats.py)."""
+    chosen = relax.op.maximum if op.node.op_type == "Max" else relax.op.minimum
+    return reduce(lambda a, b: op.walk.settle(chosen(expression(a), expression(b)))[0], terms)
+
+
+@converts("Clip")
+def clip(op: Operator, data: Value, least: Value = None, most: Value = None) -> Any:
+    """A limit that is NaN is none; where the limits cross, the upper one holds."""
+    dtype = dtype_of(data)
+    if op.opset < 11:
+        least, most = (np.array(op.attr(name), dtype) for name in ("min", "max"))
+    for operator, limit, none in (("Max", least, -np.inf), ("Min", most, np.inf)):
+        if limit is None:
+            continue
+        if isinstance(limit, np.ndarray):
+            if limit != limit:
+                continue
+        elif dtype.startswith("float"):
+            limit = op("Where", op("IsNaN", limit), np.array(none, dtype), limit)
+        data = op(operator, data, limit)
+    return data
+
+
+@converts("Sign")
+def sign(op: Operator, data: Value) -> Any:
+    """Of NaN, NaN."""
+    found = op.walk.settle(op.tvm(data))[0]
+    return op("Where", op("IsNaN", data), data, found) if dtype_of(data).startswith("float") else found
+
+
+@converts("ThresholdedRelu")
+def thresholded_relu(op: Operator, data: Value) -> Any:
+    """What is not above the threshold, NaN among it, is 0."""
+    dtype = dtype_of(data)
+    above = op("Greater", data, np.array(op.attr("alpha", 1.0), dtype))
+    return op("Where", above, data, np.array(0, dtype))
 
 
 @converts("IsInf")
@@ -92,23 +132,6 @@ def hyperbolic(op: Operator, data: Value) -> Any:
         return tirx.Select(square < number(1.0), x * series, number(0.5) * up - number(0.5) * down)
 
     return elementwise(op, one, data)
-
-
-@converts("Mod")
-def mod(op: Operator, dividend: Value, divisor: Value) -> Any:
-    """The remainder with the divisor's sign, or with ``fmod`` the dividend's; numpy's mod and fmod."""
-    dtype = dtype_of(dividend)
-    if not dtype.startswith("float") or op.attr("fmod", 0):
-        return op.tvm(dividend, divisor)
-
-    def one(x: Any, y: Any) -> Any:
-        zero = tirx.const(0, dtype)
-        rest = tirx.call_pure_extern(dtype, "fmod" if dtype == "float64" else "fmodf", x, y)
-        apart = tirx.Select(y < zero, rest > zero, rest < zero)
-        moved = tirx.Select(apart, rest + y, rest)
-        return tirx.Select(moved == zero, tirx.copysign(zero, y), moved)
-
-    return elementwise(op, one, dividend, divisor)
 
 
 @converts("BitShift")

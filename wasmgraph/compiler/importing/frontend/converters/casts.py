@@ -6,22 +6,46 @@ from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper
-from tvm import te, tirx
+from tvm import relax, te, tirx
 
 from wasmgraph.compiler.importing.frontend import half
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
-from wasmgraph.compiler.importing.frontend.values import DTYPES, Value, dtype_of
+from wasmgraph.compiler.importing.frontend.values import DTYPES, Value, dtype_of, expression
+from wasmgraph.tensors import Array
 
 
 @converts("Cast")
 def cast(op: Operator, data: Value) -> Any:
     """A cast to float16 rounds; what comes of it goes on as float32."""
     wanted = int(op.attr("to"))
+    if isinstance(data, np.ndarray):  # numbers to numbers: the rest has been folded
+        return whole_numbers(data, str(helper.tensor_dtype_to_np_dtype(wanted)))
     if wanted == TensorProto.FLOAT16:
         return op.walk.te(half.encode, data, name="to_half")
     if wanted == TensorProto.STRING or str(helper.tensor_dtype_to_np_dtype(wanted)) not in DTYPES:
         raise op.unsupported(f"to {TensorProto.DataType.Name(wanted).lower()}")
+    wanted_dtype = str(helper.tensor_dtype_to_np_dtype(wanted))
+    if dtype_of(data).startswith("float") and wanted_dtype.startswith(("int", "uint")):
+        return relax.op.astype(expression(data), wanted_dtype)
     return op.tvm(data, without=["saturate", "round_mode"])
+
+
+def whole_numbers(data: Array, dtype: str) -> Array:
+    """What compiled code makes of floats as integers (``lower/floats.py``): NaN is 0, and what does not fit
+    32 bits (64 for uint32, int64 and uint64) the nearest that does, of which the lowest bits are kept."""
+    bits = 64 if dtype in ("uint32", "int64", "uint64") else 32
+    limit = 2.0 ** (bits - 1)
+    signed = f"int{bits}"
+    with np.errstate(invalid="ignore"):
+        whole = np.where(np.isnan(data), 0, np.trunc(data))
+        found = np.where((whole >= -limit) & (whole < limit), whole, 0).astype(signed)
+        found = np.where(whole >= limit, np.iinfo(signed).max, found)
+        found = np.where(whole < -limit, np.iinfo(signed).min, found).astype(dtype)
+        if dtype == "uint64":
+            upper = np.where((whole >= limit) & (whole < 2 * limit), whole, 0).astype(dtype)
+            found = np.where(whole >= limit, upper, found)
+            found = np.where(whole >= 2 * limit, np.iinfo(dtype).max, found)
+    return found.astype(dtype)
 
 
 @converts("CastLike")

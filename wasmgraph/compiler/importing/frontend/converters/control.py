@@ -24,12 +24,16 @@ def if_(op: Operator, condition: Value) -> Any:
 
 
 def _select(op: Operator, condition: Value) -> Any:
-    """Both branches, and a choice between their results: they have no effects but those."""
-    branches = [op.subgraph(name) for name in ("then_branch", "else_branch")]
+    """Both branches, and a choice between their results: an index out of range is an error only where its
+    branch is the one that is taken."""
+    condition = op("Reshape", condition, np.array([], np.int64))
+    branches = []
+    for name, holds in (("then_branch", condition), ("else_branch", op("Not", condition))):
+        with op.walk.only_if(holds, op):
+            branches.append(op.subgraph(name))
     for one, other in zip(*branches, strict=True):
         if isinstance(one, list) or isinstance(other, list) or shape_of(one) != shape_of(other):
             raise op.unsupported("depends on data, and its branches give different shapes")
-    condition = op("Reshape", condition, np.array([], np.int64))
     return tuple(op("Where", condition, one, other) for one, other in zip(*branches, strict=True))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tvm import relax, te, tirx
 
+from wasmgraph.compiler.importing.frontend.converters.bounds import checked, flat_rows
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
 from wasmgraph.compiler.importing.frontend.values import (
     Value,
@@ -130,10 +131,65 @@ def _scatter(
     return op.te(last_of if how == "none" else all_of, data, indices, updates)
 
 
-def _wrapped(index: Any, size: int) -> Any:
-    """An index from the end where it is negative."""
-    dtype = index.ty.dtype
-    return tirx.Select(index < tirx.const(0, dtype), index + tirx.const(size, dtype), index)
+def take(op: Operator, data: Value, indices: Value, axis: int = 0) -> Value:
+    """Slices along an axis by their numbers, which are in range and not negative."""
+    if isinstance(data, np.ndarray) and isinstance(indices, np.ndarray):
+        return np.asarray(np.take(data, indices, axis))
+    shape, rank = shape_of(data), len(shape_of(indices))
+
+    def compute(x: te.Tensor, index: te.Tensor) -> te.Tensor:
+        def one(*i: Any) -> Any:
+            return x(*i[:axis], index(*i[axis : axis + rank]).astype("int32"), *i[axis + rank :])
+
+        return te.compute([*shape[:axis], *shape_of(indices), *shape[axis + 1 :]], one, name="take")
+
+    return op.te(compute, data, indices)
+
+
+def take_along(op: Operator, data: Value, indices: Value, axis: int) -> relax.Expr:
+    """The element along an axis for each index; they are in range, and not negative."""
+
+    def compute(x: te.Tensor, index: te.Tensor) -> te.Tensor:
+        def one(*i: Any) -> Any:
+            return x(*(index(*i).astype("int32") if a == axis else v for a, v in enumerate(i)))
+
+        return te.compute(shape_of(indices), one, name="take_along")
+
+    return op.te(compute, data, indices)
+
+
+@converts("Gather")
+def gather(op: Operator, data: Value, indices: Value) -> Any:
+    """Slices by their numbers."""
+    shape = shape_of(data)
+    axis = int(op.attr("axis", 0)) % len(shape)
+    places = checked(op, indices, shape[axis])
+    if 0 in shape_of(indices):
+        return np.zeros([*shape[:axis], *shape_of(indices), *shape[axis + 1 :]], dtype_of(data))
+    return take(op, data, places, axis)
+
+
+@converts("GatherElements")
+def gather_elements(op: Operator, data: Value, indices: Value) -> Any:
+    """An element along an axis for each index."""
+    shape = shape_of(data)
+    axis = int(op.attr("axis", 0)) % len(shape)
+    places = checked(op, indices, shape[axis])
+    if 0 in shape_of(indices):
+        return np.zeros(shape_of(indices), dtype_of(data))
+    return take_along(op, data, places, axis)
+
+
+@converts("GatherND")
+def gather_nd(op: Operator, data: Value, indices: Value) -> Any:
+    """Slices by tuples of numbers, which become one number each."""
+    shape, batch_dims = shape_of(data), int(op.attr("batch_dims", 0))
+    *sizes, depth = shape_of(indices)
+    rest = shape[batch_dims + depth :]
+    if 0 in sizes:
+        return np.zeros([*sizes, *rest], dtype_of(data))
+    rows = flat_rows(op, indices, shape, batch_dims)
+    return take(op, op("Reshape", data, np.array([-1, *rest], np.int64)), rows)
 
 
 @converts("ScatterElements", "Scatter")
@@ -141,17 +197,19 @@ def scatter_elements(op: Operator, data: Value, indices: Value, updates: Value) 
     """Updates along one axis."""
     shape, extent = shape_of(data), shape_of(indices)
     axis = int(op.attr("axis", 0)) % len(shape)
+    if 0 in extent:
+        return data
+    places = checked(op, indices, shape[axis])
 
     def source(n: Any, i: Any) -> tuple[Any, ...]:
         # Elements beyond the indices have no update; their index must still be one.
         return tuple(n if a == axis else te.min(v, extent[a] - 1) for a, v in enumerate(i))
 
     def points_at(index: te.Tensor, n: Any, i: Any) -> Any:
-        at = _wrapped(index(*source(n, i)), shape[axis])
         inside = [v < extent[a] for a, v in enumerate(i) if a != axis]
-        return tirx.all(at == i[axis].astype(at.ty.dtype), *inside)
+        return tirx.all(index(*source(n, i)) == i[axis].astype("int32"), *inside)
 
-    return _scatter(op, data, indices, updates, extent[axis], points_at, source)
+    return _scatter(op, data, places, updates, extent[axis], points_at, source)
 
 
 @converts("ScatterND")
@@ -159,12 +217,16 @@ def scatter_nd(op: Operator, data: Value, indices: Value, updates: Value) -> Any
     """Updates of whole slices."""
     shape, depth = shape_of(data), shape_of(indices)[-1]
     count = prod(shape_of(indices)[:-1])
-    flat = op("Reshape", indices, np.array([count, depth], np.int64))
+    if not count:
+        return data
+    flat = flat_rows(op, op("Reshape", indices, np.array([count, depth], np.int64)), shape)
     rows = op("Reshape", updates, np.array([count, *shape[depth:]], np.int64))
 
     def points_at(index: te.Tensor, n: Any, i: Any) -> Any:
-        found = [_wrapped(index(n, d), shape[d]) for d in range(depth)]
-        return tirx.all(*(at == v.astype(at.ty.dtype) for at, v in zip(found, i, strict=False)))
+        row = tirx.const(0, "int32")
+        for size, v in zip(shape[:depth], i, strict=False):
+            row = row * size + v.astype("int32")
+        return index(n) == row
 
     return _scatter(op, data, flat, rows, count, points_at, lambda n, i: (n, *i[depth:]))
 
@@ -177,6 +239,8 @@ def tensor_scatter(op: Operator, past: Value, update: Value, starts: Value = Non
     circular = op.attr("mode", "linear") == "circular"
     if starts is None:
         starts = np.zeros(shape[0], np.int64)
+    if not circular:
+        starts = checked(op, starts, shape[axis] - rows[axis] + 1, first=0)
 
     def compute(x: te.Tensor, new: te.Tensor, start: te.Tensor) -> te.Tensor:
         def one(*i: Any) -> Any:
@@ -196,6 +260,7 @@ def tensor_scatter(op: Operator, past: Value, update: Value, starts: Value = Non
 def reverse_sequence(op: Operator, data: Value, lengths: Value) -> Any:
     """The first elements of each sequence backwards, as many as it is long."""
     time, batch, shape = int(op.attr("time_axis", 0)), int(op.attr("batch_axis", 1)), shape_of(data)
+    lengths = checked(op, lengths, shape[time] + 1, first=0)
 
     def compute(x: te.Tensor, length: te.Tensor) -> te.Tensor:
         def one(*i: Any) -> Any:

@@ -10,8 +10,10 @@ import numpy as np
 from onnx import numpy_helper
 
 from wasmgraph.compiler.importing.frontend.converters.arithmetic import cast_to
+from wasmgraph.compiler.importing.frontend.converters.indexing import take, take_along
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
 from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, shape_of
+from wasmgraph.errors import ModelError
 from wasmgraph.tensors import Array
 
 _DOMAIN = "ai.onnx.ml"
@@ -71,7 +73,7 @@ def label_encoder(op: Operator, data: Value) -> Any:
         same = op("Or", same, op("And", op("IsNaN", wide), np.isnan(keys)))
     ranked = op("Cast", same, to=6)
     last = len(shape_of(wide)) - 1
-    found = op("Gather", values, op("ArgMax", ranked, axis=last, keepdims=0), axis=0)
+    found = take(op, values, op("ArgMax", ranked, axis=last, keepdims=0))
     known = op("Cast", op("ReduceMax", ranked, _axis(last), keepdims=0), to=9)
     return op("Where", known, found, default)
 
@@ -152,7 +154,7 @@ def _classified(op: Operator, scores: Value, labels: Array) -> Any:
         both = op("Concat", op("Sub", one, positive), positive, axis=1)
         return op("Where", above, labels[1], labels[0]), both
     best = op("ArgMax", scores, axis=1, keepdims=0)
-    return op("Gather", labels, best, axis=0), _post_transform(op, scores)
+    return take(op, labels, best), _post_transform(op, scores)
 
 
 @dataclass
@@ -183,14 +185,17 @@ class _Trees:
 
 def _leaves(op: Operator, data: Value, trees: _Trees) -> Any:
     """For each row the leaf that it reaches in each tree, (rows, trees)."""
-    batch = shape_of(data)[0]
+    batch, columns = shape_of(data)
+    nodes = [*trees.roots, *trees.true, *trees.false]
+    if not 0 <= min(nodes) <= max(nodes) < len(trees.modes):
+        raise ModelError("a tree has a branch to a node that does not exist")
+    if not 0 <= trees.features.min() <= trees.features.max() < columns:
+        raise ModelError(f"a tree looks at feature {trees.features.max()}, there are {columns}")
     at: Value = np.tile(trees.roots.astype(np.int64), (batch, 1))
     used = sorted({int(m) for m in trees.modes} - {_LEAF})
     for _ in range(trees.depth):
-        feature = op("Gather", trees.features, at, axis=0)
-        value = op("GatherElements", data, feature, axis=1)
-        limit = op("Gather", trees.thresholds, at, axis=0)
-        mode = op("Gather", trees.modes, at, axis=0)
+        value = take_along(op, data, take(op, trees.features, at), 1)
+        limit, mode = take(op, trees.thresholds, at), take(op, trees.modes, at)
         taken: Any = None
         for kind in used:
             if kind < len(_COMPARE):
@@ -201,16 +206,16 @@ def _leaves(op: Operator, data: Value, trees: _Trees) -> Any:
                 holds = op("And", holds, op("Equal", mode, np.array(kind, np.int64)))
             taken = holds if taken is None else op("Or", taken, holds)
         if trees.nan_true.any():
-            missing = op("And", op("IsNaN", value), op("Gather", trees.nan_true, at, axis=0))
+            missing = op("And", op("IsNaN", value), take(op, trees.nan_true, at))
             taken = op("Or", taken, missing)
-        at = op("Where", taken, op("Gather", trees.true, at, axis=0), op("Gather", trees.false, at, axis=0))
+        at = op("Where", taken, take(op, trees.true, at), take(op, trees.false, at))
     return at
 
 
 def _aggregated(op: Operator, data: Value, trees: _Trees, how: str, base: Sequence[float]) -> Any:
     """What the leaves say, over all trees, (rows, targets)."""
     data = _rows(op, data, str(trees.thresholds.dtype))
-    said = op("Gather", trees.weights, _leaves(op, data, trees), axis=0)
+    said = take(op, trees.weights, _leaves(op, data, trees))
     reduction = {"SUM": "ReduceSum", "AVERAGE": "ReduceSum", "MIN": "ReduceMin", "MAX": "ReduceMax"}[how]
     found = op(reduction, said, _axis(1), keepdims=0)
     if how == "AVERAGE":

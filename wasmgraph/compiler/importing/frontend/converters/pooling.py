@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
+from wasmgraph.compiler.importing.frontend.converters.arithmetic import cast_to
+from wasmgraph.compiler.importing.frontend.converters.bounds import checked
 from wasmgraph.compiler.importing.frontend.converters.convolution import explicit_pads
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
 from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, integers, shape_of
@@ -15,7 +17,8 @@ from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, intege
 
 @converts("MaxPool")
 def max_pool(op: Operator, data: Value) -> Any:
-    """The indices are found by comparing with the maxima: the first place that holds one."""
+    """The indices are found by comparing with the maxima: the first place that holds one,
+    or NaN."""
     found = op.walk.settle(op.tvm(data))[0]
     if op.outputs == 1:
         return found
@@ -40,7 +43,11 @@ def max_pool(op: Operator, data: Value) -> Any:
             inside = tirx.all(*(tirx.all(p >= 0, p < d) for p, d in zip(at, shape[2:], strict=True)))
             plane = (n.astype("int64") * shape[1] + c.astype("int64")) * prod(shape[2:])
             place = plane + sum(p.astype("int64") * s for p, s in zip(at, steps, strict=True))
-            same = tirx.if_then_else(inside, x(n, c, *at) == most(n, c, *o), tirx.const(False, "bool"))
+            value = x(n, c, *at)
+            holds = value == most(n, c, *o)
+            if dtype_of(data).startswith("float"):
+                holds = tirx.any(holds, tirx.isnan(value))
+            same = tirx.if_then_else(inside, holds, tirx.const(False, "bool"))
             return te.min(tirx.Select(same, place, last), axis=window)
 
         return te.compute(out, one, name="indices")
@@ -108,4 +115,13 @@ def roi_align(op: Operator, data: Value, rois: Value, batches: Value) -> Any:
     """Averages of bilinear samples."""
     if op.attr("mode", "avg") != "avg":
         raise op.unsupported(f"with the mode {op.attr('mode')!r} is not implemented; export it with 'avg'")
-    return op.tvm(data, rois, batches)
+    return op.tvm(data, rois, checked(op, batches, shape_of(data)[0], first=0))
+
+
+@converts("MaxRoiPool")
+def max_roi_pool(op: Operator, data: Value, rois: Value) -> Any:
+    """A region's first number says which image it is of."""
+    batches, corners = op("Split", rois, np.array([1, 4], np.int64), axis=1, outputs=2)
+    whole = cast_to(op, batches, "int32")
+    images = cast_to(op, checked(op, whole, shape_of(data)[0], first=0), dtype_of(rois))
+    return op.tvm(data, op("Concat", images, corners, axis=1))

@@ -1,12 +1,15 @@
-"""Reductions of dtypes that have no least or greatest value in TVM."""
+"""Reductions of dtypes that have no least or greatest value in TVM, and of NaN and infinities."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+from tvm import te, tirx
+
 from wasmgraph.compiler.importing.frontend.converters.arithmetic import cast_to
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
-from wasmgraph.compiler.importing.frontend.values import Value, dtype_of
+from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, integers, shape_of
 
 
 @converts("ReduceMax", "ReduceMin")
@@ -15,3 +18,61 @@ def reduce_extreme(op: Operator, data: Value, axes: Value = None) -> Any:
     if dtype_of(data) != "bool":
         return op.tvm(data, axes)
     return cast_to(op, op.walk.settle(op.tvm(cast_to(op, data, "uint8"), axes))[0], "bool")
+
+
+@converts("ArgMax", "ArgMin")
+def arg_extreme(op: Operator, data: Value) -> Any:
+    """The first place (or the last) that holds the extreme, or NaN where there is one, as in numpy."""
+    shape, dtype = shape_of(data), dtype_of(data)
+    axis = int(op.attr("axis", 0)) % len(shape)
+    along = np.array([axis], np.int64)
+    extreme = op(op.node.op_type.replace("Arg", "Reduce"), data, along)
+    last = bool(op.attr("select_last_index", 0))
+    nowhere = tirx.const(-1 if last else shape[axis], "int64")
+
+    def compute(x: te.Tensor, most: te.Tensor) -> te.Tensor:
+        at = te.reduce_axis((0, shape[axis]), name="at")
+
+        def one(*i: Any) -> Any:
+            value = x(*(at.var if a == axis else v for a, v in enumerate(i)))
+            here = value == most(*i)
+            if dtype.startswith("float"):
+                here = tirx.any(here, tirx.isnan(value))
+            place = tirx.Select(here, at.var.astype("int64"), nowhere)
+            return (te.max if last else te.min)(place, axis=at)
+
+        return te.compute([1 if a == axis else d for a, d in enumerate(shape)], one, name="place")
+
+    found = op.te(compute, data, extreme)
+    return found if op.attr("keepdims", 1) else op("Squeeze", found, along)
+
+
+@converts("Hardmax")
+def hardmax(op: Operator, data: Value) -> Any:
+    """1 at the first place of the maximum; before opset 13 over all axes from one on."""
+    shape, dtype = shape_of(data), dtype_of(data)
+    axis = int(op.attr("axis", -1 if op.opset >= 13 else 1))
+    if op.opset < 13:
+        rows = int(np.prod(shape[:axis], dtype=np.int64))
+        data, axis = op("Reshape", data, np.array([rows, -1], np.int64)), 1
+    axis %= len(shape_of(data))
+    place = op("ArgMax", data, axis=axis, keepdims=0)
+    found = op("OneHot", place, np.array(shape_of(data)[axis]), np.array([0, 1], dtype), axis=axis)
+    return op("Reshape", found, np.array(shape, np.int64)) if op.opset < 13 else found
+
+
+@converts("ReduceLogSumExp")
+def reduce_log_sum_exp(op: Operator, data: Value, axes: Value = None) -> Any:
+    """m + log Σ e^(x − m), m the maximum, or 0 where that is infinite, because ∞ − ∞ is NaN."""
+    rank, dtype = len(shape_of(data)), dtype_of(data)
+    chosen = list(op.attr("axes", [])) if axes is None else integers(axes)
+    if not chosen:
+        if op.attr("noop_with_empty_axes", 0):
+            return data
+        chosen = list(range(rank))
+    along = np.array(chosen, np.int64)
+    most = op("ReduceMax", data, along)
+    finite = op("Where", op("IsInf", most), np.array(0, dtype), most)
+    total = op("ReduceSum", op("Exp", op("Sub", data, finite)), along)
+    found = op("Add", op("Log", total), finite)
+    return found if op.attr("keepdims", 1) else op("Squeeze", found, along)

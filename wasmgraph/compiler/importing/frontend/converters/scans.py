@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
+from wasmgraph.compiler.importing.frontend.converters.indexing import take_along
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
 from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, scalar, shape_of
 
@@ -33,6 +34,16 @@ def cumulative(op: Operator, data: Value, axis: Value) -> Any:
         found = op(combine, found, shifted(found, step))
         step *= 2
     return shifted(found, 1) if op.attr("exclusive", 0) else found
+
+
+def _ordered(x: Any) -> Any:
+    """An integer that orders floats as ONNX does: -0 equals 0, NaN equals NaN and is the greatest."""
+    dtype = str(x.ty.dtype)
+    whole = dtype.replace("float", "int")
+    most = tirx.const(np.iinfo(whole).max, whole)
+    bits = tirx.reinterpret(whole, tirx.Select(x == tirx.const(0, dtype), tirx.const(0, dtype), x))
+    ascending = tirx.Select(bits < tirx.const(0, whole), bits ^ most, bits)
+    return tirx.Select(tirx.isnan(x), most, ascending)
 
 
 @converts("TopK")
@@ -70,5 +81,13 @@ def top_k(op: Operator, data: Value, k: Value = None) -> Any:
 
     if dtype == "bool":
         raise op.unsupported("of truth values")
-    indices = op.te(positions, op.te(ranks, data))
-    return op("GatherElements", data, indices, axis=axis), indices
+    keys: Value = data
+    if dtype.startswith("float"):  # a kernel of its own: every key is read as often as there are elements
+        keys = op.walk.te(
+            lambda x: te.compute(shape, lambda *i: _ordered(x(*i)), name="keys"),
+            data,
+            name="topk",
+            alone=True,
+        )
+    indices = op.te(positions, op.te(ranks, keys))
+    return take_along(op, data, indices, axis), indices

@@ -1,0 +1,83 @@
+"""Whether onnxruntime may fold a model's constants.
+
+Of numbers that no integer holds, and of divisors that processors trap on, ONNX leaves the result open:
+onnxruntime folds such a cast otherwise than compiled code casts, and such a division ends the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from wasmgraph.compiler.importing.frontend.schemas import deterministic, domain_of, evaluate
+from wasmgraph.tensors import Array
+
+_OPEN = ("Cast", "CastLike", "Div", "Mod", "QuantizeLinear")
+_LARGE = 1 << 16  # elements, beyond which constants are not computed to find out
+
+
+def leaves_open(model: onnx.ModelProto) -> bool:
+    """Whether nodes over constants alone leave their result open, or might."""
+    opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=1)
+    if not any(node.op_type in _OPEN for node in _all_nodes(model.graph)):
+        return False
+    return _leaves_open(model.graph, opset, {})
+
+
+def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in _graphs(attribute):
+                yield from _all_nodes(inner)
+
+
+def _graphs(attribute: onnx.AttributeProto) -> list[onnx.GraphProto]:
+    return [attribute.g] if attribute.type == attribute.GRAPH else list(attribute.graphs)
+
+
+def _leaves_open(graph: onnx.GraphProto, opset: int, outer: Mapping[str, Array | None]) -> bool:
+    values = dict(outer)  # by name; None for a constant that is not computed
+    for tensor in graph.initializer:
+        small = np.prod(tensor.dims, dtype=np.int64) <= _LARGE
+        values[tensor.name] = numpy_helper.to_array(tensor) if small else None
+    for node in graph.node:
+        for attribute in node.attribute:
+            if any(_leaves_open(inner, opset, values) for inner in _graphs(attribute)):
+                return True
+        if domain_of(node) or not all(name in values for name in node.input if name):
+            continue
+        if not deterministic(node, opset):
+            continue
+        inputs = [values[name] if name else None for name in node.input]
+        computed = all(v is not None for v, name in zip(inputs, node.input, strict=True) if name)
+        if node.op_type in _OPEN and _open(node, inputs):
+            return True
+        found = evaluate(node, inputs, opset) if computed else None
+        for i, name in enumerate(node.output):
+            value = found[i] if found else None
+            values[name] = value if isinstance(value, np.ndarray) and value.size <= _LARGE else None
+    return False
+
+
+def _open(node: onnx.NodeProto, inputs: list[Array | None]) -> bool:
+    data, other = inputs[0], inputs[1] if len(inputs) > 1 else None
+    if node.op_type in ("Div", "Mod"):
+        if other is None:
+            return True
+        return other.dtype.kind in "iu" and bool(np.isin(other, (0, -1)).any())
+    if data is None or data.dtype.kind != "f":
+        return False
+    if node.op_type != "Cast":
+        return not bool(np.isfinite(data).all())
+    to = next(a.i for a in node.attribute if a.name == "to")
+    if to == onnx.TensorProto.STRING:
+        return False
+    wanted = helper.tensor_dtype_to_np_dtype(to)
+    if wanted.kind not in "iu":
+        return False
+    limits = np.iinfo(wanted)
+    return not bool(((data > limits.min - 1.0) & (data < limits.max + 1.0)).all())
