@@ -40,27 +40,26 @@ BASE ?= HEAD~1
 regress: $(READY)
 	$(BIN)/wasmgraph regress $(BASE)
 
-# Whether verdicts can be trusted, into results/proof.json: under an hour. An interrupted proof goes on, if need
-# be with REV=…, the commit that it is of.
+# Tests the verdicts themselves, into results/proof.json: under an hour. An interrupted proof continues; after new
+# commits, continue it with REV=… (the commit that it was started on).
 REV ?= HEAD
 prove: $(READY)
 	$(BIN)/python -m trials.prove $(REV)
 
-# ONNX's own backend tests, all of them, on three targets, into results/conformance.json: half an hour. An
-# interrupted run goes on.
+# All of ONNX's own backend tests on three targets, into results/conformance.json: half an hour. An interrupted
+# run continues.
 conformance: $(READY)
 	$(BIN)/python -m trials.conformance
 
-# Inputs that nobody meant well, thousands of each kind, into results/reliability.json: a quarter of an hour.
+# Thousands of malformed and generated inputs of each kind, into results/reliability.json: a quarter of an hour.
 fuzz: $(READY)
 	$(BIN)/python -m trials.fuzz
 
-# What holds when processes are killed, disks are full and graphs are hostile, into results/reliability.json:
-# half an hour.
+# Killed processes, full disks, hostile graphs, into results/reliability.json: half an hour.
 faults: $(READY)
 	$(BIN)/python -m trials.faults
 
-# Millions of inferences, eight sessions at once, and what that leaves in memory: a quarter of an hour.
+# Millions of inferences, eight sessions at once, and the growth of memory: a quarter of an hour.
 soak: $(READY)
 	$(BIN)/python -m trials.soak
 
@@ -82,12 +81,12 @@ test-slow: $(READY)
 	$(BIN)/pytest -m slow
 
 # A ResNet-50 written in MindSpore, against MindSpore itself: 800 MB of download, in an environment of its own,
-# for MindSpore holds numpy back.
+# because MindSpore needs an older numpy.
 MINDSPORE := .venv-mindspore
 test-mindspore: $(MINDSPORE)/.ready
 	$(MINDSPORE)/bin/pytest -m mindspore tests/models/test_mindspore.py
 
-# Networks that torch.onnx.export wrote, against PyTorch: 200 MB of download for a CPU.
+# Networks exported by torch.onnx.export, against PyTorch: 200 MB of download for a CPU.
 test-torch: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,torch]'
 	$(BIN)/pytest -m torch tests/test_pytorch.py
@@ -97,7 +96,7 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# What is committed of results/baseline.json: sample report, README's tables, screenshots.
+# Regenerates the sample report, the tables in documents and the screenshots from results/.
 sample: $(READY)
 	$(BIN)/python -m docs.sample
 

@@ -1,5 +1,7 @@
-"""Regenerates what is committed of a real run: the sample report, README's tables, the screenshots (``make
-sample``). Screenshots need Chromium; without it they stay as they are, and that is said."""
+"""Regenerates the documents that show a real run (``make sample``): the sample report, tables, screenshots.
+
+Without Chromium the screenshots stay as they are, with a warning.
+"""
 
 from __future__ import annotations
 
@@ -37,13 +39,39 @@ _OPERATORS = "<!-- from results/conformance.json, by `make sample` -->"
 _BEGIN, _END = "<!-- from results/baseline.json, by `make sample` -->", "<!-- end -->"
 
 
+_IN_README = {
+    "onnxruntime": "onnxruntime, native",
+    "native@tvm": "native code of the same schedules",
+    PROFILED: "WebAssembly in Wasmtime",
+    "wasm32-simd128@node": "the same module in V8",
+    "ort-web": "onnxruntime-web",
+}
+
+
 def _table(head: Sequence[str], text_columns: int, rows: Iterator[Sequence[str]]) -> str:
     align = ["---"] * text_columns + ["--:"] * (len(head) - text_columns)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, align, *rows))
 
 
-def readme_tables(path: Path) -> str:
-    """README's tables of a results file."""
+def readme_table(path: Path) -> str:
+    """The five backends of README, from a results file."""
+    rows = {row.backend: row for row in summarize(path).rows if row.model == MODEL}
+
+    def cells(row: Row) -> list[str]:
+        return [
+            f"{_IN_README[row.backend]} (`{row.backend}`)",
+            format_ms(row.median_s),
+            format_ratio(row),
+            format_count(row, "top1"),
+            format_ms(row.get("ready_s")),
+        ]
+
+    head = ("backend", "median, ms", "over onnxruntime [95 %]", "top-1", "ready, ms")
+    return _table(head, 1, (cells(rows[backend]) for backend in _IN_README))
+
+
+def result_tables(path: Path) -> str:
+    """Every table of a results file, for ``docs/results.md``."""
     summary = summarize(path)
     rows = [row for row in summary.rows if row.model == MODEL]
 
@@ -92,8 +120,8 @@ def readme_tables(path: Path) -> str:
     )
     parts = [
         _table((*columns, "ready, ms", "without parameters"), 1, map(latency, rows)),
-        f"![Every timed call of every backend](reports/sample/latency-{MODEL}.svg)",
-        "What each change from native to scalar WebAssembly costs in that run:",
+        "### From native code to scalar WebAssembly\n\n"
+        "Each row changes one thing; the factor is what that change costs:",
         _table(
             ("from native to scalar", "what changes", "factor"),
             2,
@@ -102,8 +130,9 @@ def readme_tables(path: Path) -> str:
                 for c in decomposition(rows)
             ),
         ),
-        "Deployed: two sessions at once, each in a thread; memory is what one more session takes for\n"
-        "itself; the engine is what a graph needs beside Python and numpy:",
+        "### Deployment\n\nTwo sessions run at once, each in a thread of its own. *One more session* is\n"
+        "the memory that an additional session takes. *Engine on disk* is what a graph needs besides\n"
+        "Python and numpy:",
         _table(
             (
                 *("backend", "runs/s", "p50, ms", "p99, ms", "one more session", "graph on disk"),
@@ -112,14 +141,15 @@ def readme_tables(path: Path) -> str:
             1,
             (deployment(row) for row in rows if row.get("sessions") is not None),
         ),
-        f"Where the time goes, `{PROFILED}`, the ten longest kernels (`wasmgraph profile` shows all; a\n"
-        "Winograd convolution's flops are counted as if direct, so that it may exceed the roofline):",
+        f"### Where the time goes\n\nThe ten longest kernels of `{PROFILED}`; `wasmgraph profile` shows\n"
+        "all of them. A Winograd convolution's operations are counted as if it were direct, so its share\n"
+        "of the roofline can exceed 100 %:",
         _table(
             ("kernel", "rule", "calls", "ms", "share", "GFLOP/s", "of roofline"),
             2,
             map(kernel, next(row for row in rows if row.backend == PROFILED).profile[:10]),
         ),
-        "What the project sets out to reach, and what that run measured:",
+        "### Goals\n\nWhat the project aims for, and what this run measured:",
         _table(
             ("figure", "measured", "at least", "aim"),
             1,
@@ -138,7 +168,7 @@ def readme_tables(path: Path) -> str:
 
 
 def zoo_table(path: Path) -> str:
-    """Every network by name: SIMD128 in Wasmtime over onnxruntime and onnxruntime-web of the same run."""
+    """Every named network: SIMD128 in Wasmtime against onnxruntime and onnxruntime-web in the same run."""
     rows = {(row.model, row.backend): row for row in summarize(path).rows}
 
     def by_model(model: str) -> list[str]:
@@ -168,7 +198,7 @@ def zoo_table(path: Path) -> str:
 
 
 def operator_tables(path: Path) -> str:
-    """What came of ONNX's tests, by target and by operator."""
+    """Results of ONNX's tests, by target and by operator."""
     found = read_conformance(path)
     marks = ("passed", "folded", "refused", "wrong", "crashed")
 
@@ -198,7 +228,7 @@ def operator_tables(path: Path) -> str:
 
 
 def reliability_tables(path: Path) -> str:
-    """What `make fuzz`, `make faults` and `make soak` found."""
+    """Results of `make fuzz`, `make faults` and `make soak`."""
     held = json.loads(path.read_text())
     fuzzed = {name.removeprefix("fuzz_"): said for name, said in held.items() if name.startswith("fuzz_")}
     killed, interrupted = held["faults_SIGKILL"], held["faults_SIGINT"]
@@ -221,7 +251,7 @@ def reliability_tables(path: Path) -> str:
     return "\n\n".join(
         (
             _table(
-                ("mutated or generated", "what came of them", "cases", "finds", "s"),
+                ("mutated or generated", "outcomes", "cases", "failures", "s"),
                 2,
                 (
                     [
@@ -237,11 +267,11 @@ def reliability_tables(path: Path) -> str:
                 1,
                 (blows(command) for command in killed if command != "finds"),
             ),
-            f"Finds: {len(killed['finds'])} and {len(interrupted['finds'])}. Machines that"
-            " are not as they should be:",
+            f"Failures: {len(killed['finds'])} after SIGKILL, {len(interrupted['finds'])} after Ctrl-C."
+            " Faulty machines:",
             "\n".join(f"- {name}: {seen}" for name, seen in held["faults_conditions"].items()),
             _table(
-                ("untrusted graph", "limit, s", "worst of the rounds, s beyond it", "rounds"),
+                ("untrusted graph", "limit, s", "ended after the limit, worst round, s", "rounds"),
                 1,
                 (
                     [name, str(a["limit_s"]), str(a["worst_overshoot_s"]), str(a["rounds"])]
@@ -249,14 +279,14 @@ def reliability_tables(path: Path) -> str:
                     if "rounds" in a
                 ),
             ),
-            "What is negative was refused before its limit. Sessions beside them gave"
-            f" {beside['right_results']:,} right results,"
-            f" {beside['wrong_results']} wrong ones. A call of an untrusted ResNet-50 costs"
-            f" {interval(cost['idle'])} more, measured with a graph that has its tensors and does nothing;"
-            f" between calls of ResNet-50 itself ({cost['graph']['trusted_ms']:.0f} ms) the difference is"
-            f" {interval(cost['graph'])}. Checks at load take {untrusted['checks_resnet50_ms']} ms.",
+            "A negative time means that the graph was refused before its limit. Sessions beside these"
+            f" graphs gave {beside['right_results']:,} right results, {beside['wrong_results']} wrong.\n\n"
+            f"An untrusted call of ResNet-50 costs {interval(cost['idle'])} more, measured with a graph"
+            " that has the same tensors and computes nothing. Measured with ResNet-50 itself"
+            f" ({cost['graph']['trusted_ms']:.0f} ms a call), the difference is {interval(cost['graph'])}."
+            f" The checks at load take {untrusted['checks_resnet50_ms']} ms.",
             _table(
-                ("a small net, over and over", "inferences", "s", "wrong outputs", "growth of memory"),
+                ("a small network, repeatedly", "inferences", "s", "wrong outputs", "growth of memory"),
                 1,
                 (
                     [
@@ -268,19 +298,19 @@ def reliability_tables(path: Path) -> str:
                 ),
             ),
             f"At once: {soaked['at once']['sessions']} sessions in as many threads, half of them with two"
-            f" threads of their own: {soaked['at once']['deadlocks']} deadlocks. Loaded and closed"
-            f" {cycles['sessions']} times: {cycles['growth_bytes_a_session']} bytes a session,"
-            f" {cycles['threads_more']} threads and {cycles['open_files_more']} open files more.",
+            f" threads of their own: {soaked['at once']['deadlocks']} deadlocks. After loading and closing"
+            f" {cycles['sessions']} sessions: {cycles['growth_bytes_a_session']} more bytes a session,"
+            f" {cycles['threads_more']} more threads, {cycles['open_files_more']} more open files.",
         )
     )
 
 
 def write_between(path: Path, begin: str, tables: str) -> None:
-    """Put tables between the marks of a document."""
+    """Replace what stands between a document's markers."""
     text = path.read_text()
     pattern = re.escape(begin) + r".*?" + re.escape(_END)
     if not re.search(pattern, text, re.DOTALL):
-        raise SystemExit(f"{path}: the marks {begin} and {_END} are missing.")
+        raise SystemExit(f"{path}: the markers {begin} and {_END} are missing.")
     whole = f"{begin}\n\n{tables}\n\n{_END}"
     path.write_text(re.sub(pattern, lambda _: whole, text, flags=re.DOTALL))
 
@@ -313,8 +343,10 @@ def screenshots(report: Path, directory: Path) -> None:
 def main() -> None:
     """Regenerate everything from the committed results."""
     report = build_report([BASELINE], SAMPLE, conformance=CONFORMANCE)
-    write_between(ROOT / "README.md", _BEGIN, readme_tables(BASELINE))
-    write_between(ROOT / "README.md", _NETWORKS, zoo_table(ZOO))
+    results = ROOT / "docs" / "results.md"
+    write_between(ROOT / "README.md", _BEGIN, readme_table(BASELINE))
+    write_between(results, _BEGIN, result_tables(BASELINE))
+    write_between(results, _NETWORKS, zoo_table(ZOO))
     write_between(ROOT / "docs" / "operators.md", _OPERATORS, operator_tables(CONFORMANCE))
     write_between(ROOT / "SECURITY.md", _RELIABILITY, reliability_tables(RELIABILITY))
     screenshots(report, ROOT / "docs" / "images")

@@ -1,4 +1,4 @@
-"""What the documents say is true: commands run, links lead somewhere, nothing is left out."""
+"""The documents are true: commands run, links lead somewhere, nothing is left out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from wasmgraph.records import Record
 
 ROOT = Path(__file__).parent.parent
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
-DOCS = [*GUIDES, *sorted(ROOT.glob("*.md"))]
+NOTEBOOK = sorted((ROOT / "docs" / "notebook").glob("*.md"))
+DOCS = [*GUIDES, *NOTEBOOK, *sorted(ROOT.glob("*.md"))]
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # Examples that need a framework are run in test_pytorch.py and test_mindspore.py.
 FRAMEWORKS = ("import torch", "import mindspore")
@@ -75,11 +76,29 @@ def test_every_command_runs(guide: Path, place: Path) -> None:
 
 def test_readme_leads_to_every_guide() -> None:
     linked = set(re.findall(r"\]\((docs/[^)#]+\.md)", (ROOT / "README.md").read_text()))
-    assert linked == {f"docs/{guide.name}" for guide in GUIDES}
+    assert linked == {f"docs/{guide.name}" for guide in GUIDES} | {"docs/notebook/README.md"}
+
+
+def test_notebook_leads_to_every_topic() -> None:
+    index = next(path for path in NOTEBOOK if path.name == "README.md")
+    assert set(re.findall(r"\]\(([^)#/]+\.md)", index.read_text())) == {
+        topic.name for topic in NOTEBOOK if topic != index
+    }
+
+
+@pytest.mark.parametrize(("name", "lines"), [("README.md", 100), ("ARCHITECTURE.md", 150)])
+def test_what_a_newcomer_reads_first_is_short(name: str, lines: int) -> None:
+    assert len((ROOT / name).read_text().splitlines()) <= lines
+
+
+def test_contributing_lists_every_make_target() -> None:
+    (targets,) = re.findall(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    listed = re.findall(r"^make ([a-z-]+)", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    assert set(listed) == set(targets.split())
 
 
 def test_every_column_of_the_results_is_documented() -> None:
-    text = (ROOT / "docs" / "results.md").read_text()
+    text = (ROOT / "docs" / "results-file.md").read_text()
     documented = set(re.findall(r"`([a-z0-9_]+)`", text))
     assert {field.name for field in fields(Record)} <= documented
 
@@ -89,3 +108,9 @@ def test_links_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", BLOCK.sub("", path.read_text())):
         if "://" not in target:
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_tests_that_documents_name_exist(path: Path) -> None:
+    for name in re.findall(r"`(tests/[^`]*)`", path.read_text()):
+        assert (ROOT / name).exists(), f"{path.name} names {name}"

@@ -1,4 +1,4 @@
-"""What a module and its host agree on: names and signatures of exports, alignment, reading ahead.
+"""The contract of a module and its host: names and signatures of exports, alignment, reading ahead.
 
 docs/abi.md explains it. The linker gives modules these exports; the checks at load look for them.
 """

@@ -9,8 +9,8 @@ dynamic loader does not look at a trailer.
 The manifest is a claim by whoever made the file. The digest shows that the file is whole, not
 who made it.
 
-The parameters of a module with ``params="wasi"`` lie beside it, in ``wasmgraph-params/``, under the first
-digits of their digest: modules of other targets, of the same model, find the same file there.
+The parameters of a module with ``params="wasi"`` are a file in ``wasmgraph-params/`` beside it, named by
+the first digits of their digest. Modules of the same model for other targets find the same file there.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Artifact:
     Attributes
     ----------
     path : where the file is
-    manifest : what it says of itself
+    manifest : its claims about itself
     sha256 : digest of all that comes before the digest itself: the artifact's identity
     module : the wasm module's outside, or None for a native artifact
     """
@@ -117,8 +117,8 @@ class Artifact:
         return self.path.parent / PARAMS_FOLDER / name if name else None
 
     def save(self, path: str | Path) -> Path:
-        """Copy the artifact to ``path``, and its parameter file, if it has one, to a folder beside it: each
-        whole, or not at all; the parameters first."""
+        """Copy the artifact to ``path``, and its parameter file, if it has one, to a folder beside it. Each
+        file is whole or absent; the parameters are written first."""
         target = Path(path)
         try:
             if self.params_path is not None:

@@ -36,7 +36,7 @@ class Backend:
 
     @property
     def reference(self) -> str:
-        """Whom it is compared with: onnxruntime with as many threads."""
+        """The backend that this one is compared with: onnxruntime with as many threads."""
         return _named(REFERENCE, self.threads)
 
 
@@ -49,13 +49,13 @@ def parse(name: str, threads: int = 1, peers: Mapping[str, bool] | None = None) 
 
     Parameters
     ----------
-    threads : for names that do not say; backends that have but one thread keep to it
+    threads : for names without ``:N``; backends that can only use one thread ignore it
     peers : engines beside onnxruntime that run ``.onnx`` files, and whether they have threads
 
     Raises
     ------
     UsageError, TargetError
-        There is no such backend, or it has not so many threads.
+        There is no such backend, or it cannot use as many threads.
     """
     engines = {REFERENCE: True, **(peers or {})}
     plain, colon, count = name.partition(":")

@@ -19,7 +19,7 @@
     ├── FetchError                     2   a download failed
     │   └── DigestError                    its content is not what it should be
     ├── MissingDependencyError         2   an optional package is not installed
-    └── InternalError                  3   a failure of ours
+    └── InternalError                  3   a failure of wasmgraph
         ├── CompileError                   TVM, the assembler or the linker failed
         └── ExecutionError                 a module trapped or reported an error
             ├── ProcessError                   a child process died, or gave no answer in time

@@ -21,7 +21,7 @@ def cpu_info() -> dict[str, str]:
 
 
 def cpu_name() -> str:
-    """The processor's marketing name, or its architecture where the system does not tell."""
+    """The processor's marketing name, or its architecture where the system does not give the name."""
     return cpu_info().get("model name") or platform.processor() or platform.machine()
 
 
@@ -46,7 +46,7 @@ def cpu_count() -> int:
 
 @cache
 def host_id() -> str:
-    """Sixteen hexadecimal digits that tell this machine from others and say nothing else of it."""
+    """Sixteen hexadecimal digits that identify this machine and reveal nothing else about it."""
     try:
         name = Path("/etc/machine-id").read_text().strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""What somebody else's model or graph may spend, and how a child process is held to it."""
+"""Limits for untrusted models and graphs, and how a child process is held to them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _PASSED_ON = ("HOME", "PATH", "WASMGRAPH_CACHE", "XDG_CACHE_HOME", "TMPDIR")
 
 @dataclass(frozen=True)
 class Limits:
-    """What loading a graph may take, and each of its calls, or compiling a model: bytes of memory, seconds
-    of processor time over all threads, seconds of time."""
+    """Limits of loading a graph, of each call, or of compiling a model: bytes of memory, seconds of
+    processor time over all threads, seconds of wall-clock time."""
 
     memory_bytes: int = 4 << 30
     cpu_s: float = 60.0
@@ -31,28 +31,28 @@ class Limits:
 
     def __post_init__(self) -> None:
         if min(self.memory_bytes, self.cpu_s, self.wall_s) <= 0:
-            raise UsageError(f"{self}: limits must be greater than nothing.")
+            raise UsageError(f"{self}: limits must be greater than 0.")
 
 
 COMPILE_LIMITS = Limits(memory_bytes=8 << 30, cpu_s=600.0, wall_s=600.0)
 
 
 def check_platform(what: str) -> None:
-    """Raise UsageError where children cannot be limited."""
+    """Raise UsageError on a system that cannot limit child processes."""
     if sys.platform != "linux":
-        raise UsageError(f"{what}: limits are kept on Linux, this is {sys.platform}.")
+        raise UsageError(f"{what}: limits need Linux, this is {sys.platform}.")
 
 
 def child_environment(**more: str) -> dict[str, str]:
-    """Of this process's environment, what a child needs to find Python's packages and the cache."""
+    """The part of this process's environment that a child needs to find Python's packages and the cache."""
     environment = {key: os.environ[key] for key in _PASSED_ON if key in os.environ}
     environment["PYTHONPATH"] = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
     return environment | more
 
 
 def restrict_memory(allowed: int) -> None:
-    """Limit this process: of memory, the kernel bounds what is private and can be written, not what is only
-    reserved; no file may be larger either, and no core is dumped."""
+    """Limit this process. The kernel limits private writable memory, not memory that is only reserved. No
+    file may grow beyond the limit either, and no core is dumped."""
     import resource
 
     for kind, most in (
@@ -66,8 +66,8 @@ def restrict_memory(allowed: int) -> None:
 
 
 def end_with_parent(group: bool = False) -> None:
-    """Have this process end when its parent has ended, in the midst of whatever it does; with ``group``,
-    all processes of its group."""
+    """End this process when its parent has ended, whatever it is doing; with ``group``, all processes of
+    its group."""
     parent = os.getppid()
 
     def watch() -> None:

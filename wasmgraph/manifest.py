@@ -1,4 +1,4 @@
-"""What an artifact says of itself. The manifest is a claim by whoever made the file."""
+"""An artifact's description of itself. It is a claim by whoever made the file."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class Manifest(LibraryManifest):
     """What a graph says of itself: a library with a plan, and an entry that runs it.
 
     ``dims`` are the dimensions that shapes of inputs and outputs depend on; a ``command`` is for WASI
-    engines, not for loading; ``notes`` are what the user of this graph should know of how it was made.
+    engines, not for loading; ``notes`` are remarks on how the graph was compiled, for its user.
     """
 
     model_name: str

@@ -98,7 +98,7 @@ class WasmgraphBackend(Backend):
 
     @classmethod
     def is_compatible(cls, model: onnx.ModelProto, device: str = "CPU", **_: Any) -> bool:
-        """Whether every operator has an implementation and every input and output can be a tensor of ours.
+        """Whether every operator has an implementation and every input and output can be a tensor here.
 
         What an operator does with its attributes is only known once :meth:`prepare` has compiled it.
         """

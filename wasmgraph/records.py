@@ -1,4 +1,4 @@
-"""Measurement records: what a benchmark says of itself in pytest-benchmark's ``extra_info``.
+"""Measurement records: what a benchmark writes into pytest-benchmark's ``extra_info``.
 
 The JSON file is pytest-benchmark's own; wasmgraph adds flat keys to every benchmark's
 ``extra_info`` (:class:`Record`) and one ``wasmgraph`` object to the file (:class:`RunInfo`).
@@ -28,33 +28,34 @@ class Record:
 
     Attributes
     ----------
-    weights : ``trained``, ``random``, or ``unknown`` for a user's model that does not say
+    weights : ``trained``, ``random``, or ``unknown`` for a model without that description
     reference : the backend that ``ratio`` divides by
     ratio, ratio_low, ratio_high : median latency over the reference's, same run, with the 95 %
         bootstrap interval
     module_bytes : size of the artifact without its parameters
-    ops_scheduled, ops_fallback : calls of the plan that a schedule rule took, and that none took
-    notes : what the compiler says of how the artifact was made
+    ops_scheduled, ops_fallback : calls of the plan with a schedule rule, and without one
+    notes : the compiler's remarks on how the artifact was made
     top1, top5 : inputs whose label is first, or among the first five (of ``inputs``)
-    inputs, inputs_sha256 : of the accuracy figures: how many, and a digest of which
+    inputs, inputs_sha256 : number and digest of the inputs of the accuracy figures
     agreement : inputs whose first class is the reference's
     max_prob_diff, max_logit_diff : largest absolute difference to the reference over all inputs
     peak_gflops, read_gb_s : the roofline of the target in this engine, measured between the rounds
         of the profile (10⁹ floating-point operations, 10⁹ bytes a second)
     work_fuel : instructions of one inference, as Wasmtime's fuel counts them, in an instrumented run of
         its own (with one thread, where the target has several)
-    machine_code_bytes : what Cranelift makes of the module for a fixed processor of this architecture
+    machine_code_bytes : size of Cranelift's code for a fixed processor of this architecture
     peak_memory_bytes : linear memory at the end of a run; it never shrinks
     p90_s, p99_s, mad_s : of the latency: percentiles, and median absolute deviation
     warmup_rounds : rounds at the beginning that were slower than all that follow
     outliers : rounds beyond 1.5 interquartile ranges from the quartiles; they are counted, not removed
-    unstable : what is wrong with the rounds and what helps, if they spread too far
-    direct_share : share of that peak which direct convolutions reach, weighted by time
-    other_share : share of the time that goes to anything but convolutions
+    unstable : why the rounds cannot be relied on, with a remedy, if they spread too far
+    direct_share : share of that peak reached by direct convolutions, weighted by time
+    other_share : share of the time spent outside convolutions
     sessions : how many ran at the same time, each in a thread
-    runs_per_s, sessions_p50_s, sessions_p99_s : what they did together, and how long a call took
+    runs_per_s, sessions_p50_s, sessions_p99_s : their inferences a second together, and the seconds of a
+        call
     session_bytes : memory that one more session of a graph takes for itself alone
-    artifact_bytes, engine_bytes : on disk, the graph's file, and what runs it beside Python and numpy
+    artifact_bytes, engine_bytes : on disk: the graph's file, and the engine besides Python and numpy
     ready_s, first_output_s : from ``load(path)``, compiled code cached, to a session that accepts
         inputs, and to the first outputs (medians)
     """
@@ -127,7 +128,7 @@ class Pairing:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What holds for a whole run.
+    """Properties of a whole run.
 
     Attributes
     ----------
@@ -151,7 +152,7 @@ class RunInfo:
         Raises
         ------
         RecordError
-            It is not what this version writes, or of a newer schema.
+            It is malformed, or of a newer schema.
         """
         if "wasmgraph" not in data:
             return RunInfo()
@@ -197,7 +198,7 @@ def _pairing(raw: Any) -> Pairing:
 
 
 def photographs_of(results: Path) -> Path:
-    """Where small pictures of the photographs of a results file lie, if they were kept."""
+    """The folder of thumbnails of a results file's photographs, if they were kept."""
     return results.with_suffix(".photos")
 
 
@@ -212,7 +213,7 @@ def read_results(path: str | Path) -> dict[str, Any]:
     try:
         text = Path(path).read_text()
         data = json.loads(text)
-        if _SURROGATE.search(text):  # half a character: no terminal and no file takes it
+        if _SURROGATE.search(text):  # a lone surrogate cannot be written to a terminal or a file
             json.dumps(data, ensure_ascii=False).encode()
     except OSError as error:
         raise RecordError(f"{path}: {error.strerror}.") from error

@@ -1,4 +1,4 @@
-"""What code can be made for: one frozen record a target, which every rule reads."""
+"""The targets of compilation: one frozen record for each, which every rule reads."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Target:
     tile_pixels, tile_channels : output pixels × output channels that one tile of a convolution
         keeps in registers over the whole reduction
     fma : multiply and add are one instruction
-    exact_vectors : vectors in the code have ``lanes`` elements; otherwise those of a tile have more, and
-        LLVM divides them, which makes for better addresses
-    threaded : kernels divide their outer loops among the threads of a pool; how many there are is said
-        when the artifact is loaded
+    exact_vectors : vectors in the code have ``lanes`` elements; otherwise a tile's vectors have more, and
+        LLVM divides them, which gives better addresses
+    threaded : kernels divide their outer loops among the threads of a pool, whose number is chosen when the
+        artifact is loaded
     cpu : LLVM's name of the processor to compile for; empty: this host's (native), generic (wasm)
     features : instruction set extensions the code needs or (with ``-``) must not use, in LLVM's names
     """
@@ -52,8 +52,8 @@ class Target:
 
     @property
     def flops_per_cycle(self) -> int:
-        """Multiplications and additions a cycle that a core with two vector units can do: what the cost
-        model reckons with. What this core can do is measured (``compiler/inspect/roofline.py``)."""
+        """Multiplications and additions a cycle of a core with two vector units, for the cost model. The
+        peak of this core is measured (``compiler/inspect/roofline.py``)."""
         return 2 * self.lanes * (2 if self.fma else 1)
 
     @property
@@ -74,7 +74,7 @@ _TARGETS = {
         tile_pixels=2,
         tile_channels=16,
         fma=True,
-        exact_vectors=True,  # LLVM divides a multiplication and an addition before it would fuse them
+        exact_vectors=True,  # LLVM splits wide vectors before it fuses multiply and add
         features=("simd128", "relaxed-simd"),
     ),
     "wasm32-simd128": Target(
@@ -90,7 +90,7 @@ _TARGETS = {
         features=("simd128", "atomics", "bulk-memory", "mutable-globals"),
     ),
 }
-# What a wasm artifact may need of its engine.
+# The engine's features that a wasm artifact may need.
 WASM_FEATURES = frozenset(feature for target in _TARGETS.values() for feature in target.features)
 
 
@@ -107,7 +107,7 @@ def _native() -> Target:
 
 
 def _native_128() -> Target:
-    """The twin of SIMD128: 128-bit vectors in 16 registers, no fused multiply-add.
+    """Native code with SIMD128's means: 128-bit vectors in 16 registers, no fused multiply-add.
 
     On x86-64 it is encoded as engines encode it, with AVX's three operands and broadcasts from memory, if
     this processor has them.

@@ -1,17 +1,17 @@
-"""Text that comes from models and files, made harmless for where it is shown."""
+"""Text from models and files, made harmless for the place where it is shown."""
 
 from __future__ import annotations
 
 import re
 
-# Control characters, of which a terminal might take orders; half characters, which no file takes.
+# Control characters, which could control a terminal; lone surrogates, which cannot be written.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-# What Markdown, HTML and GitHub read something into: links, mentions, tables, tags.
+# Characters with a meaning in Markdown, HTML or GitHub: links, mentions, tables, tags.
 _MARKDOWN = {character: f"&#{ord(character)};" for character in "&<>|@`*_[]\\~#!"}
 
 
 def plain(text: str) -> str:
-    """Without control characters; lines and tabs stay."""
+    """Text without control characters; line breaks and tabs stay."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
@@ -23,6 +23,6 @@ def terminal(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """For Markdown, on one line: shown as it is, linking to nothing, notifying nobody."""
+    """For Markdown, on one line: shown literally, without links or mentions."""
     escaped = "".join(_MARKDOWN.get(character, character) for character in plain(" ".join(text.split())))
     return escaped.replace("://", "&#58;//").replace("www.", "www&#46;")

@@ -33,7 +33,7 @@ def test_an_outlier_later_on_is_no_warm_up() -> None:
 
 def test_rounds_that_spread_are_called_unstable_with_a_remedy() -> None:
     found = describe(np.random.default_rng(0).uniform(1, 2, 50).tolist())
-    assert "stop what else runs" in str(found.unstable)
+    assert "stop other programs" in str(found.unstable)
 
 
 @given(st.lists(st.floats(1e-6, 10), min_size=1, max_size=60))

@@ -1,4 +1,4 @@
-"""Judging: records go in, verdicts come out. Sees records only; needs neither TVM nor Wasmtime."""
+"""Judging: records go in, verdicts come out. Needs neither TVM nor Wasmtime."""
 
 from wasmgraph.analysis.compare import Comparison, Verdict, compare
 from wasmgraph.analysis.thresholds import Thresholds, read_thresholds

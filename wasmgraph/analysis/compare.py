@@ -1,11 +1,11 @@
 """Two results files, one verdict a series.
 
 Deterministic metrics are judged against thresholds. Time is judged only where both files come from one
-interleaved run on one host. There each round of the base stands beside one of the head, in pairs of
-processes of which every one has its own bias (where its memory lies): their median ratios are the
-independent observations, and their median has an exact, distribution-free interval (order statistics of the
-sign test: Conover, Practical Nonparametric Statistics, 1999, ch. 3.2). Everything else is shown with the
-reason why it is not judged.
+interleaved run on one host. There every round of the base was measured beside one of the head, in pairs of
+processes. Each process has a bias of its own (where its memory lies), so the median ratio of a pair of
+processes is one independent observation. The median of these ratios has an exact, distribution-free
+interval (order statistics of the sign test: Conover, Practical Nonparametric Statistics, 1999, ch. 3.2).
+Everything else is shown with the reason why it is not judged.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All verdicts, worst first, of one outcome time first."""
+    """All verdicts, worst first; within one outcome, times first."""
 
     base: Run
     head: Run
@@ -64,12 +64,12 @@ class Comparison:
 
     @property
     def notices(self) -> list[str]:
-        """What the two runs have to say first."""
+        """Notices of both runs, to be shown first."""
         return list(dict.fromkeys([*self.base.info.notices, *self.head.info.notices]))
 
     @property
     def worse(self) -> bool:
-        """Whether anything is worse. Nothing that is better makes up for it."""
+        """Whether anything is worse. No improvement offsets that."""
         return any(verdict.outcome == "worse" for verdict in self.verdicts)
 
     @property
@@ -97,7 +97,7 @@ def compare(base: str | Path, head: str | Path, thresholds: Thresholds) -> Compa
 
 
 def _failures(base: Run, head: Run) -> Iterator[Verdict]:
-    """What failed, whether or not there are figures of it as well: a failure in head alone is worse."""
+    """Backends that failed, even if they have figures as well. A failure in head alone is worse."""
     for case in dict.fromkeys([*base.info.failed, *head.info.failed]):
         before, after = base.info.failed.get(case), head.info.failed.get(case)
         outcome: Outcome = "worse" if before is None else "not comparable"
@@ -225,8 +225,8 @@ def process_ratios(base: Sequence[float], head: Sequence[float], per_process: in
 
 
 def median_interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Interval of the median of independent values that holds with at least ``confidence``; all of them,
-    from least to greatest, where there are too few for that."""
+    """Interval of the median of independent values that holds with at least ``confidence``. With too few
+    values it reaches from the least to the greatest."""
     ordered = np.sort(values)
     rank = _rank(len(ordered), confidence)
     return float(ordered[rank]), float(ordered[-1 - rank])

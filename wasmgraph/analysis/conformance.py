@@ -1,6 +1,4 @@
-"""Reading ``results/conformance.json``: what came of ONNX's own backend tests, by target and by
-operator.
-"""
+"""Reading ``results/conformance.json``: outcomes of ONNX's own backend tests, by target and by operator."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ NETWORKS = "(networks)"  # cases of several operators
 
 @dataclass(frozen=True)
 class OperatorCases:
-    """The cases about one operator: by target, how many came to what; and why any was refused."""
+    """The cases of one operator: by target, how many had each outcome; and the reasons of refusals."""
 
     operator: str
     outcomes: Mapping[str, Counter[str]]
@@ -89,7 +87,7 @@ def _operators(cases: Mapping[str, Mapping[str, Any]], targets: Sequence[str]) -
 
 
 def _reason(text: str) -> str:
-    """A refusal without what names the case."""
+    """A refusal's reason, without the name of the case."""
     _, found, rest = text.partition("): ")
     rest = rest if found else text
     return rest.partition(" at (makes")[0].removesuffix(".")

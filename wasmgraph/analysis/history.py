@@ -1,10 +1,10 @@
-"""How figures went from run to run: an append-only file of JSON lines, and the steps in it.
+"""Figures from run to run: an append-only file of JSON lines, and the steps in it.
 
 One line is one backend on one model in one run: ``{"schema": 1, "run": …, "datetime": …, "commit": …,
 "host": …, "series": "resnet50-wasm32@wasmtime", "of": {"model": …, "inputs": …}, "values": {"ratio": …}}``.
-``of`` holds digests of the model's file and of the inputs: of others a new trend begins. A ``+`` marks a
-commit with changes. A line that was cut off while it was written is no JSON, is counted and never read as
-data.
+``of`` holds digests of the model's file and of the inputs; a new trend begins when they change. A ``+``
+marks a commit with changes. A line that was cut off while it was written is not JSON: it is counted, never
+read as data.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SCHEMA = 1
 _MEDIANS = {"test_latency": "latency_s", "test_compile": "compile_s", "test_cold_start": "ready_s"}
 _WINDOW = 1000  # latest runs that are searched for steps
 _SHORTEST = 3  # runs between two steps
-_LEAST = 5e-4  # of a value: less is no step, however steady the rest is
+_LEAST = 5e-4  # of a value: a smaller change is no step, however steady the other values are
 
 
 class Point(NamedTuple):
@@ -51,7 +51,7 @@ class Step:
 
     @property
     def words(self) -> str:
-        """By how much: ``+4.2%``, or ``0 to 5``, of which no share can be told."""
+        """The change in words: ``+4.2%``, or ``0 to 5`` where there is no percentage."""
         if not self.before:
             return f"{self.before:g} to {self.after:g}"
         return f"{self.after / self.before - 1:+.1%}"
@@ -79,7 +79,7 @@ class History:
 
 
 def add(history: Path, results: str | Path) -> int:
-    """Append a results file's figures, a line a series that is not there yet; how many.
+    """Append a results file's figures, one line for each new series. Returns how many lines were added.
 
     Raises
     ------
@@ -98,7 +98,7 @@ def add(history: Path, results: str | Path) -> int:
                     tail = stream.read()
             new = [line for line in lines if (line["run"], line["series"]) not in known]
             text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in new)
-            # What a killed writer left at the end becomes a line of its own, which is no JSON.
+            # The rest of a killed writer's line becomes a line of its own, which is not JSON.
             start = "\n" if tail not in (b"", b"\n") else ""
             with history.open("ab") as stream:
                 stream.write((start + text).encode())
@@ -195,7 +195,7 @@ def _trend(series: str, metric: str, host: str, runs: Sequence[Mapping[str, Any]
 
 
 def steps(points: Sequence[Point]) -> list[Step]:
-    """Where the level of a figure changed for good, in the latest thousand runs.
+    """Where the level of a figure changed permanently, in the latest thousand runs.
 
     Penalised least squares of piecewise constant logarithms (of values where one is zero), solved by pruned
     exact linear time (PELT: Killick, Fearnhead & Eckley, JASA 107, 2012), with the penalty 3 σ² log n; σ is

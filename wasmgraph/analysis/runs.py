@@ -1,4 +1,5 @@
-"""A results file as what is compared: deterministic metrics by model and backend, times by benchmark."""
+"""A results file as :mod:`.compare` needs it: deterministic metrics by model and backend, times by
+benchmark."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from typing import Any
 from wasmgraph.errors import RecordError
 from wasmgraph.records import RunInfo, read_results
 
-# What must be equal for two records to be of the same thing, and how a difference is called.
+# Fields that must be equal for two records to be comparable, and the names of their differences.
 _IDENTITY = {
     "model_sha256": "the model's file",
     "weights": "weights",
@@ -113,7 +114,7 @@ def _number(name: str, value: Any) -> float:
 
 
 def _gather(subjects: dict[str, Subject], key: str, extra: Mapping[str, Any]) -> None:
-    """Every benchmark of a backend repeats its metrics: one is kept, and they must agree."""
+    """Every benchmark of a backend repeats the backend's metrics: they must agree, and one copy is kept."""
     identity = {name: extra.get(name) for name in _IDENTITY}
     subject = subjects.setdefault(key, Subject(identity))
     if subject.identity != identity:
@@ -134,7 +135,7 @@ def _gather(subjects: dict[str, Subject], key: str, extra: Mapping[str, Any]) ->
 
 
 def why_not_the_same(base: Subject, head: Subject) -> str | None:
-    """What differs between two subjects so that they are not to be compared."""
+    """The reason why two subjects cannot be compared."""
     for name, words in _IDENTITY.items():
         if base.identity[name] != head.identity[name]:
             return f"{words} is another: {_short(base.identity[name])}, {_short(head.identity[name])}"

@@ -1,4 +1,4 @@
-"""How much a metric may change before that is called better or worse: ``thresholds.toml``."""
+"""How much a metric may change before the change counts as better or worse: ``thresholds.toml``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ OWN = resources.files("wasmgraph.analysis").joinpath("thresholds.toml")
 
 @dataclass(frozen=True)
 class Limit:
-    """A change within ``relative`` of the base value plus ``absolute`` (in the metric's unit) is none."""
+    """A change within ``relative`` of the base value plus ``absolute`` (in the metric's unit) does not
+    count."""
 
     better: Literal["less", "more"]
     relative: float = 0.0

@@ -1,4 +1,4 @@
-"""The command line. Exit codes: 0 done, 1 worse, 2 bad usage or bad input, 3 a failure of ours.
+"""The command line. Exit codes: 0 done, 1 worse, 2 bad usage or bad input, 3 a failure of wasmgraph.
 
 Heavy imports stay inside the commands, so that ``--help`` answers at once.
 """
@@ -53,7 +53,7 @@ def _end(message: str, code: int) -> NoReturn:
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
-@click.option("-q", "--quiet", is_flag=True, help="Print results and errors, nothing of how it goes.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only results and errors.")
 @click.version_option(package_name="wasmgraph")
 def main(debug: bool, quiet: bool) -> None:
     """Compile neural networks, weights included, into single WebAssembly modules.
@@ -63,7 +63,7 @@ def main(debug: bool, quiet: bool) -> None:
     wasmgraph compile resnet50.onnx -o resnet50.wasm --target wasm32-simd128
     wasmgraph classify resnet50.wasm photo.jpg
     """
-    if threading.current_thread() is threading.main_thread():  # what is temporary is removed then too
+    if threading.current_thread() is threading.main_thread():  # temporary files are then removed, too
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
     warnings.showwarning = lambda message, *_, **__: echo(f"warning: {message}", to_stderr=True)
 

@@ -1,4 +1,4 @@
-"""The command that finds where a compiled model departs from onnxruntime."""
+"""The command that finds where a compiled model differs from onnxruntime."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _DIVERGES = 1
     "inputs",
     multiple=True,
     metavar="NAME=x.npy",
-    help="An input's array; repeatable. What is not given is seeded noise.",
+    help="An input's array; repeatable. Others are seeded noise.",
 )
 @strict_option
 @click.option(
@@ -34,7 +34,7 @@ _DIVERGES = 1
     default=1e-3,
     show_default=True,
     type=click.FloatRange(0),
-    help="The largest difference that is none, relative to the largest value expected.",
+    help="The largest tolerated difference, relative to the largest expected value.",
 )
 @click.option(
     "-o",
@@ -42,7 +42,7 @@ _DIVERGES = 1
     default="diverging.onnx",
     show_default=True,
     type=click.Path(path_type=Path),
-    help="Where the node that diverges is saved, its inputs beside it as .npz.",
+    help="File for the node that differs; its inputs are saved beside it as .npz.",
 )
 @json_option
 def diff(
@@ -56,8 +56,8 @@ def diff(
     output: Path,
     as_json: bool,
 ) -> None:
-    """Find the first node of a MODEL whose compiled result is not onnxruntime's. Exit code 1 if there is
-    one.
+    """Find the first node of a MODEL whose compiled result differs from onnxruntime's. Exit code 1 if there
+    is one.
 
     Example: wasmgraph diff model.onnx --target wasm32-simd128 --shape x=1,3,224,224
     """

@@ -45,7 +45,7 @@ threads_option = click.option(
 
 
 def trust_options(default: Limits, what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Whether ``what`` a command takes is trusted: the arguments ``trust`` of ``load`` or ``compile``."""
+    """Options that say whether ``what`` is trusted: the arguments ``trust`` of ``load`` or ``compile``."""
     memory, seconds = default.memory_bytes >> 20, default.wall_s
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -130,15 +130,15 @@ def shapes_of(options: Sequence[str]) -> dict[str, tuple[int, ...]]:
     type=click.Choice(["embedded", "wasi"]),
     default="embedded",
     show_default=True,
-    help="Weights in the module, or in a file beside it that all wasm targets read.",
+    help="Put the weights into the module, or into a file beside it that all wasm targets share.",
 )
 @click.option("--command", is_flag=True, help="Link a WASI command: raw tensors in, raw tensors out.")
 @click.option(
     "--keep",
     type=click.Path(path_type=Path),
-    help="Keep graph.json, graph.o, graph.params, the archive and the kernels (text, machine code) here.",
+    help="Folder for graph.json, graph.o, graph.params, the archive and the kernels (text, machine code).",
 )
-@click.option("--no-winograd", is_flag=True, help="Direct convolutions only, for the last bit.")
+@click.option("--no-winograd", is_flag=True, help="Use direct convolutions only, which are more accurate.")
 @trust_options(COMPILE_LIMITS, "the model")
 @json_option
 def compile(
@@ -209,7 +209,7 @@ def arrays_of(options: Sequence[str]) -> dict[str, Array]:
             feeds[name] = np.load(path, allow_pickle=False)
         except OSError as error:
             raise InputError(f"--input {name}: {path}: {error.strerror or error}.") from error
-        except Exception as error:  # numpy lets through whatever its parsers meet
+        except Exception as error:  # numpy passes on any exception of its parsers
             raise InputError(f"--input {name}: {path} is not a .npy file: {error}") from error
         if not isinstance(feeds[name], np.ndarray):
             raise InputError(f"--input {name}: {path} is not a .npy file, but an archive of them.")
@@ -256,7 +256,7 @@ def run(
     with load(artifact, runtime, threads, sha256, params=params_dir, **trust) as session:
         outputs = session.run(feeds, strict=strict)
     try:
-        # np.savez would not take an output called "file".
+        # np.savez does not accept an output called "file".
         with replacing(output) as stream, zipfile.ZipFile(stream, "w") as archive:
             for name, array in outputs.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
@@ -405,15 +405,15 @@ def inspect(artifact: Path, as_json: bool) -> None:
 @click.option(
     "--rounds",
     type=click.IntRange(1),
-    help="Runs of the plan. By default as many as five seconds hold, at least ten.",
+    help="Runs of the plan. The default is as many as fit in five seconds, at least ten.",
 )
 @threads_option
 @json_option
 def profile(artifact: Path, rounds: int | None, threads: int, as_json: bool) -> None:
     """Show where an ARTIFACT spends its time: per kernel, against the roofline of its target.
 
-    Inputs are seeded noise. A Winograd convolution's GFLOP/s count its operations as if direct, so
-    that they compare; they may exceed the roofline.
+    Inputs are seeded noise. A Winograd convolution's GFLOP/s count its operations as if it were direct, for
+    comparison; they may exceed the roofline.
 
     Example: wasmgraph profile resnet50.wasm
     """

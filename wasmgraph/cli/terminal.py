@@ -1,5 +1,5 @@
-"""What the commands share: the terminal they speak to. Results go to standard output; what is being done,
-and how long it may take, to standard error, and nowhere with ``--quiet``."""
+"""The terminal, shared by all commands. Results go to standard output, progress to standard error.
+``--quiet`` turns progress off."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 
 def echo(text: object, to_stderr: bool = False) -> None:
-    """Print a line; what comes from models and files gives the terminal no orders."""
+    """Print a line. Text from models and files cannot control the terminal."""
     click.echo(plain(str(text)), err=to_stderr)
 
 
@@ -28,19 +28,19 @@ def _is_quiet() -> bool:
 
 
 def say(text: str) -> None:
-    """Tell what is being done."""
+    """Report what is being done."""
     if not _is_quiet():
         echo(f"{text} …", to_stderr=True)
 
 
 def note(text: str) -> None:
-    """Tell what was done."""
+    """Report what was done."""
     if not _is_quiet():
         echo(text, to_stderr=True)
 
 
 def console() -> Console:
-    """The terminal; wide enough for tables where output is not one."""
+    """The terminal; where output is not a terminal, wide enough for tables."""
     from rich.console import Console
 
     made = Console()
@@ -51,7 +51,8 @@ def console() -> Console:
 
 @contextmanager
 def progress(total: float, what: str) -> Iterator[Callable[[float], None]]:
-    """A bar with the time that is left, on a terminal; what this gives is told how much is done."""
+    """A bar with the remaining time, on a terminal. Yields a function that is called with the share
+    done."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -42,7 +42,7 @@ def report(
     conformance: Path | None,
     as_json: bool,
 ) -> None:
-    """Print the result table of RESULTS files and write an HTML report.
+    """Print the result tables of RESULTS files and write an HTML report.
 
     Example: wasmgraph report results/latest.json -o reports/
     """
@@ -67,7 +67,7 @@ _thresholds = click.option(
 _markdown = click.option(
     "--markdown", type=click.Path(path_type=Path), help="Also write the verdicts as Markdown here."
 )
-_all = click.option("--all", "everything", is_flag=True, help="List also what did not change.")
+_all = click.option("--all", "everything", is_flag=True, help="Also list series that did not change.")
 
 
 def _verdict(
@@ -106,8 +106,8 @@ def compare(
 ) -> None:
     """Compare two results files, BASE and HEAD: better, worse, or not, and why.
 
-    What is deterministic is judged against thresholds; time only between files that `wasmgraph regress`
-    measured in one run. Exit code 1 if anything is worse.
+    Deterministic figures are judged against thresholds. Time is judged only between files that `wasmgraph
+    regress` measured in one run. Exit code 1 if anything is worse.
 
     Example: wasmgraph compare results/baseline.json results/latest.json --markdown verdict.md
     """
@@ -122,7 +122,7 @@ def compare(
 @click.option(
     "--models", default="resnet50", show_default=True, help="Comma-separated names or .onnx files."
 )
-@click.option("--backends", help="Comma-separated, of ours; the default is all that Wasmtime and TVM run.")
+@click.option("--backends", help="Comma-separated; the default is every target in Wasmtime, or native.")
 @click.option(
     "--pairs", default=16, show_default=True, type=click.IntRange(4), help="Pairs of calls a process."
 )
@@ -131,7 +131,7 @@ def compare(
     default=20,
     show_default=True,
     type=click.IntRange(10),
-    help="Most pairs of processes; fewer, but 10, where ratios are known to 3 % before.",
+    help="At most so many pairs of processes; fewer (at least 10) once ratios are known to 3 %.",
 )
 @click.option(
     "-o",
@@ -200,7 +200,7 @@ def history() -> None:
 @click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
 @_history_file
 def history_add(results: Sequence[Path], path: Path) -> None:
-    """Append the figures of RESULTS files; what is there already is not added again.
+    """Append the figures of RESULTS files. Figures that are already there are not added again.
 
     Example: wasmgraph history add results/latest.json
     """

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from wasmgraph.compiler.lower.codegen import Kernels
     from wasmgraph.compiler.plan import Plan
 
-# The processor features that native code of ours may need: what LLVM's vector code depends on.
+# Processor features that native code may need: what LLVM's vector code depends on.
 _NATIVE_FEATURES = ("avx", "avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "asimd")
 # One parameter file serves every wasm target: weights lie in it as this one reads them, and convolutions
 # get the algorithms that are best for it.

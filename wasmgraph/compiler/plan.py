@@ -25,12 +25,12 @@ from wasmgraph.dims import Dim, Size, bounds, operation
 from wasmgraph.errors import UnsupportedOperatorError
 from wasmgraph.tensors import Array
 
-COPY = "copy"  # a graph's output that is also its input, a constant, or another output
+COPY = "copy"  # for an output that is also an input, a constant, or another output
 
 
 def symbol_of(function: str) -> str:
-    """What a kernel, or a phase of one, is called in the object file: not ``exp`` or ``erf``, which are
-    functions of the C library that other kernels call.
+    """The name of a kernel, or of a phase of one, in the object file. It must not be ``exp`` or ``erf``:
+    other kernels call these functions of the C library.
     """
     return f"kernel_{function}"
 
@@ -55,7 +55,7 @@ Argument = Address | Scalar
 
 @dataclass(frozen=True)
 class Call:
-    """One step: a kernel's name, and what it takes: inputs (addresses and scalars), outputs, workspaces.
+    """One step: a kernel's name and its arguments: inputs (addresses and scalars), outputs, workspaces.
 
     ``traffic_bytes`` is the size of inputs and outputs. The kernel :data:`COPY` has no symbol: it
     copies ``copied_bytes`` from its first address to its second.
@@ -164,7 +164,7 @@ class _Builder:
         return self.places[expr]
 
     def operands(self, arguments: relax.Tuple) -> list[_Operand]:
-        """What a kernel takes: tensors in their places, and numbers."""
+        """A kernel's arguments: addresses of tensors, and numbers."""
         found: list[_Operand] = []
         for argument in arguments.fields:
             if isinstance(argument.ty, PrimType):

@@ -40,7 +40,7 @@ def judge(
     Parameters
     ----------
     outputs, reference : for each input, the outputs by name
-    labels : for each input, the right class; None where nobody knows it
+    labels : for each input, the right class; None where it is unknown
     probabilities, logits : which outputs are compared
     """
 
@@ -74,14 +74,14 @@ def judge_answers(
     is_right: Callable[[str, str], bool],
     probabilities: str,
 ) -> Accuracy:
-    """Compare what outputs say with what is right, and with what the reference's say.
+    """Compare the answers in outputs with the right ones, and with the reference's.
 
-    ``top1`` counts right answers, ``agreement`` those that are the reference's.
+    ``top1`` counts right answers, ``agreement`` answers equal to the reference's.
 
     Parameters
     ----------
-    answer : of an input's outputs, what they say
-    is_right : of an answer and a label, whether the answer will do
+    answer : extracts the answer from an input's outputs
+    is_right : whether an answer is acceptable for a label
     """
     said, expected = [answer(row) for row in outputs], [answer(row) for row in reference]
     pairs = zip(outputs, reference, strict=True)
@@ -113,7 +113,7 @@ def doubts(
     probabilities: str,
     count: int = 5,
 ) -> list[Doubt]:
-    """The inputs that somebody will want to look at; parameters are those of :func:`judge`."""
+    """The inputs with a wrong or differing first class; parameters are those of :func:`judge`."""
 
     def most(row: Mapping[str, Array]) -> list[tuple[int, float]]:
         values = row[probabilities].ravel()
@@ -129,7 +129,8 @@ def doubts(
 
 
 def _largest(difference: Array) -> float:
-    """Largest absolute value; infinite if any is not a number: broken is not unmeasured."""
+    """Largest absolute value; infinite if any is NaN, so that a broken result is not taken for a missing
+    one."""
     value = float(np.abs(difference).max())
     return float("inf") if np.isnan(value) else value
 

@@ -20,8 +20,8 @@ class ColdStart:
 
 
 def cold_start(load: Callable[[], Session], feeds: Mapping[str, Array], repetitions: int) -> ColdStart:
-    """Load, run once, close; repeatedly. One repetition goes ahead untimed, so that compiled code
-    and digests are in the cache, as they are on every start but a program's very first."""
+    """Load, run once, close; repeatedly. The first repetition is untimed: it fills the cache with compiled
+    code and digests, as the very first start of a program does."""
     ready, first = [], []
     for number in range(repetitions + 1):
         began = time.perf_counter()

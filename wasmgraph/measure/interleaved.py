@@ -1,4 +1,4 @@
-"""Latency of several backends in one run, measured in turn, so that one disturbance meets all."""
+"""Latency of several backends in one run, measured in turn, so that a disturbance affects all of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wasmgraph.measure.processors import on_quiet_processor
 _CONFIDENCE = 0.95
 _RESAMPLES = 2000
 _SEED = 0
-_LONG = 0.02  # seconds: calls that outlast the quiet, and for which a look at the processors is short
+_LONG = 0.02  # seconds: longer calls outlast a quiet moment, and a probe is short beside them
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Ratio:
     high: float
 
 
-Block = Callable[[int], list[float]]  # so many timed calls after an untimed one → their seconds
+Block = Callable[[int], list[float]]  # makes this many timed calls after an untimed one → their seconds
 
 
 def block_of(call: Callable[[], object], threads: int = 1) -> Block:
-    """The block that calls ``call``, which computes with so many threads; see :mod:`.processors`."""
+    """The block that calls ``call``, which computes with ``threads`` threads; see :mod:`.processors`."""
 
     def timed() -> float:
         began = time.perf_counter()
@@ -63,7 +63,7 @@ def block_of(call: Callable[[], object], threads: int = 1) -> Block:
 
 
 def interleave(blocks: Mapping[str, Block], schedule: Schedule) -> dict[str, list[float]]:
-    """Measure everybody in short blocks, round-robin; the order turns by one each block.
+    """Measure all backends in short blocks, round-robin; the order rotates by one each block.
 
     Returns
     -------
@@ -83,13 +83,13 @@ def pair(
 ) -> tuple[list[float], list[float]]:
     """Measure two sides call beside call, after an untimed call of each.
 
-    The two calls of a pair meet the same moment, and do nearly the same to the caches; which comes first
-    changes each time. On a shared machine that is worth several times as many calls in blocks: while
-    neighbours come and go, calls are alike for some tens of milliseconds.
+    The two calls of a pair run at nearly the same moment and leave the caches in nearly the same state;
+    their order alternates. On a shared machine a pair is worth several calls in blocks, because neighbours
+    come and go, but calls are alike for some tens of milliseconds.
 
     Parameters
     ----------
-    base, head : make one call and tell its seconds
+    base, head : make one call and return its seconds
     """
     sides = base, head
     found: tuple[list[float], list[float]] = ([], [])

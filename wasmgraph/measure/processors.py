@@ -1,9 +1,9 @@
-"""On which processor to measure, and when: where and while the neighbours are quiet.
+"""Chooses the processor and the moment to measure: where and while the neighbours are quiet.
 
-A virtual processor is often one of a core's two threads, the other of which is somebody else's. While that
-computes, everything takes up to 1.5 times as long here, for tenths of a second or for minutes, on one
-processor and not on the next; and the system moves a session between them. How quick a processor is now is
-asked of a loop that has nothing to do with what is measured.
+A virtual processor is often one of a core's two threads, and the other thread belongs to another machine.
+While that thread computes, code here takes up to 1.5 times as long, for tenths of a second or for minutes,
+on one processor and not on the next. The system also moves a session between processors. A probe, unrelated
+to what is measured, tells how fast a processor is now.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ import numpy as np
 from wasmgraph.host import processors_of_this_process
 from wasmgraph.tensors import Array
 
-# Products of vectors in the first-level cache: some tenths of a millisecond of what a neighbour slows most.
+# Products of vectors in the first-level cache, for some tenths of a millisecond: neighbours slow this most.
 _PRODUCTS, _ELEMENTS, _TRIES = 300, 4096, 4
 _LINE = 64  # bytes: how the vectors are aligned, so that all probes are alike
-_QUIET = 1.12  # of the quickest probe there was
-_PAUSE = 0.02  # seconds between two looks
+_QUIET = 1.12  # of the fastest probe so far
+_PAUSE = 0.02  # seconds between two probes
 _MOST_WAITING = 120.0  # seconds of a process, for a machine that is never quiet
 
 
 @dataclass
 class _Seen:
-    """Of this process: seconds of the quickest probe, and of all waiting."""
+    """State of this process: seconds of the fastest probe, and of all waiting."""
 
     fastest: float = math.inf
     waited: float = 0.0
@@ -43,10 +43,10 @@ _seen = _Seen()
 
 @contextmanager
 def on_quiet_processor(threads: int, patience: float = 1.0) -> Iterator[None]:
-    """Run what follows when as many processors as ``threads`` are quiet, after ``patience`` seconds in any
-    case, or at once if this process has waited for two minutes in all. One thread is bound to a quiet one:
-    this thread, and the main threads of child processes, which are engines; several run on all processors.
-    Where a system binds no threads nothing is done.
+    """Run the body when as many processors as ``threads`` are quiet: after ``patience`` seconds at the
+    latest, or at once if this process has waited for two minutes in all. For one thread, this thread and
+    the main threads of child processes (engines) are bound to a quiet processor; several threads run on all
+    processors. Does nothing where a system cannot bind threads.
     """
     if not hasattr(os, "sched_setaffinity"):
         yield
@@ -71,13 +71,13 @@ def _wait(processors: Sequence[int], threads: int, patience: float) -> int:
         passed = time.monotonic() - began
         if len(quiet) >= min(threads, len(processors)) or passed >= patience:
             _seen.waited += passed
-            # The first that is quiet, so that a session stays where its caches are.
+            # The first quiet one, so that a session stays where its caches are.
             return quiet[0] if quiet else min(seconds, key=seconds.__getitem__)
         time.sleep(_PAUSE)
 
 
 def _probe(processor: int) -> float:
-    """Seconds of the probe on a processor, to which this thread is bound then."""
+    """Seconds of the probe on a processor. Binds this thread to it."""
     os.sched_setaffinity(0, [processor])
     factor, product = _vectors()
     passed = []
@@ -105,10 +105,10 @@ def _bind(processors: Sequence[int]) -> None:
         try:
             os.sched_setaffinity(process, processors)
         except ProcessLookupError:
-            continue  # it ended meanwhile
+            continue  # the process has ended meanwhile
 
 
 def _children() -> list[int]:
-    """Child processes, of whichever thread; none where the kernel does not tell."""
+    """Child processes of any thread; none where the kernel does not list them."""
     lists = Path("/proc/self/task").glob("*/children")
     return [int(number) for children in lists for number in children.read_text().split()]

@@ -1,9 +1,9 @@
-"""Where an inference spends its time: every call of the plan timed in the order of the run, so
-that caches hold what they hold in a real inference, not one warm kernel.
+"""Where an inference spends its time: every call of the plan is timed in the order of the run, so that
+caches hold what they hold in a real inference.
 
-The best round counts, of steps and roofline alike: a profile is about the code, and whoever shares the
-core only ever adds time, to a step or to the peak, never to both alike. (Latencies are medians.) Neighbours
-stay for seconds; fast code is therefore measured for as long as slow code, not for as many rounds.
+The best round counts, for steps and roofline alike. A profile is about the code, and neighbours on the core
+only add time. (Latencies are medians.) Neighbours stay for seconds, so fast code is measured for as long as
+slow code, not for as many rounds.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from wasmgraph.tensors import Array
 
 CHAINS, TILE, FILL, STREAM = range(4)  # the steps of a roofline artifact
 DIRECT_RULES = ("direct-conv2d", "pointwise-conv2d")
-_PATIENCE = 0.2  # seconds a round waits for quiet: there are many
-_PEAKS = 4  # short as they are, a round has several
+_PATIENCE = 0.2  # seconds that a round waits for quiet; short, because there are many rounds
+_PEAKS = 4  # they are short, so a round has several
 
 
 @dataclass(frozen=True)
 class Roofline:
-    """The most that the threads do here: floating-point operations, and bytes read, a second."""
+    """The peak of the threads on this machine: floating-point operations and bytes read, a second."""
 
     flops_per_s: float
     bytes_per_s: float
@@ -105,10 +105,10 @@ def profile_steps(
         peak meet the same disturbances
     limit_steps : the calls of its plan
     threads : of both sessions; every one of them does the whole of the roofline's arithmetic
-    done : told after each round which share of them is done
+    done : called after each round with the share of rounds that is done
     """
     session.run(feeds)
-    limit.run_step(FILL)  # memory that nobody wrote is one shared page of zeros
+    limit.run_step(FILL)  # unwritten memory is one shared page of zeros
     durations: list[list[float]] = [[] for _ in steps]
     chains: list[float] = []
     tiles: list[float] = []

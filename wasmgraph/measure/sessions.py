@@ -1,4 +1,4 @@
-"""Many sessions at once: what a server with one graph and several threads would see."""
+"""Several sessions at once, as in a server with one graph and several threads."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run_together(sessions: Sequence[Session], feeds: Mapping[str, Array], calls:
     Raises
     ------
     WasmgraphError
-        A session failed; the others are waited for.
+        A session failed. Raised after all others have ended.
     """
     for session in sessions:
         session.run(feeds)
@@ -63,13 +63,12 @@ def run_together(sessions: Sequence[Session], feeds: Mapping[str, Array], calls:
 
 
 def memory_of_one_more(load: Callable[[], Session], feeds: Mapping[str, Array]) -> int:
-    """Bytes of memory that a session takes, for itself alone, beside one of the same graph that has already
-    run.
+    """Bytes of private memory of a second session, beside one of the same graph that has already run.
 
-    What counts are the anonymous pages of this process and the processes that it started (Linux; elsewhere
-    the resident set, which counts pages that sessions share every time). Pages of files, such as
-    parameters in compiled code, lie in the page cache once, however many sessions map them. Ask in a fresh
-    process: allocators give the memory of sessions that were closed to the next one.
+    Counts the anonymous pages of this process and of its children (Linux; elsewhere the resident set, which
+    counts shared pages once for each session). Pages of files, such as parameters in compiled code, lie in
+    the page cache once, however many sessions map them. Call this in a fresh process: allocators reuse the
+    memory of closed sessions.
     """
     with load() as first:
         first.run(feeds)

@@ -1,4 +1,4 @@
-"""What a series of timed rounds says, and whether it is to be trusted."""
+"""Statistics of a series of timed rounds, and whether the series can be trusted."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def describe(rounds: Sequence[float]) -> Description:
     if median and mad > _SPREAD * median:
         remedies.append(
             f"rounds differ by {mad / median:.0%} from their median: measure more of them (--rounds), stop"
-            " what else runs on the machine, and trust ratios of one run rather than times"
+            " other programs on the machine, and rely on ratios of one run rather than on times"
         )
     if warmup:
         remedies.append(f"the first {warmup} of {len(values)} are warm-up: measure more of them (--rounds)")

@@ -17,10 +17,10 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Model:
-    """A model that can be fetched: how its file is made, and which revision of that making.
+    """A model that can be fetched: how its file is built, and the revision of that build.
 
-    ``build`` returns the file's content; it gets a function that is told of progress. ``revision``
-    is part of the cached file's name: raise it when ``build`` changes what it makes.
+    ``build`` gets a function to report progress and returns the file's content. ``revision`` is part of the
+    cached file's name: raise it when the content changes.
     """
 
     name: str
@@ -106,7 +106,7 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
     Parameters
     ----------
     name : a key of :data:`MODELS`
-    progress : told in words what is being done
+    progress : called with a description of each step
 
     Raises
     ------

@@ -28,7 +28,7 @@ class GraphBuilder:
         return name
 
     def node(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        """A node of one output, by whose name it goes; that name."""
+        """A node with one output, which has the node's name. Returns that name."""
         self.nodes.append(helper.make_node(operator, inputs, [output], output, **attributes))
         return output
 

@@ -1,5 +1,5 @@
-"""What a model says of itself: how a photograph becomes its input, and what its outputs mean. Whoever made
-the model or the artifact wrote it, so that nothing of it is used before it was looked at."""
+"""A model's description of itself: how a photograph becomes its input, and what its outputs mean. It comes
+from whoever made the model, so it is checked before it is used."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _CHOICES = {"channels": ("RGB", "BGR"), "layout": ("NCHW", "NHWC")}
 
 
 def check_preprocessing(how: Any) -> None:
-    """Hold that ``how`` says what :func:`wasmgraph.models.photos.preprocess` needs.
+    """Check that ``how`` has what :func:`wasmgraph.models.photos.preprocess` needs.
 
     Raises
     ------
     ModelError
-        Something is missing, of another kind, or would take more memory than any network's input.
+        A field is missing, has another type, or would take more memory than any network's input.
     """
     if not isinstance(how, Mapping):
         raise ModelError(f"the model's description has preprocessing {how!r}; an object was expected.")
@@ -62,12 +62,12 @@ class Classification:
     def of(
         description: Mapping[str, Any], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
     ) -> Classification:
-        """What a description says of a graph with these inputs and outputs.
+        """Read a description for a graph with these inputs and outputs.
 
         Raises
         ------
         ModelError
-            It does not say it, or of another graph.
+            The description is incomplete, or belongs to another graph.
         """
         labels: Any = description.get("labels")
         how: Any = description.get("preprocessing")

@@ -1,4 +1,4 @@
-"""What a model is fed when it is measured: labelled photographs where it takes them, else seeded noise."""
+"""Inputs for measuring a model: labelled photographs where it takes them, otherwise seeded noise."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _NOISE_INPUTS = 3
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Feeds, and their labels where somebody knows them and the weights mean something.
+    """Feeds, and their labels where these are known and the weights are trained.
 
-    ``description`` is what the model says of itself: weights, preprocessing, labels; ``photos`` are what
-    the feeds were made of, if they were. Labels are class indices, or, of a task with text, right answers.
+    ``description`` is the model's own: weights, preprocessing, labels. ``photos`` are the photographs that
+    the feeds were made from, if any. Labels are class indices, or the right answers of a task with text.
     """
 
     feeds: Sequence[dict[str, Array]]
@@ -45,7 +45,7 @@ class Evaluation:
         return digest.hexdigest()
 
     def class_name(self, index: int) -> str:
-        """What the model calls a class; its number where it has no names."""
+        """The model's name for a class, or the class's number."""
         names = self.description.get("labels") or []
         return str(names[index]) if 0 <= index < len(names) else str(index)
 
@@ -96,7 +96,7 @@ def evaluation(
     ----------
     inputs : what the graph takes
     images : a folder of labelled photographs instead of the twenty known ones
-    notice : told if photographs are wanted and cannot be had
+    notice : called with the reason if photographs cannot be fetched
     """
     description = describe(path)
     photos = []

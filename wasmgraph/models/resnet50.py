@@ -124,7 +124,7 @@ def _convert(graph: GraphBuilder, layers: list[dict[str, Any]], weights: Mapping
             case "Dense" if config["activation"] == "softmax":
                 graph.classify(sources[0], name, weights[f"{name}/kernel"], weights[f"{name}/bias"])
             case other:
-                raise FetchError(f"{PACKAGE}: layer {name!r} is a {other}, which ResNet-50 has not.")
+                raise FetchError(f"{PACKAGE}: layer {name!r} is a {other}, which ResNet-50 does not have.")
 
 
 def build_random(progress: Callable[[str], None]) -> onnx.ModelProto:

@@ -1,7 +1,7 @@
-"""Tensors out of files that ``torch.save`` wrote before version 1.6, without PyTorch.
+"""Reads tensors from files of ``torch.save`` before PyTorch 1.6, without PyTorch.
 
 Such a file is five pickles (magic, protocol, system, the object, the keys of its storages) and the
-storages' bytes. The unpickler knows tensors and nothing else: a pickle that asks for more is refused.
+storages' bytes. The unpickler knows only tensors: a pickle that needs anything else is refused.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Two revisions of wasmgraph measured in one interleaved run: results that may be judged by time."""
+"""Two revisions of wasmgraph, measured in one interleaved run so that their times may be compared."""
 
 from wasmgraph.regress.checkouts import Checkout, checkout, repository
 from wasmgraph.regress.paired import Options, measure_pair

@@ -22,7 +22,7 @@ _PREFIX = "wasmgraph-revision-"
 
 @dataclass(frozen=True)
 class Checkout:
-    """A revision's files, the interpreter that has what they depend on, and its commit."""
+    """A revision's files, an interpreter with their dependencies, and the commit."""
 
     root: Path
     python: str
@@ -35,7 +35,7 @@ def repository() -> Path:
     Raises
     ------
     UsageError
-        It is in none, or in one that is not wasmgraph's.
+        The directory is in no repository, or in another project's.
     """
     root = Path(_git(Path.cwd(), "rev-parse", "--show-toplevel"))
     if not (root / "wasmgraph" / "__init__.py").exists():
@@ -47,7 +47,7 @@ def repository() -> Path:
 def checkout(root: Path, revision: str, progress: Progress) -> Iterator[Checkout]:
     """Check a revision out into a temporary worktree, removed at the end.
 
-    Where it depends on other packages than this environment has, it gets an environment of its own
+    A revision that depends on other packages than this environment has gets an environment of its own
     (`make`, minutes).
 
     Raises
@@ -67,7 +67,8 @@ def checkout(root: Path, revision: str, progress: Progress) -> Iterator[Checkout
 
 
 def _remove_stale(root: Path) -> None:
-    """Remove worktrees of ours whose processes are no more: a process that is killed cannot do it."""
+    """Remove wasmgraph's worktrees whose processes no longer exist: a killed process cannot remove its
+    own."""
     listed = _git(root, "worktree", "list", "--porcelain").splitlines()
     for place in (Path(line.removeprefix("worktree ")) for line in listed if line.startswith("worktree ")):
         pid = place.parent.name.removeprefix(_PREFIX).partition("-")[0]
@@ -115,7 +116,7 @@ def _python(root: Path, place: Path, progress: Progress) -> str:
 
 
 def _dependencies(root: Path) -> Sequence[Any]:
-    """What a revision's environment is made of."""
+    """The files that define a revision's environment."""
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     constraints = root / "constraints.txt"
     extras = project.get("optional-dependencies", {})

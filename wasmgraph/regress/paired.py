@@ -42,10 +42,11 @@ SIDES: tuple[Side, Side] = ("base", "head")
 class Options:
     """What is measured, and for how long.
 
-    Pairs of processes measure ``pairs`` of calls, one after the other: what chance gives a process (the
-    places of its memory) stays with it, and must not look like a difference of code. A backend is done when
-    the interval of its ratio is within ``precision`` to both sides, after ``least`` to ``most`` pairs of
-    processes. The width of the interval alone decides, never where it lies.
+    Several pairs of processes measure ``pairs`` of calls each, one pair of processes after the other: a
+    process keeps the bias that chance gave it (where its memory lies), which must not look like a
+    difference of code. A backend is done when the interval of its ratio is within ``precision`` to both
+    sides, after ``least`` to ``most`` pairs of processes. Only the width of the interval decides, never its
+    place.
     """
 
     models: Sequence[str]
@@ -70,7 +71,8 @@ class _Side:
     accuracy: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def compile(self, model: Path, backends: Sequence[Backend]) -> None:
-        """Compile for all targets in a process of its own; a failure is the backends' that need it."""
+        """Compile for all targets in a process of its own. A failure counts for the backends that need the
+        artifact."""
         self.directory.mkdir()
         with WorkerProcess(self.checkout) as worker:
             for target in dict.fromkeys(backend.target for backend in backends):
@@ -84,8 +86,8 @@ class _Side:
     def load(
         self, worker: WorkerProcess, backends: Sequence[Backend], feeds: Path, processor: int
     ) -> dict[str, Call]:
-        """Load every backend that has not failed; its calls run in the worker, those of one thread on one
-        processor: processors differ by what their neighbours do."""
+        """Load every backend that has not failed. Calls run in the worker; those of one thread run on one
+        processor, because processors differ by their neighbours."""
         calls: dict[str, Call] = {}
         for backend in backends:
             if backend.name in self.failed:
@@ -111,7 +113,7 @@ class _Side:
         return seconds
 
     def record(self, name: str, path: Path, backend: Backend, judged: Evaluation) -> dict[str, Any]:
-        """What is said of a backend in ``extra_info``."""
+        """A backend's record in ``extra_info``."""
         artifact = self.artifacts[str(backend.target)]
         counted = dict(self.counted.get(str(backend.target), {}))
         kernel_work = counted.pop("kernel_work", {})
@@ -148,9 +150,9 @@ def measure_pair(
     Raises
     ------
     UsageError
-        A backend is not one of ours.
+        A backend does not run wasmgraph's artifacts.
     FetchError
-        A model cannot be had.
+        A model cannot be fetched.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -159,7 +161,7 @@ def measure_pair(
     strange = [backend.name for backend in options.backends if backend.target is None]
     if strange:
         raise UsageError(
-            f"{', '.join(strange)}: revisions differ in what wasmgraph compiles and runs only."
+            f"{', '.join(strange)}: only backends that run wasmgraph's artifacts differ between revisions."
         )
     paths = _models(options.models, progress)
     run = uuid.uuid4().hex
@@ -168,7 +170,7 @@ def measure_pair(
     notices: list[str] = []
     if base.python != head.python:
         notices.append(
-            "The revisions depend on other packages than each other. Work and machine code are counted with"
+            "The revisions depend on different packages. Work and machine code are counted with"
             " the Wasmtime of this environment for both."
         )
     for name, path in paths.items():

@@ -14,7 +14,7 @@ _PATIENCE_S = 1800.0  # compiling a large network on a slow machine
 
 
 class WorkerProcess:
-    """A process that runs one revision; ``worker.py`` says what can be asked of it."""
+    """A process that runs one revision; ``worker.py`` has its requests."""
 
     def __init__(self, checkout: Checkout) -> None:
         self._where = f"revision {checkout.commit[:12]}"
@@ -22,7 +22,7 @@ class WorkerProcess:
         self._child = Child(command, self._where, cwd=checkout.root)
 
     def ask(self, do: str, **arguments: Any) -> Any:
-        """Let the worker do something and return its result.
+        """Send a request to the worker and return its result.
 
         Raises
         ------

@@ -39,7 +39,7 @@ def benchmark(record: Mapping[str, Any], rounds: Sequence[float]) -> dict[str, A
 def results_file(benchmarks: Sequence[Mapping[str, Any]], info: RunInfo, commit: str) -> bytes:
     """The whole file."""
     machine = pytest_benchmark_generate_machine_info()
-    machine.pop("node", None)  # a host's name is nobody's business but its owner's
+    machine.pop("node", None)  # results do not reveal a host's name
     content = {
         "machine_info": machine,
         "commit_info": {"id": commit, "dirty": False},

@@ -15,7 +15,7 @@ from typing import Any
 
 
 def bind(processors: list[int]) -> None:
-    """Let this thread run on these processors only, where the system can do that."""
+    """Bind this thread to these processors, where the system can do that."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, processors)
 
@@ -43,7 +43,7 @@ class Worker:
     def load(
         self, name: str, path: str, runtime: str, threads: int, feeds: str, processors: list[int]
     ) -> float:
-        """Load a graph under a name, and its first feeds from an .npz file; say how long loading took.
+        """Load a graph under a name, and its first feeds from an .npz file; return the seconds of loading.
 
         Threads that loading starts may use ``processors``: they keep what this thread may use now.
         """
@@ -81,7 +81,7 @@ class Worker:
 def main() -> None:
     """Serve until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a compiler or a library prints must not be taken for an answer
+    os.dup2(2, 1)  # output of a compiler or a library must not be read as an answer
     with redirect_stdout(sys.stderr):
         worker = Worker(sys.argv[1])
         for line in sys.stdin:

@@ -81,7 +81,7 @@ def comparison_json(comparison: Comparison) -> str:
 
 
 def _changed(comparison: Comparison) -> tuple[list[Verdict], list[Verdict]]:
-    """What is worse or better, and apart from it the kernels that do less work: there may be many."""
+    """What is worse or better; kernels that do less work are apart, because there may be many."""
     better = comparison.of("better")
     kernels = [verdict for verdict in better if verdict.metric.startswith(BY_KERNEL)]
     others = [verdict for verdict in better if not verdict.metric.startswith(BY_KERNEL)]

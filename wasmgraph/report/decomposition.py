@@ -18,7 +18,7 @@ _CHAIN = (
 
 @dataclass(frozen=True)
 class Change:
-    """A backend, what is different from the one before, its median, and that over the one before's."""
+    """A backend, how it differs from the one before, its median, and the ratio to the median before."""
 
     backend: str
     what: str
@@ -27,8 +27,8 @@ class Change:
 
 
 def decomposition(rows: Sequence[Row]) -> list[Change]:
-    """The chain for one model, without the backends that were not measured; factors are ratios of medians
-    of one interleaved run. Empty if there are less than two."""
+    """The chain for one model, without backends that were not measured. Factors are ratios of medians of
+    one interleaved run. Empty if fewer than two were measured."""
     medians = {row.backend: row.median_s for row in rows if row.median_s is not None}
     found: list[Change] = []
     for backend, what in _CHAIN:

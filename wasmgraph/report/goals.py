@@ -1,4 +1,4 @@
-"""What the project sets out to reach on ResNet-50 and some other nets, beside what a run measured."""
+"""The project's goals on ResNet-50 and some other networks, compared with a run."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Goal:
 
 
 class _Figures:
-    """What one model's rows say, by backend."""
+    """One model's rows, by backend."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = {row.backend: row for row in rows}

@@ -40,7 +40,8 @@ _SECTIONS = {
 
 @dataclass(frozen=True)
 class Opinions:
-    """What backends think of a photograph that somebody got wrong: classes with probabilities, and who."""
+    """The answers of all backends for a photograph that at least one misclassified: classes with
+    probabilities, and the backends that gave them."""
 
     photo: str
     label: str
@@ -156,7 +157,7 @@ def build_report(
 
 
 def _breakable(name: str) -> Markup:
-    """A name that may go on in the next line after a mark in it."""
+    """A name that may be broken across lines after a punctuation mark."""
     from markupsafe import Markup, escape
 
     return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[-_@:])", name))
@@ -195,8 +196,8 @@ def _page(summary: s.Summary, model: str, id: str, several: bool) -> Page:
 
 
 def _opinions(rows: Sequence[s.Row], pictures: Path) -> Iterator[Opinions]:
-    """By photograph; backends of one opinion stand together, and those that said nothing are of the
-    reference's."""
+    """By photograph. Backends with the same answer are grouped; a backend without a recorded answer gave
+    the reference's."""
     photos: dict[str, list[tuple[s.Row, Mapping[str, Any]]]] = {}
     for row in rows:
         for doubt in row.doubts:

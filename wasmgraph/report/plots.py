@@ -1,7 +1,7 @@
-"""Plots as SVG, drawn so that they read on light and on dark ground.
+"""Plots as SVG, readable on light and on dark backgrounds.
 
-Ink is one colour that occurs nowhere else: inside a page it becomes the page's own (``currentColor``), in a
-file by itself it is a grey that has contrast on both grounds.
+Text and lines have one colour that occurs nowhere else. Inside a page it becomes the page's own
+(``currentColor``); in a file by itself it is a grey with contrast on both backgrounds.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def decomposition_plot(changes: Sequence[Change]) -> str:
 
 
 def roofline_plot(rows: Sequence[Row]) -> str:
-    """A panel a profiled backend: its kernels under the roof that was measured with them, log-log."""
+    """One panel for each profiled backend: its kernels under the roofline measured with them, log-log."""
     columns = 1 if len(rows) == 1 else 2
     with mpl.rc_context(_STYLE):
         height = -(-len(rows) // columns)
@@ -160,7 +160,7 @@ def _roofline(axes: Axes, row: Row) -> None:
 
 
 def trends_plot(trends: Sequence[Trend]) -> str:
-    """A panel a trend: every run from zero, and the steps with their commits."""
+    """One panel for each trend: every run from zero, and the steps with their commits."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(9, 2.1 * len(trends)))
         for axes, trend in zip(figure.subplots(len(trends), 1, squeeze=False).ravel(), trends, strict=True):

@@ -1,4 +1,4 @@
-"""What a results file says, gathered by model and backend, for the page and the terminal alike."""
+"""A results file's content by model and backend, for the page and the terminal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Row:
 
     @property
     def unstable(self) -> str | None:
-        """What is wrong with the rounds and what helps, None if they are steady."""
+        """Why the rounds cannot be relied on, with a remedy; None if they are steady."""
         return self.get("unstable") or None
 
     def get(self, key: str) -> Any:
@@ -129,7 +129,7 @@ def summary_json(summaries: Sequence[Summary], report: Path) -> str:
 
 
 def engines(summary: Summary) -> list[tuple[str, str]]:
-    """Every engine with its version, and how it was configured, as they are in the records."""
+    """Every engine with its version and configuration, as recorded."""
     found = [(str(row.get("engine")), str(row.get("engine_config"))) for row in summary.rows]
     return list(dict.fromkeys(found))
 
@@ -203,7 +203,7 @@ def latency_words(row: Row) -> str:
 
 
 def sentences(rows: Sequence[Row]) -> list[str]:
-    """A sentence a backend; what is true of the accuracy of all of them is said once, at the end."""
+    """One sentence for each backend; an accuracy that all share comes once, at the end."""
     words = {accuracy_words(row) for row in rows}
     if len(words) == 1 and len(rows) > 1:
         (common,) = words

@@ -62,7 +62,7 @@ def result_table(summary: Summary, console: Console) -> None:
 
 
 def _rounds(rows: Sequence[Row], console: Console) -> None:
-    """How the rounds of each backend spread, and which are not to be trusted."""
+    """How the rounds of each backend spread, and which cannot be relied on."""
     measured = [row for row in rows if row.get("mad_s") is not None]
     if not measured:
         return

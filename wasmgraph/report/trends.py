@@ -19,7 +19,7 @@ MOST_PLOTTED = 24
 
 
 def trend_table(history: History, console: Console) -> None:
-    """Print a row a trend: how many runs, the first and latest value, the latest steps."""
+    """Print one row for each trend: number of runs, first and latest value, latest steps."""
     table = Table(title=f"{history.lines:,} lines", title_justify="left")
     for column in ("series", "metric", "host"):
         table.add_column(column)
@@ -73,12 +73,12 @@ def trend_plot(trends: Sequence[Trend], path: Path) -> None:
 
 
 def trend_svg(trends: Sequence[Trend]) -> str:
-    """Draw a panel a trend: every run, a line where the level changed, its commit beside it.
+    """Draw one panel for each trend: every run, and a line with the commit where the level changed.
 
     Raises
     ------
     UsageError
-        There are more trends than a reader can look at.
+        There are too many trends for one plot.
     """
     if not 1 <= len(trends) <= MOST_PLOTTED:
         raise UsageError(

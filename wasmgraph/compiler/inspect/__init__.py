@@ -1,1 +1,1 @@
-"""What is known of kernels beside their results: their text, their work, the machine's limits."""
+"""Inspection of kernels: their text, their work, the machine's limits."""

@@ -1,5 +1,5 @@
-"""A roofline as an artifact: its steps are the most arithmetic and the fastest reading that a
-target's instructions allow, measured by running them in the engine in question.
+"""A roofline as an artifact. Its steps do the most arithmetic and the fastest reading that a target's
+instructions allow; they are measured by running them in the same engine.
 
 Williams, Waterman & Patterson, "Roofline: An Insightful Visual Performance Model" (2009).
 """
@@ -14,7 +14,7 @@ from wasmgraph.compiler.link.library import Library, link_library, template
 from wasmgraph.compiler.link.zig import compile_object
 from wasmgraph.targets import Target, get_target
 
-_ITERATIONS = 1 << 19  # about a millisecond: short enough to find a quiet one
+_ITERATIONS = 1 << 19  # about a millisecond: short enough to fit a quiet moment
 # Chains hide the latency of a dependent multiply and add, as far as registers go: more would spill. For
 # Golden Cove, which can multiply and add three times in two cycles, they are too few; a tile, whose
 # products wait for nothing, then shows more.

@@ -1,4 +1,4 @@
-"""How much a kernel has to do, before any schedule: what its time is compared with."""
+"""The work of a kernel before any schedule, with which its time is compared."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from wasmgraph.compiler.schedule.blocks import find
 def kernel_flops(kernel: tirx.PrimFunc) -> int:
     """Floating-point operations of one call.
 
-    A convolution counts as its *direct* algorithm would, whatever algorithm it got, so that
-    GFLOP/s compare; Winograd can thereby exceed the roofline. Padding to whole tiles is not counted.
+    A convolution counts as its *direct* algorithm would, whatever algorithm it got, so that GFLOP/s can be
+    compared. Winograd can therefore exceed the roofline. Padding to whole tiles is not counted.
     """
     mod = tvm.IRModule({"main": kernel})
     schedule = Schedule(mod)

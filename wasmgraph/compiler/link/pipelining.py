@@ -1,17 +1,17 @@
 """Stage 7, after the linker: loops read the pixels of their next turn at the end of this one.
 
 Cranelift folds the broadcast of a number into the load of it only if that vector has a single use. A pixel
-is used once for every vector of output channels, so it is loaded into a general register, moved to a
-vector register and broadcast there, by units that could multiply and add meanwhile. Handed from turn to
-turn, the vector has a single use where it is loaded: as what the next turn begins with.
+is used once for every vector of output channels, so it is loaded into a general register, moved to a vector
+register and broadcast there, by units that could multiply and add meanwhile. A vector that is handed from
+turn to turn has a single use where it is loaded: the beginning of the next turn.
 
-Cranelift computes what a loop hands on in the order in which the loop first reads it. Therefore a loop
-begins by reading, for nothing, the accumulators of each pixel and then the pixel: the new pixel is then
-loaded after the last use of the old one, into its register. These readings leave no code in any engine.
+Cranelift computes a loop's carried values in the order in which the loop first reads them. A loop therefore
+begins with unused reads of the accumulators of each pixel and then of the pixel, so that the new pixel is
+loaded after the last use of the old one, into the same register. No engine generates code for these reads.
 
-V8 folds broadcasts anyway. It moves all loads of a turn to its beginning, where the new pixels want
-registers that are not there. So the kernels are there twice, and a word in memory says which are to run:
-0, as it is unless a host sets it, for Cranelift's. Results are equal bit by bit.
+V8 folds broadcasts anyway. It moves all loads of a turn to its beginning, where no registers are left for
+the new pixels. A module therefore has both versions of each kernel, and a word in memory selects one: 0,
+its initial value, selects Cranelift's. Results are equal bit by bit.
 """
 
 from __future__ import annotations
@@ -109,8 +109,9 @@ class _Value(NamedTuple):
 
 
 class _Address(NamedTuple):
-    """How a load's address is made from what the first turn begins with, by how many bytes it grows in a
-    turn, and the variable that has the next turn's at the end of a turn, if there is one."""
+    """How a load's address is computed from the values at the beginning of the first turn, by how many
+    bytes it grows in a turn, and the variable that holds the next turn's address at the end of a turn, if
+    any."""
 
     code: tuple[Instruction, ...]
     stride: int
@@ -122,7 +123,7 @@ def pipeline(path: Path, flag: int | None) -> int:
 
     Parameters
     ----------
-    flag : address of the word that says which kernels run; None: only the rewritten ones are there
+    flag : address of the word that selects the kernels; None: the module has only the rewritten ones
     """
     with path.open("rb") as stream:
         module = read_module(stream)
@@ -234,7 +235,7 @@ def _function(function: Function, parameters: int) -> tuple[Function, int]:
 def _loop(
     body: Sequence[Instruction], variables: _Variables
 ) -> tuple[list[Instruction], list[Instruction]] | None:
-    """What goes before a loop, and into it, so that its pixels are handed on; None to keep it.
+    """The code before a loop and in it that hands pixels on; None to keep the loop as it is.
 
     ``body`` has no branches but the last, back to its beginning, and changes no memory.
     """

@@ -9,7 +9,7 @@ from wasmgraph.targets import Target
 
 
 def legalizations(target: Target, winograd: bool) -> dict[str, Legalize]:
-    """The operators computed here, for a target; what they decline goes TVM's own way."""
+    """The operators computed here, for a target; variants that they decline are left to TVM."""
     return {
         "relax.nn.conv2d": lambda bb, call: legalize_convolution(bb, call, target, winograd),
         "relax.matmul": lambda bb, call: legalize_dense(bb, call, target),

@@ -1,11 +1,11 @@
 """Which algorithm a convolution gets: a cost model that counts arithmetic and memory.
 
-Costs are in cycles of one core. Arithmetic runs at the target's ``flops_per_cycle``; weights come
-from beyond the cache once an inference, because a whole network's weights outgrow it. Where a target can
-prefetch, they come behind the arithmetic, and the longer of the two counts. Elsewhere the first tile of
-pixels that needs a block of them waits for memory, which is idle while the others compute: both add up.
-Intermediates are written to and read from the cache. The model ranks algorithms, it does not
-predict times; ``wasmgraph profile`` on the whole network is what confirms it.
+Costs are in cycles of one core. Arithmetic runs at the target's ``flops_per_cycle``; weights come from
+beyond the cache once an inference, because a whole network's weights outgrow it. If a target can prefetch,
+loading them overlaps with arithmetic, and the longer of the two counts. Otherwise the first tile of pixels
+that needs a block of weights waits for memory, and memory is idle while the other tiles compute: both times
+add up. Intermediates are written to and read from the cache. The model ranks algorithms and does not
+predict times; ``wasmgraph profile`` on the whole network checks it.
 """
 
 from __future__ import annotations

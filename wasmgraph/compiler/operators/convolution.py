@@ -151,7 +151,7 @@ def pointwise_compute(
 def legalize_convolution(
     bb: relax.BlockBuilder, call: relax.Call, target: Target, winograd: bool
 ) -> relax.Expr:
-    """A float32 convolution by known weights, by the algorithm of ``choose``; others as TVM has it."""
+    """A float32 convolution by known weights, with the algorithm of ``choose``; others are left to TVM."""
     data, weight = call.args
     attrs = call.attrs
     if (

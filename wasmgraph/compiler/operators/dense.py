@@ -44,7 +44,7 @@ def _packed(weight: GenericConst, block: int) -> GenericConst:
 
 
 def legalize_dense(bb: relax.BlockBuilder, call: relax.Call, target: Target) -> relax.Expr:
-    """A float32 product of a matrix and known weights; others go TVM's own way."""
+    """A float32 product of a matrix and known weights; others are left to TVM."""
     data, weight = call.args
     if (
         not isinstance(weight, GenericConst)

@@ -1,9 +1,9 @@
 """Stage 3's layout: convolutions and pooling run on NHWC, and no tensor is transposed between them.
 
-Every convolution is written as NHWC between two transposes. Each transpose is then moved behind the
-operators that can do without it (element-wise, concatenation, reductions, reshapes ...) until it meets
-its inverse and both vanish. What is left stands at a model's inputs and outputs, and before operators
-that do care.
+Every convolution is written as NHWC between two transposes. Each transpose is then moved behind operators
+that do not depend on layout (element-wise, concatenation, reductions, reshapes ...) until it meets its
+inverse and both vanish. The remaining transposes stand at a model's inputs and outputs, and before
+operators that depend on layout.
 
 A tensor's *axes* say how it is stored: its dimension ``i`` is dimension ``axes[i]`` of the stored one,
 so a tensor is ``permute_dims(stored, axes)``.
@@ -55,7 +55,7 @@ class _TransposeSinker(PyExprMutator):  # type: ignore[misc]
         return whole.fields[item.index] if isinstance(whole, relax.Tuple) else item
 
     def bound(self, expr: relax.Expr) -> relax.Expr:
-        """What a variable is bound to, in the end; anything else is itself."""
+        """The expression that a variable is finally bound to; any other expression unchanged."""
         while isinstance(expr, relax.Var):
             value = self.lookup_binding(expr)
             if value is None:
@@ -71,7 +71,7 @@ class _TransposeSinker(PyExprMutator):  # type: ignore[misc]
         return tensor, tuple(range(len(static_shape(tensor))))
 
     def store(self, tensor: relax.Expr, axes: Axes) -> relax.Expr:
-        """``tensor`` stored with ``axes``: transposed only if it is not so already."""
+        """``tensor`` stored with ``axes``; transposed only if necessary."""
         held, have = self.stored(tensor)
         if have == axes:
             return held
@@ -85,7 +85,7 @@ class _TransposeSinker(PyExprMutator):  # type: ignore[misc]
         return self.builder_.emit(relax.op.permute_dims(held, order))
 
     def tensor(self, stored: relax.Expr, axes: Axes) -> relax.Expr:
-        """The tensor that is stored so."""
+        """The tensor that has this stored form."""
         if axes == tuple(range(len(axes))):
             return stored
         return relax.op.permute_dims(self.builder_.emit(stored), list(axes))

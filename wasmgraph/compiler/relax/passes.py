@@ -21,7 +21,7 @@ from wasmgraph.compiler.relax.layout import ChannelsLast
 from wasmgraph.compiler.sizes import static_shape
 from wasmgraph.targets import Target
 
-# What numpy does to a constant at once; TVM's FoldConstant would build and run a kernel for each.
+# Operators that numpy applies to constants; TVM's FoldConstant would build and run a kernel for each.
 _NUMPY: dict[str, Callable[[np.ndarray, relax.Call], np.ndarray]] = {
     "relax.permute_dims": lambda a, call: np.transpose(
         a, None if call.attrs.axes is None else [int(i) for i in call.attrs.axes]
@@ -29,7 +29,7 @@ _NUMPY: dict[str, Callable[[np.ndarray, relax.Call], np.ndarray]] = {
     "relax.reshape": lambda a, call: np.reshape(a, static_shape(call)),
 }
 
-# Operators that only rename a tensor's dimensions: a step of their own would copy for nothing.
+# Operators that only rename a tensor's dimensions: a step for them would copy needlessly.
 _RESHAPES = ("relax.reshape", "relax.squeeze", "relax.expand_dims", "relax.flatten")
 
 
@@ -108,7 +108,7 @@ class FoldLayout:
 
 @tvm.transform.module_pass(opt_level=0, name="PlainReshapes")
 class PlainReshapes:
-    """Spell squeeze, expand_dims and flatten as reshape, which the plan turns into an alias."""
+    """Write squeeze, expand_dims and flatten as reshape, which the plan turns into an alias."""
 
     def transform_module(self, mod: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
         """Rewrite ``main``."""

@@ -1,8 +1,8 @@
 """Stage 4: every kernel gets a loop nest that suits the target, by the first rule that fits.
 
-A rule reads the properties of the :class:`~wasmgraph.targets.Target` (lanes, tile), never its
-name. A kernel that no rule takes is compiled as TVM wrote it, correct and slow; it is counted
-under :data:`FALLBACK` wherever results are shown.
+A rule reads the properties of the :class:`~wasmgraph.targets.Target` (lanes, tile), never its name. A
+kernel that no rule takes is compiled as TVM wrote it: correct, but slow. Results count it under
+:data:`FALLBACK`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class Chosen:
 def schedule_kernel(
     kernel: tirx.PrimFunc, target: Target, decision: Decision | None = None
 ) -> tuple[tirx.PrimFunc, Chosen]:
-    """Schedule a kernel by the first rule that fits. It follows ``decision`` if that is of its kind."""
+    """Schedule a kernel by the first rule that fits. The rule follows ``decision`` if it has the rule's
+    type."""
     for name, rule in RULES.items():
         try:
             scheduled = rule(Schedule(tvm.IRModule({"main": kernel})), target, decision)

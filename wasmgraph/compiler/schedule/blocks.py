@@ -1,4 +1,4 @@
-"""What every rule asks of a kernel's blocks, and the things most rules do to them."""
+"""Queries and transformations of a kernel's blocks that the rules share."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from tvm.tirx import Add, BufferStore, FloatImm, FloorDiv, FloorMod, IterVar, co
 
 from wasmgraph.targets import Target
 
-# LoopPartition then peels the iterations that the guard of a non-dividing split would burden.
+# LoopPartition then peels the rest of a non-dividing split, so that the main loop has no guard.
 PEEL = "pragma_loop_partition_hint"
 # A loop whose turns may run on different threads, together with all marked loops around it.
 SHARE = "wasmgraph_share"
-# On the outermost of the loops over a block of weights' tiles of pixels; its value is how many loops those
-# are: while a tile is computed, its share of the next block is fetched (``compiler/lower/prefetch.py``).
+# On the outermost loop over the tiles of pixels of a block of weights; its value is how many such loops
+# there are. While a tile is computed, its share of the next block is fetched
+# (``compiler/lower/prefetch.py``).
 FETCH_AHEAD = "wasmgraph_fetch_ahead"
 
 
@@ -58,7 +59,7 @@ def conditional(schedule: Schedule, block: SBlockRV) -> bool:
 
 
 def reads(schedule: Schedule, block: SBlockRV) -> int:
-    """How often what a block writes is read, in the text of all others."""
+    """How often other blocks read a block's result, counted in their text."""
     written = schedule.get(block).writes[0].source
     found = []
 
@@ -132,8 +133,8 @@ def vectorize(schedule: Schedule, loop: LoopRV, target: Target) -> None:
 def begin_with_infinity(body: Any) -> Any:
     """Begin maxima with -inf and minima with inf; a maximum's padding is -inf as well.
 
-    TVM begins them with the largest finite numbers, which is wrong of infinities, and some primitives
-    only know a maximum that begins so: therefore this comes after all of them.
+    TVM begins them with the largest finite numbers, which gives wrong results for infinities. Some
+    primitives recognise only that form, so this comes after all of them.
     """
 
     def padding(value: FloatImm) -> FloatImm:

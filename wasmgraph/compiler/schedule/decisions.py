@@ -1,5 +1,5 @@
-"""What a rule may choose, as records apart from the rules. A rule applies a decision, and makes its own
-where it is given none.
+"""The choices of rules, as records of their own. A rule applies the decision that it is given, or makes
+one.
 """
 
 from __future__ import annotations

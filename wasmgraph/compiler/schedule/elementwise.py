@@ -16,8 +16,8 @@ def schedule_elementwise(
 ) -> Scheduled | None:
     """Inline everything into the block that writes the output; vectorize its fused loops.
 
-    What would be computed many times over is computed once instead, into an array: a chain of operators
-    that each read the one before twice would double with every one of them.
+    A value that would be computed many times is computed once, into an array: a chain of operators that
+    each read the one before twice would double with every operator.
     """
     order, last = blocks(schedule), output(schedule)
     if last is None or any(reduces(schedule, block) for block in order):

@@ -14,7 +14,7 @@ from wasmgraph.targets import Target
 
 
 def schedule_rows(schedule: Schedule, target: Target, decision: Decision | None = None) -> Scheduled | None:
-    """Any blocks whose leading axes are the same rows, at least one of which reduces the rest."""
+    """Any blocks with the same leading axes (the rows), of which at least one reduces the other axes."""
     reducing = [block for block in blocks(schedule) if reduces(schedule, block)]
     last = output(schedule)
     if not reducing or last is None:
@@ -27,7 +27,7 @@ def schedule_rows(schedule: Schedule, target: Target, decision: Decision | None 
     while rows < min(len(leading), len(loops)) and leading[rows] == int(schedule.get(loops[rows]).extent):
         rows += 1
     if any(extent != 1 for extent in leading[rows:]):
-        return None  # what is reduced does not lie innermost
+        return None  # the reduced axes are not innermost
     chosen = decision if isinstance(decision, Vector) else Vector(target.lanes)
     for block in reducing:
         _reduce_in_lanes(schedule, block, chosen.width)

@@ -109,7 +109,7 @@ def schedule_pointwise(
     inline_between(schedule, acc, last)
     own = _group_channels(schedule, acc, loops[-1])
     _, height, width, _ = (int(schedule.get(loop).extent) for loop in loops)
-    # Fusing the loops would not do: regions are inferred from the block's own axes.
+    # Fusing the loops is not enough: regions are inferred from the block's own axes.
     schedule = reindex(schedule, last, lambda i, y, x, c: ((i * height + y) * width + x, c // own, c % own))
     acc, last = find(schedule, "acc"), output(schedule)
     pixel, group, channel = schedule.get_loops(last)
@@ -147,9 +147,9 @@ def tile(
 ) -> None:
     """Tile ``pixel`` × ``channel`` of ``last`` and compute ``acc`` for each tile in registers.
 
-    From the outside in: ``outer``, blocks of channels, ``rows``, tiles of pixels; chunks of pixels, if
-    they are so decided, around as many blocks as the decision says.
-    What lies inside the loop over blocks is done with one block's weights, which stay in the cache.
+    From the outside in: ``outer``, blocks of channels, ``rows``, tiles of pixels; chunks of pixels, if they
+    are so decided, around as many blocks as the decision says. The loops inside the loop over blocks use
+    one block's weights, which stay in the cache.
     """
     inline_between(schedule, acc, last)
     packed = _packed(schedule, acc)
