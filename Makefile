@@ -20,7 +20,7 @@ bench-light: $(READY)
 # Every network by name, against onnxruntime and onnxruntime-web: about half an hour.
 bench-zoo: $(READY)
 	$(BIN)/pytest bench -q -k "latency or accuracy" --models all \
-		--backends wasm32-simd128@wasmtime,native@tvm,ort-web,onnxruntime --benchmark-json=results/zoo.json
+		--backends wasm32-simd128@wasmtime,native@native,ort-web,onnxruntime --benchmark-json=results/zoo.json
 	$(BIN)/wasmgraph report results/zoo.json -o reports/zoo
 
 # All models, Wasmtime's compilers, one to four threads, four sessions at once: about an hour.

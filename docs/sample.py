@@ -41,7 +41,7 @@ _BEGIN, _END = "<!-- from results/baseline.json, by `make sample` -->", "<!-- en
 
 _IN_README = {
     "onnxruntime": "onnxruntime, native",
-    "native@tvm": "native code of the same schedules",
+    "native@native": "native code of the same schedules",
     PROFILED: "WebAssembly in Wasmtime",
     "wasm32-simd128@node": "the same module in V8",
     "ort-web": "onnxruntime-web",

@@ -69,7 +69,7 @@ def test_an_artifact_is_pickled_as_its_path_and_digest(
     with pytest.raises(ArtifactError, match="was replaced after it was pickled"):
         pickle.loads(saved)
     with pytest.raises(UsageError, match="is temporary .* Save it"):
-        pickle.dumps(wg.compile(small_onnx, "wasm32"))
+        pickle.dumps(wg.compile(small_onnx, target="wasm32"))
 
 
 @pytest.mark.parametrize("cut", [1, 7, 40, 3000])

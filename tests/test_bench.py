@@ -43,11 +43,11 @@ def test_backends_are_target_at_runtime(name: str) -> None:
     "name",
     [
         "wasm32",
-        "wasm32@tvm",
+        "wasm32@native",
         "native@wasmtime",
         "tensorflow",
         "ort-web:none",
-        "native@tvm:2",
+        "native@native:2",
         "tfjs-wasm:2",
     ],
 )
@@ -132,7 +132,7 @@ def test_without_npm_random_weights_are_measured_and_said(tmp_path: Path) -> Non
 
 def test_a_file_without_latency_still_shows_its_accuracy(small_onnx: Path, tmp_path: Path) -> None:
     out = tmp_path / "r.json"
-    done = run_bench("--models", small_onnx, "-k", "accuracy", "--backends", "native@tvm,onnxruntime",
+    done = run_bench("--models", small_onnx, "-k", "accuracy", "--backends", "native@native,onnxruntime",
                      f"--benchmark-json={out}")  # fmt: skip
     assert done.returncode == 0, done.stdout
     rows = summarize(out).rows

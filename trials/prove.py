@@ -41,7 +41,7 @@ from wasmgraph.runtimes.metrics import metrics
 ROOT = Path(__file__).parent.parent
 SMALL, LARGE, SIMD = "light_squeezenet", "resnet50", "wasm32-simd128@wasmtime"
 SMALL_RUNS, LARGE_RUNS, WORK_RUNS, SLOW_RUNS, SPILL_RUNS, ACCURACY_RUNS = 37, 3, 10, 10, 3, 3
-BACKENDS = (SIMD, "native@tvm", SIMD, "wasm32@wasmtime")  # in turn
+BACKENDS = (SIMD, "native@native", SIMD, "wasm32@wasmtime")  # in turn
 _QUICK = {"pairs": 4, "least": 1, "most": 1}  # where time is not asked for
 _PASSES, _ALONE = 12, 4
 Outcome = dict[str, Any]

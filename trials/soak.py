@@ -91,7 +91,7 @@ def small_net() -> onnx.ModelProto:
 def artifacts(place: Path) -> dict[tuple[str, str], Path]:
     """The small net by target and place of the parameters."""
     return {
-        (s.target, s.params): wg.compile(small_net(), s.target, params=s.params).save(  # type: ignore[arg-type]
+        (s.target, s.params): wg.compile(small_net(), target=s.target, params=s.params).save(  # type: ignore[arg-type]
             place / f"{s.target}-{s.params}.wasm"
         )
         for s in SOAKS
@@ -110,7 +110,7 @@ def _same(outputs: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
 
 def inferences(path: Path, soak: Soak, count: int, console: Console) -> dict[str, Any]:
     """Run one session ``count`` times."""
-    with wg.load(path, soak.runtime, soak.threads, untrusted=soak.untrusted) as session:
+    with wg.load(path, runtime=soak.runtime, threads=soak.threads, untrusted=soak.untrusted) as session:
         feeds = seeded(session)
         expected = session.run(feeds)
         wrong, held, began = 0, [], time.monotonic()

@@ -152,7 +152,7 @@ def main(threads: int, runs: int) -> None:
             if kind.target == "onnx":
                 onnx.save(small_net(), path)
             elif not path.exists():
-                wg.compile(small_net(), kind.target).save(path)
+                wg.compile(small_net(), target=kind.target).save(path)
             for way in WAYS:
                 outcome = stress(path, kind.options, way, threads, runs)
                 counts = (outcome.runs, outcome.wrong, len(outcome.errors), outcome.runs / outcome.seconds)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from wasmgraph.errors import ArtifactError, UsageError
-from wasmgraph.files import replacing, sha256_file
+from wasmgraph.files import expand, replacing, sha256_file
 from wasmgraph.manifest import (
     DESCRIPTION_KEY,
     DTYPES,
@@ -119,7 +119,7 @@ class Artifact:
     def save(self, path: str | Path) -> Path:
         """Copy the artifact to ``path``, and its parameter file, if it has one, to a folder beside it. Each
         file is whole or absent; the parameters are written first."""
-        target = Path(path)
+        target = expand(path)
         try:
             if self.params_path is not None:
                 folder = target.resolve().parent / PARAMS_FOLDER
@@ -172,7 +172,7 @@ class Artifact:
         SchemaError
             It was made by a newer wasmgraph.
         """
-        path = Path(path)
+        path = expand(path)
         kind = kind_of(path)
         if kind == "onnx":
             raise ArtifactError(

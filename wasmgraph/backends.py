@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,18 +10,21 @@ from wasmgraph.errors import UsageError
 from wasmgraph.targets import get_target
 
 REFERENCE = "onnxruntime"
+# What the runtime "native" was called: it needs nothing of TVM.
+OLD_NATIVE = "tvm"
+OLD_NATIVE_WARNING = "the runtime 'tvm' is called 'native'; the old name goes with the next release."
 OURS = (
     "wasm32@wasmtime",
     "wasm32-simd128@wasmtime",
     "wasm32-simd128-threads@wasmtime:2",
-    "native@tvm",
+    "native@native",
 )
 _RUNTIME_KINDS = {
     "wasmtime": "wasm",
     "wasmtime-unoptimized": "wasm",
     "wasmtime-winch": "wasm",
     "node": "wasm",
-    "tvm": "native",
+    "native": "native",
 }
 
 
@@ -66,6 +70,10 @@ def parse(name: str, threads: int = 1, peers: Mapping[str, bool] | None = None) 
         target, runtime, threaded = None, plain, engines[plain]
     else:
         target, at, runtime = plain.partition("@")
+        if runtime == OLD_NATIVE:
+            warnings.warn(OLD_NATIVE_WARNING, FutureWarning, stacklevel=2)
+            runtime = "native"
+            plain = f"{target}@{runtime}"
         if not at or runtime not in _RUNTIME_KINDS:
             examples = ", ".join([*OURS, *engines])
             raise UsageError(f"unknown backend {name!r}; examples: {examples}.")

@@ -153,7 +153,7 @@ class _Search:
 
     def differences(self, proto: onnx.ModelProto, names: Sequence[str]) -> dict[str, float]:
         """How much each of a model's outputs differs."""
-        with load(compile(proto, self.target)) as session:
+        with load(compile(proto, target=self.target)) as session:
             found = session.run({s.name: self._fed(s.name, s.static_shape) for s in session.inputs})
         return {name: difference(found[name], self.expected[name]) for name in names}
 

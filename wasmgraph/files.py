@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +19,8 @@ from filelock import FileLock
 from wasmgraph.errors import CacheError
 
 _CHUNK = 1 << 22
+_RENEW_S = 3600.0
+_DIGESTS_BYTES = 1 << 20  # of remembered digests, some 8,000
 
 
 @contextmanager
@@ -87,14 +90,28 @@ def cache_dir(*parts: str) -> Path:
     return path
 
 
+def renew(path: Path) -> None:
+    """Note that a cached file was used. Reading does not, where access times are off or kept once a day."""
+    with suppress(OSError):
+        status = path.stat()
+        if time.time() - status.st_atime > _RENEW_S:
+            os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))
+
+
 def prune(directory: Path, limit_bytes: int) -> None:
-    """Delete the files that were longest not read, until the rest is within the limit."""
-    files = sorted((p for p in directory.iterdir() if p.is_file()), key=lambda p: p.stat().st_atime_ns)
-    excess = sum(p.stat().st_size for p in files) - limit_bytes
-    for path in files:
+    """Delete the files that were longest not used, until the rest is within the limit. Locks stay: another
+    process may hold one, and would not know that it is no longer the one that all others take."""
+    held: list[tuple[int, int, Path]] = []
+    for path in directory.iterdir():
+        with suppress(OSError):  # another process deletes, too
+            status = path.stat()
+            if stat.S_ISREG(status.st_mode) and path.suffix not in (".lock", ".part"):
+                held.append((status.st_atime_ns, status.st_size, path))
+    excess = sum(size for _, size, _ in held) - limit_bytes
+    for _, size, path in sorted(held):
         if excess <= 0:
             break
-        excess -= path.stat().st_size
+        excess -= size
         path.unlink(missing_ok=True)
 
 
@@ -135,10 +152,13 @@ def sha256_file(path: Path, size: int | None = None) -> str:
         with suppress(OSError, ValueError, KeyError):
             remembered = json.loads(memory.read_text())
             if remembered["identity"] == identity:
+                renew(memory)
                 return str(remembered["sha256"])
     with path.open("rb") as stream:
         digest = sha256_stream(stream, size)
     if memory is not None:
         with suppress(OSError):
             write_atomically(memory, json.dumps({"identity": identity, "sha256": digest}).encode())
+            if key.endswith("0"):  # looking at all of them takes time
+                prune(memory.parent, _DIGESTS_BYTES)
     return digest

@@ -31,6 +31,9 @@ from wasmgraph.tensors import Array
 DEFAULT_TARGET = "wasm32-simd128"
 
 
+_MOST_SESSIONS = 8  # of one model, each for other shapes or shape-like values
+
+
 class PreparedModel(BackendRep):
     """A model for one target, compiled once for each set of shapes and static inputs.
 
@@ -83,8 +86,11 @@ class PreparedModel(BackendRep):
             model.graph.input.extend(fed)
             model.graph.initializer.extend(numpy_helper.from_array(v, n) for n, v in static.items())
             log = CompileLog()
-            artifact = compile(model, self.target, shapes=shapes, log=log)
+            artifact = compile(model, target=self.target, shapes=shapes, log=log)
+            while len(self._sessions) >= _MOST_SESSIONS:  # the longest unused goes first
+                self._sessions.pop(next(iter(self._sessions)))[0].close()
             self._sessions[key] = load(artifact, runtime=self.runtime), log.constant_outputs
+        self._sessions[key] = self._sessions.pop(key)
         return self._sessions[key]
 
     def close(self) -> None:

@@ -211,7 +211,7 @@ def read_results(path: str | Path) -> dict[str, Any]:
         It cannot be read, is not JSON, or not pytest-benchmark's.
     """
     try:
-        text = Path(path).read_text()
+        text = Path(path).read_text().replace('@tvm"', '@native"')  # as old files name it
         data = json.loads(text)
         if _SURROGATE.search(text):  # a lone surrogate cannot be written to a terminal or a file
             json.dumps(data, ensure_ascii=False).encode()

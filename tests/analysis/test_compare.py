@@ -202,7 +202,7 @@ def test_kernels_that_one_file_does_not_tell_are_said(write: Write, thresholds: 
 
 
 def test_native_code_is_compared_on_one_machine_only(write: Write, thresholds: Thresholds) -> None:
-    entry = benchmark(backend="native@tvm", target="native", module_bytes=5)
+    entry = benchmark(backend="native@native", target="native", module_bytes=5)
     base, head, here = write("base", [entry]), write("head", [entry], host="there"), write("here", [entry])
     assert verdict(compare(base, head, thresholds), "all").why == "native code of another machine"
     assert verdict(compare(base, here, thresholds), "module_bytes").outcome == "no significant difference"

@@ -12,8 +12,8 @@ from tvm import relax, te, tirx
 import wasmgraph as wg
 from wasmgraph.artifact import Artifact
 from wasmgraph.compiler import CompileLog, _build
+from wasmgraph.compiler.form import Form
 from wasmgraph.compiler.importing import ImportedModel
-from wasmgraph.compiler.link.library import Form
 from wasmgraph.compiler.operators.dense import dense_compute
 from wasmgraph.compiler.operators.packing import pack, pack_conv2d
 from wasmgraph.compiler.schedule import Chosen, schedule_kernel

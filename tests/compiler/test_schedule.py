@@ -72,7 +72,7 @@ def test_pools_of_one_dimension(tmp_path: Path, target: str, operator: str) -> N
         nodes = [helper.make_node(operator, ["x"], ["y"], kernel_shape=[5], pads=pads, strides=strides)]
         path = tmp_path / "pool.onnx"
         onnx.save(model_of(nodes, {"x": [3, 4, 10]}, ["y"]), path)
-        with wg.load(path) as reference, wg.load(wg.compile(path, target)) as session:
+        with wg.load(path) as reference, wg.load(wg.compile(path, target=target)) as session:
             np.testing.assert_allclose(session.run({"x": x})["y"], reference.run({"x": x})["y"], rtol=1e-5)
 
 
@@ -87,7 +87,7 @@ def test_who_is_read_twice_again_and_again_is_not_computed_each_time(target: str
         name = f"x{turn}"
     model = model_of(nodes, {"x": [3, 37]}, [name], {"half": np.float32(0.5)})
     check(model, target, "elementwise")
-    manifest = wg.compile(model, target).manifest
+    manifest = wg.compile(model, target=target).manifest
     assert sum(step.rule == "elementwise" for step in manifest.steps) < 14
 
 
@@ -327,7 +327,7 @@ def test_empty_groups_make_an_empty_output(target: str) -> None:
     model = model_of(
         [helper.make_node("Conv", ["x", "w"], ["y"], group=4)], {"x": [1, 4, 5, 6]}, ["y"], constants
     )
-    with wg.load(wg.compile(model, target)) as session:
+    with wg.load(wg.compile(model, target=target)) as session:
         assert session.run({"x": np.ones((1, 4, 5, 6), np.float32)})["y"].shape == (1, 0, 3, 4)
 
 
@@ -336,7 +336,7 @@ def test_what_no_rule_takes_is_correct_and_counted(target: str) -> None:
     """A softmax over an outer dimension."""
     model = model_of([helper.make_node("Softmax", ["x"], ["y"], axis=0)], {"x": [3, 7]}, ["y"])
     check(model, target, FALLBACK)
-    artifact = wg.compile(model, target)
+    artifact = wg.compile(model, target=target)
     assert artifact.manifest.ops_fallback == 1
     assert [step.rule for step in artifact.manifest.steps] == [FALLBACK]
 

@@ -45,7 +45,9 @@ def test_the_artifact_is_the_same_to_the_byte(small_onnx: Path) -> None:
 
 def test_options_are_passed_on(small_onnx: Path, tmp_path: Path) -> None:
     keep = tmp_path / "kept"
-    artifact = wg.compile(small_onnx, "wasm32", {"x": (1, 3, 19, 17)}, "wasi", keep, untrusted=True)
+    shapes = {"x": (1, 3, 19, 17)}
+    options = {"target": "wasm32", "shapes": shapes, "params": "wasi", "keep": keep}
+    artifact = wg.compile(small_onnx, **options, untrusted=True)
     assert artifact.manifest.target == "wasm32"
     assert artifact.params_path.is_file()
     assert (keep / "graph.wat").is_file()

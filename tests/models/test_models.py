@@ -67,7 +67,9 @@ def test_without_the_compilers_packages_fetching_says_which_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WASMGRAPH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delattr("wasmgraph.models.resnet50")
-    monkeypatch.setitem(sys.modules, "wasmgraph.models.resnet50", None)
+    for module in ("wasmgraph.models.resnet50", "wasmgraph.models.building"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.delattr("wasmgraph.models.resnet50", raising=False)
+    monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(MissingDependencyError, match=r"wasmgraph\[compile\]"):
         wg.fetch("resnet50-random")

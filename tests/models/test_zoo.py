@@ -31,7 +31,7 @@ def measured(name: str, target: str, tmp: pytest.TempPathFactory) -> Accuracy:
         path = _bound(wg.fetch(name), {}, tmp.mktemp("bound"))
     except FetchError as error:
         pytest.skip(str(error))
-    with wg.load(wg.compile(path, target)) as session, wg.load(path) as reference:
+    with wg.load(wg.compile(path, target=target)) as session, wg.load(path) as reference:
         judged = evaluation(path, session.inputs, None, lambda _: None)
         feeds = judged.feeds if judged.labels else judged.feeds[:1]
         outputs = [session.run(each) for each in feeds]

@@ -42,7 +42,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, (name, median) in enumerate(
         (
             ("wasm32-simd128@wasmtime", 0.4),
-            ("native@tvm", 0.09),
+            ("native@native", 0.09),
             ("wasm32@wasmtime", 1.2),
             ("onnxruntime", 0.08),
         )

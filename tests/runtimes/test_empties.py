@@ -58,14 +58,14 @@ def test_every_runtime_takes_and_gives_them(way: str) -> None:
 @pytest.mark.parametrize("target", ["wasm32", "native"])
 def test_a_graph_of_nothing_else(target: str) -> None:
     made = model_of([helper.make_node("Relu", ["x"], ["y"])], {"x": [0, 3]}, ["y"])
-    artifact = wg.compile(made, target)
+    artifact = wg.compile(made, target=target)
     assert artifact.manifest.arena_bytes == artifact.manifest.param_bytes == 0
     with wg.load(artifact) as session:
         assert session.run(np.zeros((0, 3), np.float32))["y"].shape == (0, 3)
 
 
 def test_a_command_reads_and_writes_only_what_is_there(tmp_path: Path) -> None:
-    path = wg.compile(model(), "wasm32", command=True).save(tmp_path / "graph.wasm")
+    path = wg.compile(model(), target="wasm32", command=True).save(tmp_path / "graph.wasm")
     done = subprocess.run(
         [wasmtime_program(), "run", path], input=NEW.tobytes(), capture_output=True, check=True
     )

@@ -35,7 +35,7 @@ def times(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], bytes]:
             size = {2: 1, 3: 1000}[factor]
             nodes = [helper.make_node("Mul", ["x", "factor"], ["y"])]
             model = model_of(nodes, {"x": [size]}, ["y"], {"factor": np.float32([factor])})
-            made[factor] = wg.compile(model, "native").save(place / str(factor)).read_bytes()
+            made[factor] = wg.compile(model, target="native").save(place / str(factor)).read_bytes()
         return made[factor]
 
     return content

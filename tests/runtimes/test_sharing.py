@@ -181,7 +181,7 @@ def test_clones_are_independent(load: Load, small_input: np.ndarray) -> None:
 def test_a_clone_outlives_the_artifact_that_was_never_saved(kind: Kind, file_of, small_onnx) -> None:
     if kind.target == "onnx":
         pytest.skip("its artifact is a file of the user's")
-    session = wg.load(wg.compile(small_onnx, kind.target), **kind.options)
+    session = wg.load(wg.compile(small_onnx, target=kind.target), **kind.options)
     gc.collect()
     with session, session.clone() as clone:
         assert clone.inputs == session.inputs

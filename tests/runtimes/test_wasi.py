@@ -61,8 +61,8 @@ def test_results_are_those_of_the_module_that_holds_its_parameters(
     threads = 2 if target.endswith("threads") else 1
     feeds = {"x": small_input}
     with (
-        wg.load(separate(target), runtime, threads) as session,
-        wg.load(small_artifact(target), runtime, threads) as held,
+        wg.load(separate(target), runtime=runtime, threads=threads) as session,
+        wg.load(small_artifact(target), runtime=runtime, threads=threads) as held,
     ):
         for _ in range(2):
             actual, expected = session.run(feeds), held.run(feeds)
@@ -102,7 +102,7 @@ def test_other_parameters_are_refused(moved: Path, how: str, runtime: str) -> No
     spoil, words = SPOILED[how]
     spoil(the_params(moved))
     with pytest.raises(ArtifactError, match=words):
-        wg.load(moved, runtime)
+        wg.load(moved, runtime=runtime)
 
 
 @pytest.mark.parametrize("target", ["wasm32", "wasm32-simd128-threads"])
@@ -135,7 +135,7 @@ def test_parameters_may_lie_elsewhere(
         wg.load(moved)
     for untrusted in (False, True):
         with (
-            wg.load(moved, params=elsewhere, untrusted=untrusted) as session,
+            wg.load(moved, params_folder=elsewhere, untrusted=untrusted) as session,
             wg.load(small_artifact("wasm32-simd128")) as held,
         ):
             expected = held.run({"x": small_input})
@@ -207,7 +207,7 @@ def test_digests_of_every_length_are_right(tmp_path: Path, size: int) -> None:
     nodes = [helper.make_node("Mul", ["x", "w"], ["y"])]
     model = model_of(nodes, {"x": [size]}, ["y"], {"w": weights} if size > 1 else {"w": np.float32([2])})
     x = np.ones(size, np.float32)
-    with wg.load(wg.compile(model, "wasm32", params="wasi").save(tmp_path / "g.wasm")) as session:
+    with wg.load(wg.compile(model, target="wasm32", params="wasi").save(tmp_path / "g.wasm")) as session:
         np.testing.assert_array_equal(session.run({"x": x})["y"], x * (weights if size > 1 else 2))
 
 
@@ -322,7 +322,7 @@ def test_a_graph_without_inputs_is_run_once(tmp_path: Path, wasmtime_run) -> Non
 )
 def test_what_does_not_go_together_is_refused(small_onnx: Path, target, options, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        wg.compile(small_onnx, target, **options)
+        wg.compile(small_onnx, target=target, **options)
 
 
 def test_the_command_line(small_onnx: Path, tmp_path: Path, small_input: np.ndarray) -> None:
@@ -361,7 +361,7 @@ def test_winograd_of_the_shared_packing(tmp_path: Path) -> None:
     session = onnx.reference.ReferenceEvaluator(model)
     (expected,) = session.run(None, {"x": x})
     for target in ("wasm32", "wasm32-simd128-threads"):
-        artifact = wg.compile(model, target, params="wasi")
+        artifact = wg.compile(model, target=target, params="wasi")
         assert {"winograd-conv2d"} < {step.rule for step in artifact.manifest.steps}
         with wg.load(artifact) as loaded:
             np.testing.assert_allclose(loaded.run({"x": x})["y"], expected, rtol=1e-3, atol=1e-4)

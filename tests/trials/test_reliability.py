@@ -113,7 +113,7 @@ def test_a_model_that_is_larger_than_a_module_is_refused() -> None:
     model = model_of([helper.make_node("Relu", ["x"], ["y"])], {"x": [1 << 15, 1 << 15]}, ["y"])
     for target in ("wasm32", "wasm32-simd128-threads"):
         with pytest.raises(ModelError, match="a WebAssembly module has 4 GiB"):
-            wg.compile(model, target)
+            wg.compile(model, target=target)
 
 
 def test_sessions_stay_as_they_are() -> None:

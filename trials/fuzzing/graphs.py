@@ -349,7 +349,7 @@ def case(seed: int, place: Path) -> str:
     onnx.save(generator.model(), path)
     target = _TARGETS[seed % len(_TARGETS)]
     try:
-        with wg.load(path) as reference, wg.load(wg.compile(path, target)) as session:
+        with wg.load(path) as reference, wg.load(wg.compile(path, target=target)) as session:
             rng = np.random.default_rng(seed)
             feeds = {s.name: rng.normal(0, 1, s.static_shape).astype(s.dtype) for s in session.inputs}
             expected, actual = reference.run(feeds), session.run(feeds)

@@ -173,8 +173,17 @@ def compile(
                 advance(sum(_STAGES.get(done.name, 0) for done in log.stages))
 
         log = CompileLog(observer=show)
-        options = (target, shapes, params, keep, not no_winograd, log, command)
-        artifact = compile_model(model, *options, **trust)
+        artifact = compile_model(
+            model,
+            target=target,
+            shapes=shapes,
+            params=params,
+            keep=keep,
+            winograd=not no_winograd,
+            log=log,
+            command=command,
+            **trust,
+        )
         artifact.save(output)
     note(_coverage(log))
     for said in log.notes:
@@ -253,7 +262,9 @@ def run(
     from wasmgraph.runtimes import load
 
     feeds = arrays_of(inputs)
-    with load(artifact, runtime, threads, sha256, params=params_dir, **trust) as session:
+    with load(
+        artifact, runtime=runtime, threads=threads, sha256=sha256, params_folder=params_dir, **trust
+    ) as session:
         outputs = session.run(feeds, strict=strict)
     try:
         # np.savez does not accept an output called "file".

@@ -43,7 +43,11 @@ def console() -> Console:
     """The terminal; where output is not a terminal, wide enough for tables."""
     from rich.console import Console
 
-    made = Console()
+    class Terminal(Console):
+        def on_broken_pipe(self) -> None:  # rich would end with 1, which says "worse"
+            raise BrokenPipeError
+
+    made = Terminal()
     if not made.is_terminal:
         made.width = 160
     return made

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wasmgraph.artifact import SCHEMA, Artifact, Check, Manifest, Params, Placed, Step, seal
-from wasmgraph.errors import CompileError, UsageError, WasmgraphError, needing
-from wasmgraph.files import replacing, write_atomically
+from wasmgraph.compiler.form import Form
+from wasmgraph.compiler.interrupts import keeping_interrupts
+from wasmgraph.errors import CacheError, CompileError, UsageError, WasmgraphError, needing
+from wasmgraph.files import expand, replacing, write_atomically
 from wasmgraph.host import cpu_features
 from wasmgraph.limits import COMPILE_LIMITS, Limits
 from wasmgraph.targets import Target, get_target
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     import tvm
 
     from wasmgraph.compiler.importing import ImportedModel
-    from wasmgraph.compiler.link.library import Form
     from wasmgraph.compiler.lower.codegen import Kernels
     from wasmgraph.compiler.plan import Plan
 
@@ -74,6 +75,7 @@ class CompileLog:
 
 def compile(
     model: str | Path | bytes | onnx.ModelProto,
+    *,
     target: str = "wasm32-simd128",
     shapes: Mapping[str, Sequence[int]] | None = None,
     params: Params = "embedded",
@@ -129,24 +131,38 @@ def compile(
     if limits is not None:
         raise UsageError("limits are kept for untrusted models only: compile with untrusted=True.")
     with needing("compiling", "compile"):
-        from wasmgraph.compiler.importing import import_model
-    most_bytes = 1 << 32 if chosen.kind == "wasm" else None
-    with log.stage("import") as stage, _failing(f"importing the model for {target}"):
+        from wasmgraph.compiler.importing import import_model  # noqa: F401 - or say what is missing
+    with keeping_interrupts():
+        return _compile(model, chosen, shapes, Form(params, command), keep, winograd, log)
+
+
+def _compile(
+    model: str | Path | bytes | onnx.ModelProto,
+    target: Target,
+    shapes: Mapping[str, Sequence[int]] | None,
+    form: Form,
+    keep: str | Path | None,
+    winograd: bool,
+    log: CompileLog,
+) -> Artifact:
+    from wasmgraph.compiler.importing import import_model
+
+    most_bytes = 1 << 32 if target.kind == "wasm" else None
+    with log.stage("import") as stage, _failing(f"importing the model for {target.name}"):
         module, imported = import_model(model, shapes, most_bytes)
         log.constant_outputs, log.notes = imported.constant_outputs, imported.notes
         stage.outcome = ", ".join(map(str, imported.inputs))
-    owner: tempfile.TemporaryDirectory[str] = tempfile.TemporaryDirectory(prefix="wasmgraph-")
+    where = f"{imported.name} for {target.name}"
+    with _failing(where):
+        owner: tempfile.TemporaryDirectory[str] = tempfile.TemporaryDirectory(prefix="wasmgraph-")
     try:
-        from wasmgraph.compiler.link.library import Form
-
-        form = Form(params, command)
         modules = [module]
         del module
-        with _failing(f"{imported.name} for {target}"):
-            linked, kernels = _build(modules, imported, chosen, winograd, form, Path(owner.name), log)
+        with _failing(where):
+            linked, kernels = _build(modules, imported, target, winograd, form, Path(owner.name), log)
         if keep is not None:
             try:
-                _keep(linked.parent, Path(keep), chosen, kernels)
+                _keep(linked.parent, expand(keep), target, kernels)
             except OSError as error:
                 raise UsageError(f"--keep {keep} cannot be written: {error.strerror}.") from error
         return Artifact.open(linked, owner)
@@ -160,8 +176,13 @@ def _failing(where: str) -> Iterator[None]:
     """Say of what fails for another reason than the model: a CompileError."""
     try:
         yield
-    except (WasmgraphError, OSError):
+    except WasmgraphError:
         raise
+    except OSError as error:
+        raise CacheError(
+            f"{where}: {error.filename or tempfile.tempdir or 'a temporary file'} cannot be written"
+            f" ({error.strerror or error}): make room there, or set TMPDIR to another directory."
+        ) from error
     except Exception as error:
         last = (str(error).strip() or repr(error)).splitlines()[-1]
         raise CompileError(f"{where}: {type(error).__name__}: {last}") from error

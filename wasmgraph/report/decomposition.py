@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from wasmgraph.report.summary import Row
 
 _CHAIN = (
-    ("native@tvm", "TVM's code for this processor, full width"),
-    ("native-128@tvm", "128-bit vectors, no fused multiply-add"),
+    ("native@native", "TVM's code for this processor, full width"),
+    ("native-128@native", "128-bit vectors, no fused multiply-add"),
     ("wasm32-simd128@node", "as WebAssembly, in V8"),
     ("wasm32-simd128@wasmtime", "in Wasmtime"),
     ("wasm32@wasmtime", "without vectors"),

@@ -11,7 +11,7 @@ from wasmgraph.report.summary import Row, Summary, format_bytes
 _SIMD, _SCALAR = "wasm32-simd128@wasmtime", "wasm32@wasmtime"
 _RELAXED, _THREADS = "wasm32-relaxed-simd@wasmtime", "wasm32-simd128-threads@wasmtime:2"
 _SIMD_V8, _RELAXED_V8 = "wasm32-simd128@node", "wasm32-relaxed-simd@node"
-_NATIVE, _NATIVE_128 = "native@tvm", "native-128@tvm"
+_NATIVE, _NATIVE_128 = "native@native", "native-128@native"
 _REFERENCE, _ORT_WEB, _TFJS = "onnxruntime", "ort-web", "tfjs-wasm"
 _OTHER_NETS = ("light_squeezenet", "light_densenet121", "light_shufflenet", "light_inception_v2")
 _SESSION_BYTES = 4_000_000

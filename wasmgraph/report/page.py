@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _ROOFED = (
     "wasmtime",
-    "tvm",
+    "native",
 )  # runtimes whose rooflines are drawn; V8's differ little and are in the tables
 # Sections of a page, in their order; those without content are left out.
 _SECTIONS = {

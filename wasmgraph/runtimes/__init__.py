@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 from wasmgraph.artifact import Artifact, kind_of
+from wasmgraph.backends import OLD_NATIVE, OLD_NATIVE_WARNING
 from wasmgraph.errors import UsageError
+from wasmgraph.files import expand
 from wasmgraph.limits import Limits, check_platform
 from wasmgraph.runtimes.base import LoadOptions, Runtime, Session
 from wasmgraph.runtimes.native import NativeRuntime
@@ -36,6 +39,9 @@ def get_runtime(name: str) -> Runtime:
     UsageError
         There is none; the message lists those there are.
     """
+    if name == OLD_NATIVE:
+        warnings.warn(OLD_NATIVE_WARNING, FutureWarning, stacklevel=3)
+        name = "native"
     if name not in _RUNTIMES:
         raise UsageError(f"unknown runtime {name!r}; there are {', '.join(_RUNTIMES)}.")
     return _RUNTIMES[name]
@@ -43,12 +49,13 @@ def get_runtime(name: str) -> Runtime:
 
 def load(
     source: str | Path | Artifact,
+    *,
     runtime: str | None = None,
     threads: int = 1,
     sha256: str | None = None,
     untrusted: bool = False,
     limits: Limits | None = None,
-    params: str | Path | None = None,
+    params_folder: str | Path | None = None,
 ) -> Session:
     """Load a graph, ready to run.
 
@@ -56,7 +63,7 @@ def load(
     ----------
     source : an artifact, or the path of an artifact or an ``.onnx`` file
     runtime : ``wasmtime``, ``wasmtime-unoptimized``, ``wasmtime-winch`` or ``node`` (wasm artifacts),
-        ``tvm`` (native artifacts) or ``onnxruntime`` (``.onnx`` files); by default the first that runs
+        ``native`` (native artifacts) or ``onnxruntime`` (``.onnx`` files); by default the first that runs
         this kind of file, which is read from the file itself
     threads : how many threads one inference may use; more than 1 for ``.onnx`` files and artifacts of the
         target ``wasm32-simd128-threads``
@@ -66,7 +73,7 @@ def load(
         SECURITY.md says what each level promises. On Linux, in Wasmtime
     limits : of an untrusted graph; by default 4 GiB, 60 s of processor time and 60 s for loading and for
         each call
-    params : the folder of a parameter file, for modules compiled with ``params="wasi"``; by default
+    params_folder : the folder of a parameter file, for modules compiled with ``params="wasi"``; by default
         ``wasmgraph-params`` beside the module
 
     Raises
@@ -78,7 +85,7 @@ def load(
     LimitError
         An untrusted graph exceeded a limit while it was loaded.
     """
-    path = source.path if isinstance(source, Artifact) else Path(source)
+    path = source.path if isinstance(source, Artifact) else expand(source)
     kind = kind_of(path)
     if threads < 1:
         raise UsageError(f"threads={threads}: an inference needs at least one thread.")
@@ -88,7 +95,8 @@ def load(
         chosen = get_runtime(runtime)
         if chosen.accepts != kind:
             raise UsageError(f"{path} is a {kind} file; {runtime} runs {chosen.accepts} files.")
-    options = LoadOptions(threads, sha256, None if params is None else str(Path(params).resolve()))
+    folder = None if params_folder is None else str(expand(params_folder).resolve())
+    options = LoadOptions(threads, sha256, folder)
     if not untrusted:
         if limits is not None:
             raise UsageError("limits are kept for untrusted graphs only: load with untrusted=True.")

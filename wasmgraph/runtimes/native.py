@@ -15,7 +15,7 @@ import numpy as np
 
 from wasmgraph.artifact import Artifact, Placed
 from wasmgraph.errors import ArtifactError, CacheError, TargetError
-from wasmgraph.files import cache_dir, prune, replacing
+from wasmgraph.files import cache_dir, prune, renew, replacing
 from wasmgraph.host import cpu_features
 from wasmgraph.runtimes.base import LoadOptions, Runtime, Session
 from wasmgraph.runtimes.failures import failure
@@ -52,6 +52,7 @@ def _from_cache(artifact: Artifact) -> ctypes.CDLL | None:
             with replacing(path) as copy:
                 artifact.copy_to(copy)
             prune(path.parent, _CACHE_BYTES)
+        renew(path)
         return ctypes.CDLL(str(path))
     return None
 
@@ -129,7 +130,7 @@ class NativeSession(Session):
 class NativeRuntime(Runtime):
     """Runs native artifacts: TVM's own code on this processor."""
 
-    name = "tvm"
+    name = "native"
     accepts = "native"
 
     def version(self) -> str:

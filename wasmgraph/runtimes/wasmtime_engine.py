@@ -14,7 +14,7 @@ import wasmtime
 
 from wasmgraph.artifact import Artifact
 from wasmgraph.errors import ArtifactError, CacheError, MissingDependencyError
-from wasmgraph.files import cache_dir, cache_lock, prune, write_atomically
+from wasmgraph.files import cache_dir, cache_lock, prune, renew, write_atomically
 from wasmgraph.host import cpu_features, cpu_name
 
 FUEL = 2**63
@@ -122,6 +122,7 @@ def compiled_module(artifact: Artifact, config: EngineConfig) -> wasmtime.Module
     try:
         if os.name == "posix" and path.stat().st_uid != os.geteuid():
             return _compile(artifact, config)
+        renew(path)
         return wasmtime.Module.deserialize_file(engine(config), str(path))
     except (wasmtime.WasmtimeError, OSError):
         path.unlink(missing_ok=True)

@@ -9,8 +9,9 @@ import numpy as np
 
 from wasmgraph.abi import ALIGNMENT, ARENA, FIRST_CHECK, PLAIN_LOOPS
 from wasmgraph.compiler.constants import let_go
+from wasmgraph.compiler.form import Form
 from wasmgraph.compiler.link.data_object import write_data_object
-from wasmgraph.compiler.link.library import Form, Library, check_memory, link_library, template
+from wasmgraph.compiler.link.library import Library, check_memory, link_library, template
 from wasmgraph.compiler.link.pipelining import pipeline
 from wasmgraph.compiler.link.wasi import command_values, params_values, place_params
 from wasmgraph.compiler.link.zig import compile_object, zig

@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 from wasmgraph.abi import ARENA, GRAPH, INIT, PARAMS, POOL, READ_AHEAD_BYTES, STACK_POINTER, Signatures
-from wasmgraph.artifact import Params
+from wasmgraph.compiler.form import Form
 from wasmgraph.compiler.link.zig import compile_object, zig
 from wasmgraph.errors import ModelError
 from wasmgraph.targets import Target
@@ -21,19 +21,6 @@ _STACK_BYTES = 65536
 _CONSTANTS_BYTES = 1 << 20
 # Room that a host may add to a shared memory for the stacks of its workers, a page each.
 _WORKER_PAGES = 1024
-
-
-@dataclass(frozen=True)
-class Form:
-    """What is linked: where a module's parameters are, and whether it is a WASI command."""
-
-    params: Params = "embedded"
-    command: bool = False
-
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """For the C compiler."""
-        return ("-DWASI_PARAMS",) if self.params == "wasi" else ()
 
 
 @dataclass(frozen=True)
@@ -52,7 +39,7 @@ class Library:
     data_bytes: int
     functions: Signatures = field(default_factory=lambda: GRAPH)
     addresses: Sequence[str] = (ARENA,)
-    form: Form = Form()
+    form: Form = field(default_factory=Form)
 
 
 def template(name: str, values: Mapping[str, str]) -> str:

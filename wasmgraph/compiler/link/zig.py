@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
-from wasmgraph.errors import CompileError
+from wasmgraph.errors import CacheError, CompileError
+from wasmgraph.files import cache_dir
 from wasmgraph.targets import Target
+
+_PATIENCE_S = 900  # the first call builds the C library
+
+
+@cache
+def _cache() -> str:
+    """Where Zig keeps the C library that it builds: where there is no cache, it would hang without HOME."""
+    try:
+        return str(cache_dir("zig"))
+    except CacheError:
+        return tempfile.mkdtemp(prefix="wasmgraph-zig-")
 
 
 def zig(*arguments: str | Path) -> None:
     """Run one of Zig's tools; raise CompileError with its words if it fails."""
     command = [sys.executable, "-m", "ziglang", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    tool = " ".join(command[3:5])
+    environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": _cache(), "ZIG_LOCAL_CACHE_DIR": _cache()}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=environment, timeout=_PATIENCE_S
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CompileError(f"zig {tool} took longer than {_PATIENCE_S} s, and was ended.") from error
     if done.returncode:
-        tool = " ".join(command[3:5])
         raise CompileError(f"zig {tool} failed: {(done.stderr or done.stdout).strip()[:2000]}")
 
 

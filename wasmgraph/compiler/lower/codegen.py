@@ -18,6 +18,7 @@ from wasmgraph.compiler.lower.phases import LOCAL_BYTES, Phase, divide
 from wasmgraph.compiler.lower.prefetch import fetch_ahead
 from wasmgraph.compiler.plan import symbol_of
 from wasmgraph.compiler.sizes import buffer_bytes
+from wasmgraph.compiler.tvm_private import llvm_builder
 from wasmgraph.targets import Target
 
 
@@ -126,7 +127,7 @@ def generate(mod: tvm.IRModule, target: Target) -> Kernels:
             if not target.threaded:
                 workspaces[name] = lifted
         finished = tirx.transform.LowerIntrin()(tvm.IRModule(raw))
-        library = tvm.get_global_func("target.build.llvm")(finished, described)
+        library = llvm_builder()(finished, described)
     return Kernels(library, workspaces, phases)
 
 

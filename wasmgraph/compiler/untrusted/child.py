@@ -24,13 +24,8 @@ def _compile(request: dict[str, Any], say: Say) -> dict[str, Any]:
     log = CompileLog(observer=lambda stage: say(asdict(stage)))
     artifact = compile_model(
         request["model"],
-        request["target"],
-        request["shapes"],
-        request["params"],
-        request["keep"],
-        request["winograd"],
-        log,
-        request["command"],
+        log=log,
+        **{name: request[name] for name in ("target", "shapes", "params", "keep", "winograd", "command")},
     )
     artifact.save(Path(request["place"]) / RESULT)
     done = {"rules": dict(log.rules), "fallbacks": log.fallbacks}

@@ -47,7 +47,7 @@ def model(
 
 def run(made: onnx.ModelProto, feeds: Arrays, target: str = "wasm32-simd128") -> dict[str, np.ndarray]:
     """What the compiled model gives."""
-    with wg.load(wg.compile(made, target)) as session:
+    with wg.load(wg.compile(made, target=target)) as session:
         return session.run(dict(feeds))
 
 

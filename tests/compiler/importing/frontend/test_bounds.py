@@ -115,7 +115,9 @@ RUNTIMES = [
 def session(request: pytest.FixtureRequest) -> Iterator[Session]:
     target, runtime = request.param
     options = {"untrusted": True} if runtime == "untrusted" else {"runtime": runtime}
-    with wg.load(wg.compile(MODEL, target), threads=2 if "threads" in target else 1, **options) as loaded:
+    with wg.load(
+        wg.compile(MODEL, target=target), threads=2 if "threads" in target else 1, **options
+    ) as loaded:
         yield loaded
 
 
@@ -169,7 +171,7 @@ def test_no_memory_but_the_tensors_is_touched(session: Session, bad: int) -> Non
 
 def test_every_step_on_its_own_stays_within_its_tensors() -> None:
     feeds = FEEDS | {name: np.full_like(value, 2**40) for name, value in VALID.items()}
-    artifact = wg.compile(MODEL, "native")
+    artifact = wg.compile(MODEL, target="native")
     with wg.load(artifact) as loaded, pytest.raises(IndexRangeError):
         loaded.run(feeds)
     with wg.load(artifact) as loaded:

@@ -126,7 +126,7 @@ def by_numpy(x: np.ndarray) -> Arrays:
 def floating(request: pytest.FixtureRequest) -> Iterator[tuple[Session, onnxruntime.InferenceSession]]:
     made = float_network().model({name: np.zeros((ROWS, COLUMNS), np.float32) for name in "xy"})
     reference = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
-    with wg.load(wg.compile(made, request.param)) as session:
+    with wg.load(wg.compile(made, target=request.param)) as session:
         yield session, reference
 
 
@@ -209,7 +209,7 @@ def divided(kind: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 @pytest.fixture(scope="module", params=ALL_TARGETS)
 def dividing(request: pytest.FixtureRequest) -> Iterator[Session]:
     feeds = {f"{side} {dtype}": np.zeros(8, dtype) for dtype in WHOLE for side in "xy"}
-    with wg.load(wg.compile(divisions().model(feeds), request.param)) as session:
+    with wg.load(wg.compile(divisions().model(feeds), target=request.param)) as session:
         yield session
 
 

@@ -8,8 +8,6 @@ straight line of tensor operators.
 from __future__ import annotations
 
 import contextlib
-import io
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +17,6 @@ import onnx
 import tvm
 from onnx import helper, numpy_helper
 from tvm import relax
-from tvm.relax.frontend.onnx.onnx_frontend import _get_convert_map, onnx_input
 
 from wasmgraph.compiler.constants import array_of
 from wasmgraph.compiler.importing.frontend import half
@@ -42,6 +39,7 @@ from wasmgraph.compiler.importing.frontend.values import (
     shape_of,
     static_shape,
 )
+from wasmgraph.compiler.tvm_private import frontend_converters, onnx_input
 from wasmgraph.errors import ModelError, UnsupportedOperatorError, WasmgraphError
 
 # The opset of operators that converters use to express others.
@@ -234,17 +232,14 @@ class Walk:
 
     def convert_by_tvm(self, node: onnx.NodeProto, inputs: list[Value], opset: int) -> Any:
         """Let TVM's frontend convert a node."""
-        converter = _get_convert_map()[node.op_type].get_converter(opset)
+        converter = frontend_converters()[node.op_type].get_converter(opset)
         attributes: dict[str, Any] = {}
         for a in node.attribute:
             value = helper.get_attribute_value(a)
             attributes[a.name] = tuple(value) if isinstance(value, list) else value
         attributes["tvm_custom"] = {"name": node.name, "num_outputs": len(node.output)}
         operands = onnx_input(None if value is None else expression(value) for value in inputs)
-        # The frontend prints and warns about what the error says better.
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            return converter(self.builder, operands, attributes, [{}, {}])
+        return converter(self.builder, operands, attributes, [{}, {}])
 
     def settle(self, found: Any) -> list[Value]:
         """Bind what a converter returned to variables, each of a static shape."""

@@ -7,9 +7,9 @@ from typing import Any
 
 import onnx
 from onnx import helper
-from tvm.relax.frontend.onnx.onnx_frontend import _get_convert_map
 
 from wasmgraph.compiler.importing.frontend.schemas import domain_of, schema
+from wasmgraph.compiler.tvm_private import frontend_converters
 
 # Operators whose result depends on their input's shape alone.
 SHAPE_ONLY = {"EyeLike", "Shape", "Size"}
@@ -44,7 +44,7 @@ def converts(*operators: str, domain: str = "") -> Callable[[Converter], Convert
 
 def tvm_has(domain: str, kind: str) -> bool:
     """Whether TVM's frontend converts an operator as ONNX defines it."""
-    return not domain and kind not in _NOT_TVMS and kind in _get_convert_map()
+    return not domain and kind not in _NOT_TVMS and kind in frontend_converters()
 
 
 def missing(proto: onnx.ModelProto) -> dict[str, list[str]]:

@@ -1,0 +1,30 @@
+"""What is used of TVM that it does not promise to keep: tests/compiler/test_tvm_private.py names it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import tvm
+from tvm.relax.frontend.onnx import onnx_frontend
+
+# The frontend prints and warns about what an error says better. It finds both names in its own module, so
+# that nothing of the process changes: other threads may print and warn meanwhile.
+onnx_frontend.print = lambda *_, **__: None
+onnx_frontend.warnings = SimpleNamespace(warn=lambda *_, **__: None)
+
+onnx_input = onnx_frontend.onnx_input
+
+
+def frontend_converters() -> dict[str, Any]:
+    """By ONNX operator, TVM's converter."""
+    converters: dict[str, Any] = onnx_frontend._get_convert_map()
+    return converters
+
+
+def llvm_builder() -> Callable[[tvm.IRModule, tvm.target.Target], tvm.runtime.Module]:
+    """What compiles lowered functions, without TVM's own finishing passes."""
+    build: Callable[[tvm.IRModule, tvm.target.Target], tvm.runtime.Module]
+    build = tvm.get_global_func("target.build.llvm")
+    return build
