@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,6 +37,10 @@ _NATIVE_FEATURES = ("avx", "avx2", "fma", "avx512f", "avx512bw", "avx512dq", "av
 # One parameter file serves every wasm target: weights lie in it as this one reads them, and convolutions
 # get the algorithms that are best for it.
 _SHARED_PACKING = "wasm32-simd128"
+
+
+# TVM's builders of modules are the process's: compiles in several threads take turns.
+_TVM = threading.RLock()
 
 
 @dataclass
@@ -132,7 +137,7 @@ def compile(
         raise UsageError("limits are kept for untrusted models only: compile with untrusted=True.")
     with needing("compiling", "compile"):
         from wasmgraph.compiler.importing import import_model  # noqa: F401 - or say what is missing
-    with keeping_interrupts():
+    with keeping_interrupts(), _TVM:
         return _compile(model, chosen, shapes, Form(params, command), keep, winograd, log)
 
 

@@ -33,6 +33,10 @@ _MALFORMED = (
 )
 
 
+# Operators that draw random numbers.
+_RANDOM = ("Random", "Bernoulli", "Multinomial")
+
+
 @dataclass
 class Model:
     """A model that was read.
@@ -336,5 +340,9 @@ def check_operators(proto: onnx.ModelProto) -> None:
         )
     if any(op.endswith("ZipMap") for op in missing):
         hints.append("skl2onnx leaves ZipMap out with options={'zipmap': False}.")
+    if any(op.startswith(_RANDOM) for op in missing):
+        hints.append(
+            "A compiled graph gives equal results for equal inputs: feed random numbers as an input."
+        )
     remedy = " ".join(hints) or "Export the model without them."
     raise UnsupportedOperatorError(f"no implementation (opset {opset}) for: {lines}. {remedy}")

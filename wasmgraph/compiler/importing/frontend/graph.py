@@ -29,6 +29,7 @@ from wasmgraph.compiler.importing.frontend.schemas import (
     foldable,
     function_body,
     known,
+    schema,
 )
 from wasmgraph.compiler.importing.frontend.values import (
     IndexCheck,
@@ -39,6 +40,7 @@ from wasmgraph.compiler.importing.frontend.values import (
     shape_of,
     static_shape,
 )
+from wasmgraph.compiler.importing.static_inputs import STATIC_INPUTS
 from wasmgraph.compiler.tvm_private import frontend_converters, onnx_input
 from wasmgraph.errors import ModelError, UnsupportedOperatorError, WasmgraphError
 
@@ -232,6 +234,14 @@ class Walk:
 
     def convert_by_tvm(self, node: onnx.NodeProto, inputs: list[Value], opset: int) -> Any:
         """Let TVM's frontend convert a node."""
+        for position in STATIC_INPUTS.get(node.op_type, ()):
+            if position < len(inputs) and not is_known(inputs[position]):
+                found = schema(node, opset)
+                what = found.inputs[position].name if found is not None else f"input {position}"
+                raise UnsupportedOperatorError(
+                    f"{node.op_type} takes its {what!r} from data, and shapes must be known while"
+                    f" compiling; export the model with a constant {what}"
+                )
         converter = frontend_converters()[node.op_type].get_converter(opset)
         attributes: dict[str, Any] = {}
         for a in node.attribute:

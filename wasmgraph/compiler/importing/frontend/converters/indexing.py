@@ -24,14 +24,17 @@ from wasmgraph.compiler.importing.frontend.values import (
 
 @converts("Pad")
 def pad(op: Operator, data: Value, pads: Value = None, fill: Value = None, axes: Value = None) -> Any:
-    """With a value that is only known when the graph runs; else as TVM does it."""
-    if op.opset < 11 or fill is None or is_known(fill) or op.attr("mode", "constant") != "constant":
-        return op.tvm(data, pads, fill, axes)
-    shape = shape_of(data)
-    amounts, chosen = integers(pads), range(len(shape)) if axes is None else integers(axes)
+    """As TVM does it where nothing is cut off; by cutting first, and with a value of this run, here."""
+    mode, shape = op.attr("mode", "constant"), shape_of(data)
+    amounts = list(op.attr("pads", op.attr("paddings", []))) if op.opset < 11 else integers(pads)
+    chosen = range(len(shape)) if axes is None else integers(axes)
     before, after = [0] * len(shape), [0] * len(shape)
     for n, axis in enumerate(chosen):
         before[axis], after[axis] = amounts[n], amounts[n + len(amounts) // 2]
+    if mode != "constant" and min(*before, *after) < 0:
+        return _pad_by_places(op, data, mode, before, after)
+    if op.opset < 11 or fill is None or is_known(fill) or mode != "constant":
+        return op.tvm(data, pads, fill, axes)
     padded = [d + b + a for d, b, a in zip(shape, before, after, strict=True)]
 
     def compute(x: te.Tensor, value: te.Tensor) -> te.Tensor:
@@ -43,6 +46,30 @@ def pad(op: Operator, data: Value, pads: Value = None, fill: Value = None, axes:
         return te.compute(padded, one, name="pad")
 
     return op.te(compute, data, fill)
+
+
+def _pad_by_places(op: Operator, data: Value, mode: str, before: list[int], after: list[int]) -> Any:
+    """Padding that also cuts, an axis at a time: each place of the result takes a place of the input.
+
+    As onnxruntime does it: what is cut off is gone before anything is repeated.
+    """
+    for axis, (front, back) in enumerate(zip(before, after, strict=True)):
+        if not front and not back:
+            continue
+        size = shape_of(data)[axis]
+        kept = np.arange(max(0, -front), size - max(0, -back))
+        if not len(kept):
+            raise op.unsupported(f"of mode {mode!r} cuts everything off axis {axis}")
+        at = np.arange(-max(0, front), len(kept) + max(0, back))
+        if mode == "wrap":
+            places = at % len(kept)
+        elif mode == "edge":
+            places = np.clip(at, 0, len(kept) - 1)
+        else:
+            period = max(1, 2 * (len(kept) - 1))
+            places = np.abs((at + period // 2) % period - period // 2) if len(kept) > 1 else at * 0
+        data = op("Gather", data, kept[places].astype(np.int64), axis=axis)
+    return data
 
 
 @converts("OneHot")

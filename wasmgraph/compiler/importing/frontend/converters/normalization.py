@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -10,18 +11,80 @@ from wasmgraph.compiler.importing.frontend.graph import Operator, converts
 from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, is_known, scalar, shape_of
 
 
+def _normalized(op: Operator, data: Value) -> tuple[int, ...]:
+    """The dimensions that are normalised: from ``axis`` on."""
+    shape = shape_of(data)
+    return shape[int(op.attr("axis", -1)) % len(shape) :]
+
+
+def _spread(op: Operator, value: Value, shape: tuple[int, ...]) -> Value:
+    """A scale or bias in the shape of what is normalised; it may have fewer dimensions, or ones."""
+    if value is None or shape_of(value) == shape:
+        return value
+    return op("Expand", value, np.array(shape, np.int64))
+
+
+def _exceeds(value: Value, shape: tuple[int, ...]) -> bool:
+    """Whether a scale or bias varies along dimensions that are not normalised."""
+    return value is not None and prod(shape_of(value)[: -len(shape)]) > 1
+
+
+def _flat(op: Operator, value: Value, shape: tuple[int, ...]) -> Value:
+    """Without leading dimensions of 1 beyond those of ``shape``."""
+    if value is None or len(shape_of(value)) <= len(shape):
+        return value
+    return op("Reshape", value, np.array(shape_of(value)[-len(shape) :], np.int64))
+
+
 @converts("LayerNormalization")
 def layer_normalization(op: Operator, data: Value, scale: Value, bias: Value = None) -> Any:
     """One kernel, unless the means and deviations are asked for."""
+    shape = _normalized(op, data)
+    if _exceeds(scale, shape) or _exceeds(bias, shape):
+        found = op("LayerNormalization", data, np.ones(shape, dtype_of(data)), **_options(op))
+        scaled = op("Mul", found, scale)
+        return scaled if bias is None else op("Add", scaled, bias)
+    scale, bias = (_spread(op, _flat(op, value, shape), shape) for value in (scale, bias))
     return op.tvm(data, scale, bias) if op.outputs == 1 else tuple(op.function(data, scale, bias))
 
 
 @converts("RMSNormalization")
 def rms_normalization(op: Operator, data: Value, scale: Value) -> Any:
     """One kernel over the last axis, else what ONNX says it is made of."""
-    axis = int(op.attr("axis", -1)) % len(shape_of(data))
-    last = axis == len(shape_of(data)) - 1
-    return op.tvm(data, scale) if last else tuple(op.function(data, scale))
+    shape = _normalized(op, data)
+    if _exceeds(scale, shape):
+        found = op("RMSNormalization", data, np.ones(shape, dtype_of(data)), **_options(op))
+        return op("Mul", found, scale)
+    scale = _spread(op, _flat(op, scale, shape), shape)
+    return op.tvm(data, scale) if len(shape) == 1 else tuple(op.function(data, scale))
+
+
+def _options(op: Operator) -> dict[str, Any]:
+    if op.outputs > 1:
+        raise op.unsupported("with a scale along other dimensions than are normalised has no means here")
+    return {"axis": int(op.attr("axis", -1)), "epsilon": float(op.attr("epsilon", 1e-5))}
+
+
+@converts("LRN")
+def local_response_normalization(op: Operator, data: Value) -> Any:
+    """TVM knows windows of odd sizes; of even ones the larger half lies after the channel."""
+    size = int(op.attr("size"))
+    if size % 2:
+        return op.tvm(data)
+    channels, dtype = shape_of(data)[1], dtype_of(data)
+    before, after = (size - 1) // 2, size - 1 - (size - 1) // 2
+    squares = op("Mul", data, data)
+    rest = [0] * (2 * len(shape_of(data)))
+    rest[1], rest[len(shape_of(data)) + 1] = before, after
+    padded = op("Pad", squares, np.array(rest, np.int64))
+    total = None
+    for step in range(size):
+        bounds = (np.array([b], np.int64) for b in (step, step + channels, 1))
+        term = op("Slice", padded, *bounds)
+        total = term if total is None else op("Add", total, term)
+    share = np.array(op.attr("alpha", 1e-4) / size, dtype)
+    base = op("Add", op("Mul", total, share), np.array(op.attr("bias", 1.0), dtype))
+    return op("Div", data, op("Pow", base, np.array(op.attr("beta", 0.75), dtype)))
 
 
 @converts("BatchNormalization")

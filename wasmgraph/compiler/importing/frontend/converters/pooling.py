@@ -6,7 +6,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from tvm import te, tirx
+from tvm import relax, te, tirx
 
 from wasmgraph.compiler.importing.frontend.converters.arithmetic import cast_to
 from wasmgraph.compiler.importing.frontend.converters.bounds import checked
@@ -112,10 +112,75 @@ def col2im(op: Operator, data: Value, image: Value, block: Value) -> Any:
 
 @converts("RoiAlign")
 def roi_align(op: Operator, data: Value, rois: Value, batches: Value) -> Any:
-    """Averages of bilinear samples."""
-    if op.attr("mode", "avg") != "avg":
-        raise op.unsupported(f"with the mode {op.attr('mode')!r} is not implemented; export it with 'avg'")
-    return op.tvm(data, rois, checked(op, batches, shape_of(data)[0], first=0))
+    """Averages of bilinear samples, or the largest of what each sample's four corners contribute.
+
+    Half a pixel is one of the data, not of the regions: TVM takes it off before it scales.
+    """
+    batches = checked(op, batches, shape_of(data)[0], first=0)
+    half = op.opset >= 16 and op.attr("coordinate_transformation_mode", "half_pixel") == "half_pixel"
+    scale = float(op.attr("spatial_scale", 1.0))
+    if op.attr("mode", "avg") == "max":
+        return _roi_maxima(op, data, rois, batches, 0.5 if half else 0.0, scale)
+    if half and scale != 1:
+        rois = op("Add", rois, np.array(0.5 - 0.5 / scale, dtype_of(rois)))
+    return op.tvm(data, rois, batches)
+
+
+def _roi_maxima(
+    op: Operator, data: Value, rois: Value, batches: Value, offset: float, scale: float
+) -> relax.Expr:
+    """RoiAlign of mode ``max``, as ONNX's reference and onnxruntime have it: corners are weighted one by
+    one, and the largest product of all samples is the result. Without a ``sampling_ratio`` a region has as
+    many samples as it has pixels a bin."""
+    rows, columns = int(op.attr("output_height", 1)), int(op.attr("output_width", 1))
+    ratio, dtype = int(op.attr("sampling_ratio", 0)), dtype_of(data)
+    _, channels, height, width = shape_of(data)
+
+    def number(value: float) -> Any:
+        return tirx.const(value, dtype)
+
+    def compute(x: te.Tensor, regions: te.Tensor, images: te.Tensor) -> te.Tensor:
+        def one(r: Any, c: Any, i: Any, j: Any) -> Any:
+            left, top, right, bottom = (regions[r, k] * number(scale) - number(offset) for k in range(4))
+            sizes = bottom - top, right - left
+            if not offset:
+                sizes = tuple(tirx.max(size, number(1)) for size in sizes)
+            bins = sizes[0] / number(rows), sizes[1] / number(columns)
+            counts = [tirx.const(ratio, "int32") if ratio > 0 else te.ceil(b).astype("int32") for b in bins]
+            y, x_ = te.reduce_axis((0, counts[0]), "ky"), te.reduce_axis((0, counts[1]), "kx")
+            places = [
+                start + at.astype(dtype) * b + (axis.var.astype(dtype) + number(0.5)) * b / n.astype(dtype)
+                for start, at, b, axis, n in zip((top, left), (i, j), bins, (y, x_), counts, strict=True)
+            ]
+            outside = tirx.any(
+                *(
+                    tirx.any(p < number(-1), p > number(size))
+                    for p, size in zip(places, (height, width), strict=True)
+                )
+            )
+            corners = [_corners(p, size, dtype) for p, size in zip(places, (height, width), strict=True)]
+            image = images[r].astype("int32")
+            products = [
+                wy * wx * x[image, c, at_y, at_x] for at_y, wy in corners[0] for at_x, wx in corners[1]
+            ]
+            most = products[0]
+            for product in products[1:]:
+                most = tirx.max(most, product)
+            return te.max(tirx.if_then_else(outside, number(0), most), axis=[y, x_])
+
+        return te.compute((shape_of(rois)[0], channels, rows, columns), one, name="roi_maxima")
+
+    return op.te(compute, data, rois, batches)
+
+
+def _corners(place: Any, size: int, dtype: str) -> list[tuple[Any, Any]]:
+    """The two elements around a place along an axis, with their weights."""
+    held = tirx.max(place, tirx.const(0, dtype))
+    low = tirx.min(te.floor(held).astype("int32"), tirx.const(size - 1, "int32"))
+    high = tirx.min(low + 1, tirx.const(size - 1, "int32"))
+    inside = tirx.min(held, tirx.const(size - 1, dtype))
+    weight = inside - low.astype(dtype)
+    return [(low, tirx.const(1, dtype) - weight), (high, weight)]
 
 
 @converts("MaxRoiPool")

@@ -5,7 +5,7 @@ Gate orders and equations are those of ONNX's operator documentation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,33 @@ from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, shape_
 
 State = tuple[Value, ...]
 Step = Callable[["_Direction", Value, State], State]
+
+
+# The functions that take an alpha, or a beta.
+_ALPHAS = ("affine", "leakyrelu", "thresholdedrelu", "scaledtanh", "hardsigmoid", "elu")
+_BETAS = ("affine", "scaledtanh", "hardsigmoid")
+
+
+def _parameters(
+    op: Operator, before: int, functions: Sequence[str]
+) -> Iterator[tuple[str, float | None, float | None]]:
+    """Functions with their alphas and betas, which the node lists for those functions alone that take one,
+    in the order of the functions of both directions; ``before`` are the functions of the directions before.
+    """
+    names = [name.lower() for name in op.attr("activations", [])]
+    alphas, betas = list(op.attr("activation_alpha", [])), list(op.attr("activation_beta", []))
+    taken = names[:before]
+    alpha = sum(name in _ALPHAS for name in taken)
+    beta = sum(name in _BETAS for name in taken)
+    for name in functions:
+        a = b = None
+        if name.lower() in _ALPHAS:
+            a = alphas[alpha] if alpha < len(alphas) else None
+            alpha += 1
+        if name.lower() in _BETAS:
+            b = betas[beta] if beta < len(betas) else None
+            beta += 1
+        yield name, a, b
 
 
 def _activation(op: Operator, name: str, alpha: float | None, beta: float | None) -> Callable[[Value], Any]:
@@ -48,16 +75,9 @@ class _Direction:
         self.wb = zero if b is None else self.cut(b, 0, half, 0)
         self.rb = zero if b is None else self.cut(b, half, 2 * half, 0)
         self.peepholes = None if peephole is None else self.parts(peephole, 3)
-        alphas, betas = op.attr("activation_alpha", []), op.attr("activation_beta", [])
-        count = len(functions)
         self.activations = [
-            _activation(
-                op,
-                name,
-                alphas[number * count + n] if number * count + n < len(alphas) else None,
-                betas[number * count + n] if number * count + n < len(betas) else None,
-            )
-            for n, name in enumerate(functions)
+            _activation(op, name, alpha, beta)
+            for name, alpha, beta in _parameters(op, number * len(functions), functions)
         ]
 
     def _row(self, value: Value, number: int) -> Any:

@@ -6,6 +6,7 @@ Keys', "Cubic convolution interpolation for digital image processing", 1981.
 
 from __future__ import annotations
 
+from itertools import product
 from math import ceil, floor
 from typing import Any
 
@@ -20,7 +21,11 @@ from wasmgraph.tensors import Array
 
 @converts("Resize")
 def resize(op: Operator, data: Value, *rest: Value) -> Any:
-    """Interpolation along one axis after the other; an axis that keeps its size and place is left alone."""
+    """Interpolation along one axis after the other; an axis that keeps its size and place is left alone.
+
+    Integers are interpolated as float32 and lose their fractions at the end, as in onnxruntime, which with
+    ``antialias`` rounds them after each axis.
+    """
     roi, scales, sizes = _arguments(op, rest)
     shape = shape_of(data)
     axes = [a % len(shape) for a in op.attr("axes", range(len(shape)))]
@@ -28,7 +33,10 @@ def resize(op: Operator, data: Value, *rest: Value) -> Any:
     mode = op.attr("coordinate_transformation_mode", "half_pixel")
     if op.opset < 11:
         mode = "asymmetric"
-    found = data
+    dtype = dtype_of(data)
+    whole = not dtype.startswith("float") and op.attr("mode", "nearest") != "nearest"
+    found = op("Cast", data, to=1) if whole else data
+    together: list[tuple[int, Array, Array]] = []
     for n, axis in enumerate(axes):
         region = (0.0, 1.0)
         if mode == "tf_crop_and_resize":
@@ -39,8 +47,60 @@ def resize(op: Operator, data: Value, *rest: Value) -> Any:
         at = _coordinates(mode, shape[axis], wanted[n], factors[n], region)
         indices, weights, outside = _taps(op, at, shape[axis], factors[n])
         fill = op.attr("extrapolation_value", 0.0) if mode == "tf_crop_and_resize" else None
+        if whole and fill is None and not op.attr("antialias", 0):
+            if indices.shape[1] == 2:  # as onnxruntime computes them: a fraction of 1e-7 decides
+                narrow = _coordinates(mode, shape[axis], wanted[n], factors[n], region, np.float32)
+                place = np.clip(narrow, 0, np.float32(shape[axis] - 1))
+                low = place.astype(np.int64)
+                indices = np.stack([low, np.minimum(low + 1, shape[axis] - 1)], axis=1)
+                weights = np.abs(place[:, None] - indices.astype(np.float32))[:, ::-1]
+                weights = np.where(indices[:, :1] == indices[:, 1:], np.float32(0.5), weights)
+            together.append((axis, indices, weights))
+            continue
         found = _interpolate(op, found, axis, indices, weights, outside, fill)
-    return found
+        if whole and op.attr("antialias", 0):
+            found = op("Floor", op("Add", found, np.array(0.5, np.float32)))
+    if together:
+        found = _interpolate_together(op, found, together)
+    return cast_to(op, _within(op, found, dtype), dtype) if whole else found
+
+
+def _interpolate_together(op: Operator, data: Value, axes: list[tuple[int, Array, Array]]) -> Any:
+    """All axes at once: where the fraction is cut off, the order of the sums decides what is left."""
+    shape = list(shape_of(data))
+    for axis, indices, _ in axes:
+        shape[axis] = len(indices)
+    taps = list(product(*(range(indices.shape[1]) for _, indices, _ in axes)))
+
+    def compute(x: te.Tensor, *tables: te.Tensor) -> te.Tensor:
+        def one(*i: Any) -> Any:
+            total = None
+            for chosen in taps:
+                source, factor = list(i), None
+                for n in reversed(range(len(axes))):
+                    axis, tap = axes[n][0], chosen[n]
+                    source[axis] = tables[2 * n](i[axis], tap)
+                    weight = tables[2 * n + 1](i[axis], tap)
+                    factor = weight if factor is None else factor * weight
+                term = factor * x(*source)
+                total = term if total is None else total + term
+            return total
+
+        return te.compute(shape, one, name="resize")
+
+    tables = [
+        table
+        for _, indices, weights in axes
+        for table in (indices.astype(np.int32), weights.astype(np.float32))
+    ]
+    return op.te(compute, data, *tables)
+
+
+def _within(op: Operator, value: Value, dtype: str) -> Any:
+    """Cubic weights reach beyond the numbers of a dtype."""
+    limits = np.iinfo(dtype)
+    least, most = (np.array(v, np.float32) for v in (limits.min, limits.max))
+    return op("Clip", value, least, most)
 
 
 def _arguments(op: Operator, rest: tuple[Value, ...]) -> tuple[Value, Value, Value]:
@@ -67,9 +127,17 @@ def _sizes(
     return given, wanted
 
 
-def _coordinates(mode: str, length: int, wanted: int, scale: float, region: tuple[float, float]) -> Array:
+def _coordinates(
+    mode: str,
+    length: int,
+    wanted: int,
+    scale: float,
+    region: tuple[float, float],
+    dtype: type[np.floating[Any]] = np.float64,
+) -> Array:
     """Where each output lies in the input."""
-    x = np.arange(wanted, dtype=np.float64)
+    x = np.arange(wanted, dtype=dtype)
+    scale = float(dtype(scale)) if dtype is np.float64 else dtype(scale)  # type: ignore[assignment]
     if mode == "half_pixel":
         return (x + 0.5) / scale - 0.5
     if mode == "half_pixel_symmetric":
@@ -137,7 +205,6 @@ def _interpolate(
     if indices.shape[1] == 1:
         found = op("Gather", data, indices[:, 0], axis=axis)
     else:
-        dtype = dtype_of(data)
         shape = [len(indices) if a == axis else d for a, d in enumerate(shape_of(data))]
 
         def compute(x: te.Tensor, index: te.Tensor, weight: te.Tensor) -> te.Tensor:
@@ -151,10 +218,8 @@ def _interpolate(
 
             return te.compute(shape, one, name="resize")
 
-        wide = data if dtype.startswith("float") else op("Cast", data, to=1)
-        precise = weights.astype(dtype_of(wide))
-        found = op.te(compute, wide, indices.astype(np.int32), precise)
-        found = cast_to(op, found, dtype)
+        precise = weights.astype(dtype_of(data))
+        found = op.te(compute, data, indices.astype(np.int32), precise)
     if fill is not None and outside.any():
         rank = len(shape_of(data))
         mask = outside.reshape([-1 if a == axis else 1 for a in range(rank)])
