@@ -13,6 +13,7 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.tirx import IterVar
 
+from wasmgraph.compiler.operators.dense import flat_index
 from wasmgraph.compiler.schedule.blocks import (
     FETCH_AHEAD,
     PEEL,
@@ -55,15 +56,15 @@ def follow(
 
 
 def _parts(
-    schedule: Schedule, spatial: tuple[int, ...], rank: int
+    schedule: Schedule, spatial: tuple[int, ...], rank: int | None = None
 ) -> tuple[SBlockRV, SBlockRV, list[LoopRV]] | None:
     """The accumulating block, the block that writes the output, and that block's loops; None if
-    the kernel has not one of ``spatial`` many axes in the first or ``rank`` loops in the last."""
+    the kernel has not one of ``spatial`` many axes in the first or ``rank`` loops (at least 2) in the last."""
     acc, last = find(schedule, "acc"), output(schedule)
     if acc is None or last is None or len(_spatial(schedule, acc)) not in spatial:
         return None
     loops: list[LoopRV] = schedule.get_loops(last)
-    return (acc, last, loops) if len(loops) == rank else None
+    return (acc, last, loops) if len(loops) == (rank or max(2, len(loops))) else None
 
 
 def _group_channels(schedule: Schedule, acc: SBlockRV, channel: LoopRV) -> int:
@@ -125,10 +126,17 @@ def schedule_dense(
     schedule: Schedule, target: Target, decision: Decision | None = None
 ) -> Scheduled | None:
     """Matrix product (``operators.dense_compute``): channel block, row tile, reduction."""
-    parts = _parts(schedule, (3,), 2)
+    parts = _parts(schedule, (3,))
     if parts is None:
         return None
-    acc, last, (pixel, channel) = parts
+    acc, last, loops = parts
+    if len(loops) > 2:
+        inline_between(schedule, acc, last)
+        sizes = [_extent(schedule, loop) for loop in loops[:-1]]
+        schedule = reindex(schedule, last, lambda *at: (flat_index(at[:-1], sizes), at[-1]))
+        acc, last = find(schedule, "acc"), output(schedule)
+        loops = schedule.get_loops(last)
+    pixel, channel = loops
     chosen = follow(decision, schedule, acc, pixel, target)
     tile(schedule, acc, last, pixel, channel, target, chosen)
     return schedule, chosen
