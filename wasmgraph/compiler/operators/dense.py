@@ -15,9 +15,13 @@ from wasmgraph.compiler.operators.packing import (
     channel_block,
     default_legalize,
     pack_conv2d,
+    widths,
 )
 from wasmgraph.compiler.sizes import numbers, static_shape
 from wasmgraph.targets import Target
+
+# On the accumulating block of products whose first axis is a batch.
+BATCHED = "wasmgraph_batched"
 
 
 def dense_compute(data: te.Tensor, weight: te.Tensor, channels: int) -> te.Tensor:
@@ -57,24 +61,49 @@ def flat_index(indices: Sequence[Any], sizes: Sequence[int]) -> Any:
     return flat
 
 
+def product_compute(left: te.Tensor, right: te.Tensor, block: int) -> te.Tensor:
+    """Products of two activations, ``[...][M][K]`` by ``[...][K][N]``, whose leading dimensions broadcast.
+
+    T = ``block`` divides N: a tile reads its columns where they lie, a row of T at a time.
+    """
+    *outer_left, rows, inner = numbers(left.shape)
+    *outer_right, _, columns = numbers(right.shape)
+    outer = np.broadcast_shapes(outer_left, outer_right)
+    k = te.reduce_axis((0, inner), "k")
+
+    def operand(tensor: te.Tensor, own: Sequence[int], batch: Any, *at: Any) -> Any:
+        indices = _indices(batch, outer)[len(outer) - len(own) :]
+        return tensor[(*(0 if size == 1 else i for i, size in zip(indices, own, strict=True)), *at)]
+
+    acc = te.compute(
+        (prod(outer), columns // block, rows, block),
+        lambda n, b, m, lane: te.sum(
+            operand(left, outer_left, n, m, k) * operand(right, outer_right, n, k, b * block + lane), axis=[k]
+        ),
+        name="acc",
+        attrs={BATCHED: 1},
+    )
+    return te.compute(
+        (*outer, rows, columns),
+        lambda *at: acc[flat_index(at[:-2], outer), at[-1] // block, at[-2], at[-1] % block],
+        name="product",
+    )
+
+
 def legalize_dense(bb: relax.BlockBuilder, call: relax.Call, target: Target) -> relax.Expr:
     """A float32 product of a matrix and known weights; others go TVM's own way."""
     data, weight = call.args
-    if (
-        not isinstance(weight, GenericConst)
-        or str(data.ty.dtype) != "float32"
-        or len(static_shape(weight)) != 2
-        or len(static_shape(data)) < 2
-    ):
+    if str(data.ty.dtype) != "float32" or min(len(static_shape(a)) for a in call.args) < 2:
         return default_legalize(bb, call)
-    inner, channels = static_shape(weight)
-    matrix = np.ascontiguousarray(weight.value.numpy().T).reshape(channels, 1, 1, inner)
-    packed = pack_conv2d(matrix, channel_block(channels, target))[0, :, 0, 0]
-    return bb.call_te(
-        dense_compute,
-        data,
-        relax.const(np.ascontiguousarray(packed)),
-        channels,
-        primfunc_name_hint="dense",
-        primfunc_attrs={"op_pattern": OUT_FUSIBLE},
-    )
+    hints = {"primfunc_attrs": {"op_pattern": OUT_FUSIBLE}}
+    if isinstance(weight, GenericConst) and len(static_shape(weight)) == 2:
+        inner, channels = static_shape(weight)
+        matrix = np.ascontiguousarray(weight.value.numpy().T).reshape(channels, 1, 1, inner)
+        packed = pack_conv2d(matrix, channel_block(channels, target))[0, :, 0, 0]
+        known = relax.const(np.ascontiguousarray(packed))
+        return bb.call_te(dense_compute, data, known, channels, primfunc_name_hint="dense", **hints)
+    columns = static_shape(weight)[-1]
+    block = next((w for w in widths(target) if columns % w == 0), None)
+    if block is None:
+        return default_legalize(bb, call)
+    return bb.call_te(product_compute, data, weight, block, primfunc_name_hint="product", **hints)

@@ -13,7 +13,7 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.tirx import IterVar
 
-from wasmgraph.compiler.operators.dense import flat_index
+from wasmgraph.compiler.operators.dense import BATCHED, flat_index
 from wasmgraph.compiler.schedule.blocks import (
     FETCH_AHEAD,
     PEEL,
@@ -83,7 +83,7 @@ def schedule_conv2d(
     Also takes the 1×1 convolutions whose rows ``schedule_pointwise`` cannot join.
     """
     parts = _parts(schedule, (4, 5, 6), 4)
-    if parts is None:
+    if parts is None or BATCHED in schedule.get(parts[0]).annotations:
         return None
     padding = find(schedule, "pad")
     if padding is not None:
@@ -104,7 +104,7 @@ def schedule_pointwise(
 ) -> Scheduled | None:
     """1×1 convolution (``operators.pointwise_compute``): all pixels in one loop."""
     parts = _parts(schedule, (4,), 4)
-    if parts is None:
+    if parts is None or BATCHED in schedule.get(parts[0]).annotations:
         return None
     acc, last, loops = parts
     inline_between(schedule, acc, last)
@@ -139,6 +139,24 @@ def schedule_dense(
     pixel, channel = loops
     chosen = follow(decision, schedule, acc, pixel, target)
     tile(schedule, acc, last, pixel, channel, target, chosen)
+    return schedule, chosen
+
+
+def schedule_product(
+    schedule: Schedule, target: Target, decision: Decision | None = None
+) -> Scheduled | None:
+    """Products of two activations (``operators.product_compute``): batch, column block, row tile, reduction."""
+    parts = _parts(schedule, (4,))
+    if parts is None or BATCHED not in schedule.get(parts[0]).annotations:
+        return None
+    acc, last, loops = parts
+    inline_between(schedule, acc, last)
+    sizes = [_extent(schedule, loop) for loop in loops[:-2]]
+    schedule = reindex(schedule, last, lambda *at: (flat_index(at[:-2], sizes), at[-2], at[-1]))
+    acc, last = find(schedule, "acc"), output(schedule)
+    batch, row, column = schedule.get_loops(last)
+    chosen = follow(decision, schedule, acc, row, target)
+    tile(schedule, acc, last, row, column, target, chosen, outer=[batch])
     return schedule, chosen
 
 
