@@ -56,6 +56,21 @@ class GraphBuilder:
         self.node("Gemm", inputs, "logits")
         self.node("Softmax", ["logits"], "probabilities", axis=-1)
 
+    def finish(
+        self,
+        name: str,
+        inputs: list[onnx.ValueInfoProto],
+        outputs: list[onnx.ValueInfoProto],
+        description: Mapping[str, Any],
+    ) -> onnx.ModelProto:
+        """The checked model, with its description."""
+        graph = helper.make_graph(self.nodes, name, inputs, outputs, self.initializers)
+        opset = [helper.make_opsetid("", 17)]
+        model = helper.make_model(graph, opset_imports=opset, ir_version=8, producer_name="wasmgraph")
+        helper.set_model_props(model, {"wasmgraph": json.dumps(description)})
+        onnx.checker.check_model(model)
+        return model
+
     def model(self, name: str, description: Mapping[str, Any]) -> onnx.ModelProto:
         """The classifier of 224×224 images, with its description."""
 
@@ -63,11 +78,4 @@ class GraphBuilder:
             return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
         outputs = [value("probabilities", [1, 1000]), value("logits", [1, 1000])]
-        graph = helper.make_graph(
-            self.nodes, name, [value("input", [1, 3, 224, 224])], outputs, self.initializers
-        )
-        opset = [helper.make_opsetid("", 17)]
-        model = helper.make_model(graph, opset_imports=opset, ir_version=8, producer_name="wasmgraph")
-        helper.set_model_props(model, {"wasmgraph": json.dumps(description)})
-        onnx.checker.check_model(model)
-        return model
+        return self.finish(name, [value("input", [1, 3, 224, 224])], outputs, description)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
 from tvm import relax, te
 from tvm.ir import GenericConst
 
@@ -10,22 +15,80 @@ from wasmgraph.compiler.operators.packing import (
     OUT_FUSIBLE,
     channel_block,
     default_legalize,
+    widths,
 )
 from wasmgraph.compiler.sizes import numbers, static_shape
 from wasmgraph.targets import Target
 
+# On the accumulating block of products whose first axis is a batch.
+BATCHED = "wasmgraph_batched"
+
 
 def dense_compute(data: te.Tensor, weight: te.Tensor, channels: int) -> te.Tensor:
-    """Matrix product, ``[M][K]`` by packed weights ``[N/T][K][T]``, to ``[M][N]``, ``channels`` = N."""
-    rows, _ = numbers(data.shape)
+    """Product of ``[...][K]``, whose leading dimensions are rows, and packed weights ``[N/T][K][T]``.
+
+    The result is ``[...][N]``, ``channels`` = N.
+    """
+    *leading, _ = numbers(data.shape)
     blocks, inner, block = numbers(weight.shape)
     k = te.reduce_axis((0, inner), "k")
     acc = te.compute(
-        (blocks, rows, block),
-        lambda b, m, lane: te.sum(data[m, k] * weight[b, k, lane], axis=[k]),
+        (blocks, prod(leading), block),
+        lambda b, m, lane: te.sum(data[(*_indices(m, leading), k)] * weight[b, k, lane], axis=[k]),
         name="acc",
     )
-    return te.compute((rows, channels), lambda m, c: acc[c // block, m, c % block], name="dense")
+    return te.compute(
+        (*leading, channels),
+        lambda *at: acc[at[-1] // block, flat_index(at[:-1], leading), at[-1] % block],
+        name="dense",
+    )
+
+
+def _indices(flat: Any, sizes: Sequence[int]) -> list[Any]:
+    """The indices of an element, by its number in row-major order."""
+    found: list[Any] = []
+    for size in reversed(sizes[1:]):
+        found.insert(0, flat % size)
+        flat = flat // size
+    return [flat, *found] if sizes else []
+
+
+def flat_index(indices: Sequence[Any], sizes: Sequence[int]) -> Any:
+    """An element's number in row-major order, by its indices."""
+    flat: Any = 0
+    for index, size in zip(indices, sizes, strict=True):
+        flat = flat * size + index
+    return flat
+
+
+def product_compute(left: te.Tensor, right: te.Tensor, block: int) -> te.Tensor:
+    """Products of two activations, ``[...][M][K]`` by ``[...][K][N]``, whose leading dimensions broadcast.
+
+    T = ``block`` divides N: a tile reads its columns where they lie, a row of T at a time.
+    """
+    *outer_left, rows, inner = numbers(left.shape)
+    *outer_right, _, columns = numbers(right.shape)
+    outer = np.broadcast_shapes(outer_left, outer_right)
+    k = te.reduce_axis((0, inner), "k")
+
+    def operand(tensor: te.Tensor, own: Sequence[int], batch: Any, *at: Any) -> Any:
+        indices = _indices(batch, outer)[len(outer) - len(own) :]
+        return tensor[(*(0 if size == 1 else i for i, size in zip(indices, own, strict=True)), *at)]
+
+    acc = te.compute(
+        (prod(outer), columns // block, rows, block),
+        lambda n, b, m, lane: te.sum(
+            operand(left, outer_left, n, m, k) * operand(right, outer_right, n, k, b * block + lane),
+            axis=[k],
+        ),
+        name="acc",
+        attrs={BATCHED: 1},
+    )
+    return te.compute(
+        (*outer, rows, columns),
+        lambda *at: acc[flat_index(at[:-2], outer), at[-1] // block, at[-2], at[-1] % block],
+        name="product",
+    )
 
 
 def _packed(weight: GenericConst, block: int) -> GenericConst:
@@ -46,19 +109,15 @@ def _packed(weight: GenericConst, block: int) -> GenericConst:
 def legalize_dense(bb: relax.BlockBuilder, call: relax.Call, target: Target) -> relax.Expr:
     """A float32 product of a matrix and known weights; others are left to TVM."""
     data, weight = call.args
-    if (
-        not isinstance(weight, GenericConst)
-        or str(data.ty.dtype) != "float32"
-        or len(static_shape(weight)) != 2
-        or len(static_shape(data)) != 2
-    ):
+    if str(data.ty.dtype) != "float32" or min(len(static_shape(a)) for a in call.args) < 2:
         return default_legalize(bb, call)
-    _, channels = static_shape(weight)
-    return bb.call_te(
-        dense_compute,
-        data,
-        _packed(weight, channel_block(channels, target)),
-        channels,
-        primfunc_name_hint="dense",
-        primfunc_attrs={"op_pattern": OUT_FUSIBLE},
-    )
+    hints = {"primfunc_attrs": {"op_pattern": OUT_FUSIBLE}}
+    if isinstance(weight, GenericConst) and len(static_shape(weight)) == 2:
+        channels = static_shape(weight)[-1]
+        known = _packed(weight, channel_block(channels, target))
+        return bb.call_te(dense_compute, data, known, channels, primfunc_name_hint="dense", **hints)
+    columns = static_shape(weight)[-1]
+    block = next((w for w in widths(target) if columns % w == 0), None)
+    if block is None:
+        return default_legalize(bb, call)
+    return bb.call_te(product_compute, data, weight, block, primfunc_name_hint="product", **hints)

@@ -33,16 +33,17 @@ def channel_block(channels: int, target: Target) -> int:
     besides. Other parts than powers of two become odd vectors, which LLVM pads.
     """
     full = target.tile_channels
-    return min(_widths(target), key=lambda w: (-(-channels // w) * (w + full / 2), w))
+    return min(widths(target), key=lambda w: (-(-channels // w) * (w + full / 2), w))
 
 
 def lane_block(channels: int, target: Target) -> int:
     """The same for :func:`depthwise_compute`, where a block that is not full costs every block its
     vector loads: the widest that divides ``channels``, if one does."""
-    return next((w for w in _widths(target) if channels % w == 0), target.tile_channels)
+    return next((w for w in widths(target) if channels % w == 0), target.tile_channels)
 
 
-def _widths(target: Target) -> list[int]:
+def widths(target: Target) -> list[int]:
+    """Channels that a register tile may have: ``tile_channels``, or a half or a quarter of it."""
     full = target.tile_channels
     return [w for w in (full, full // 2, full // 4) if w and w % target.lanes == 0]
 

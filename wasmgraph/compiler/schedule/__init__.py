@@ -20,7 +20,12 @@ from wasmgraph.compiler.schedule.decisions import Decision, Scheduled
 from wasmgraph.compiler.schedule.elementwise import schedule_elementwise
 from wasmgraph.compiler.schedule.reduction import schedule_reduction
 from wasmgraph.compiler.schedule.rows import schedule_rows
-from wasmgraph.compiler.schedule.tiled import schedule_conv2d, schedule_dense, schedule_pointwise
+from wasmgraph.compiler.schedule.tiled import (
+    schedule_conv2d,
+    schedule_dense,
+    schedule_pointwise,
+    schedule_product,
+)
 from wasmgraph.compiler.schedule.winograd import schedule_winograd
 from wasmgraph.targets import Target
 
@@ -33,6 +38,7 @@ RULES: Mapping[str, Rule] = {
     "pointwise-conv2d": schedule_pointwise,
     "direct-conv2d": schedule_conv2d,
     "dense": schedule_dense,
+    "product": schedule_product,
     "reduction": schedule_reduction,
     "row-reduction": schedule_rows,
     "elementwise": schedule_elementwise,

@@ -13,7 +13,7 @@ from tvm.ir.expr import TensorLoad
 from tvm.s_tir import SBlock, Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.sym import Analyzer
-from tvm.tirx import Add, BufferStore, FloatImm, FloorDiv, FloorMod, IterVar, const
+from tvm.tirx import Add, BufferStore, FloatImm, FloorDiv, FloorMod, IndexMap, IterVar, const
 
 from wasmgraph.targets import Target
 
@@ -85,7 +85,8 @@ def reindex(schedule: Schedule, block: SBlockRV, axes: Callable[..., tuple[Any, 
     ``transform_block_layout`` leaves indices such as ``(g * 8 + c) // 8``, on which region inference
     gives up; they are simplified by what is known of the new axes.
     """
-    schedule.transform_block_layout(block, axes)
+    rank = len(schedule.get(block).iter_vars)
+    schedule.transform_block_layout(block, IndexMap.from_func(axes, ndim=rank))
     analyzer = Analyzer()
     for axis in schedule.get(block).iter_vars:
         analyzer.bind(axis.var, axis.dom)

@@ -28,19 +28,20 @@ def schedule_rows(schedule: Schedule, target: Target, decision: Decision | None 
         rows += 1
     if any(extent != 1 for extent in leading[rows:]):
         return None  # the reduced axes are not innermost
-    chosen = decision if isinstance(decision, Vector) else Vector(target.lanes)
+    if not isinstance(decision, Vector):
+        decision = Vector(_width(schedule, reducing, target.lanes))
     for block in reducing:
-        _reduce_in_lanes(schedule, block, chosen.width)
+        _reduce_in_lanes(schedule, block, decision.width)
     row = schedule.fuse(*loops[:rows]) if rows else schedule.add_unit_loop(loops[0] if loops else last)
     name = schedule.get(last).name_hint
     before = [block for block in blocks(schedule) if schedule.get(block).name_hint != name]
     for block in reversed(before):
         schedule.compute_at(block, row, preserve_unit_loops=True)
     for block in before:
-        _schedule_pass(schedule, block, schedule.get_loops(block)[1:], chosen.width)
-    _schedule_pass(schedule, last, schedule.get_loops(last)[1:], chosen.width)
+        _schedule_pass(schedule, block, schedule.get_loops(block)[1:], decision.width)
+    _schedule_pass(schedule, last, schedule.get_loops(last)[1:], decision.width)
     share(schedule, row)
-    return schedule, chosen
+    return schedule, decision
 
 
 def _schedule_pass(schedule: Schedule, block: SBlockRV, own: list[LoopRV], lanes: int) -> None:
@@ -66,6 +67,13 @@ def _schedule_pass(schedule: Schedule, block: SBlockRV, own: list[LoopRV], lanes
 def _spatial_extents(schedule: Schedule, block: SBlockRV) -> list[int]:
     axes = schedule.get(block).iter_vars
     return [int(axis.dom.extent) for axis in axes if axis.iter_type == IterVar.DataPar]
+
+
+def _width(schedule: Schedule, reducing: list[SBlockRV], lanes: int) -> int:
+    """Several vectors at a time, if all rows divide into them: sums that do not wait for each other."""
+    rows = [int(schedule.get(schedule.get_loops(block)[-1]).extent) for block in reducing]
+    several = (n * lanes for n in (4, 2) if lanes > 1 and all(row % (n * lanes) == 0 for row in rows))
+    return next(several, lanes)
 
 
 def _reduce_in_lanes(schedule: Schedule, block: SBlockRV, lanes: int) -> None:

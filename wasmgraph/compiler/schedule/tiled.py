@@ -13,6 +13,7 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.tirx import IterVar
 
+from wasmgraph.compiler.operators.dense import BATCHED, flat_index
 from wasmgraph.compiler.schedule.blocks import (
     FETCH_AHEAD,
     PEEL,
@@ -55,15 +56,15 @@ def follow(
 
 
 def _parts(
-    schedule: Schedule, spatial: tuple[int, ...], rank: int
+    schedule: Schedule, spatial: tuple[int, ...], rank: int | None = None
 ) -> tuple[SBlockRV, SBlockRV, list[LoopRV]] | None:
     """The accumulating block, the block that writes the output, and that block's loops; None if
-    the kernel has not one of ``spatial`` many axes in the first or ``rank`` loops in the last."""
+    the kernel has not one of ``spatial`` many axes in the first, ``rank`` loops (2 or more) in the other."""
     acc, last = find(schedule, "acc"), output(schedule)
     if acc is None or last is None or len(_spatial(schedule, acc)) not in spatial:
         return None
     loops: list[LoopRV] = schedule.get_loops(last)
-    return (acc, last, loops) if len(loops) == rank else None
+    return (acc, last, loops) if len(loops) == (rank or max(2, len(loops))) else None
 
 
 def _group_channels(schedule: Schedule, acc: SBlockRV, channel: LoopRV) -> int:
@@ -82,7 +83,7 @@ def schedule_conv2d(
     Also takes the 1×1 convolutions whose rows ``schedule_pointwise`` cannot join.
     """
     parts = _parts(schedule, (4, 5, 6), 4)
-    if parts is None:
+    if parts is None or BATCHED in schedule.get(parts[0]).annotations:
         return None
     padding = find(schedule, "pad")
     if padding is not None:
@@ -103,7 +104,7 @@ def schedule_pointwise(
 ) -> Scheduled | None:
     """1×1 convolution (``operators.pointwise_compute``): all pixels in one loop."""
     parts = _parts(schedule, (4,), 4)
-    if parts is None:
+    if parts is None or BATCHED in schedule.get(parts[0]).annotations:
         return None
     acc, last, loops = parts
     inline_between(schedule, acc, last)
@@ -125,12 +126,38 @@ def schedule_dense(
     schedule: Schedule, target: Target, decision: Decision | None = None
 ) -> Scheduled | None:
     """Matrix product (``operators.dense_compute``): channel block, row tile, reduction."""
-    parts = _parts(schedule, (3,), 2)
+    parts = _parts(schedule, (3,))
     if parts is None:
         return None
-    acc, last, (pixel, channel) = parts
+    acc, last, loops = parts
+    if len(loops) > 2:
+        inline_between(schedule, acc, last)
+        sizes = [_extent(schedule, loop) for loop in loops[:-1]]
+        schedule = reindex(schedule, last, lambda *at: (flat_index(at[:-1], sizes), at[-1]))
+        acc, last = find(schedule, "acc"), output(schedule)
+        loops = schedule.get_loops(last)
+    pixel, channel = loops
     chosen = follow(decision, schedule, acc, pixel, target)
     tile(schedule, acc, last, pixel, channel, target, chosen)
+    return schedule, chosen
+
+
+def schedule_product(
+    schedule: Schedule, target: Target, decision: Decision | None = None
+) -> Scheduled | None:
+    """Products of two activations (``operators.product_compute``): batch, column block, row tile."""
+    parts = _parts(schedule, (4,))
+    if parts is None or BATCHED not in schedule.get(parts[0]).annotations:
+        return None
+    acc, last, loops = parts
+    inline_between(schedule, acc, last)
+    if len(loops) > 2:
+        sizes = [_extent(schedule, loop) for loop in loops[:-2]]
+        schedule = reindex(schedule, last, lambda *at: (flat_index(at[:-2], sizes), at[-2], at[-1]))
+        acc, last = find(schedule, "acc"), output(schedule)
+    *batch, row, column = schedule.get_loops(last)
+    chosen = follow(decision, schedule, acc, row, target)
+    tile(schedule, acc, last, row, column, target, chosen, outer=batch)
     return schedule, chosen
 
 

@@ -1,0 +1,82 @@
+"""exp, log, tanh, erf and the logistic function, over all exponents, infinities and NaN."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import helper
+from scipy import special
+
+import wasmgraph as wg
+from tests.conftest import model_of
+
+# Largest errors in units in the last place, which below the least normal number is that number's.
+FUNCTIONS = {
+    "Exp": (np.exp, 1.0),
+    "Log": (np.log, 0.9),
+    "Tanh": (np.tanh, 1.4),
+    "Erf": (special.erf, 1.3),
+    "Sigmoid": (special.expit, 2.8),
+}
+_LEAST = np.float32(2**-126)
+
+
+def numbers() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 2**32, 1 << 15, dtype=np.uint64).astype(np.uint32).view(np.float32)
+    near = [rng.uniform(-a, a, 1 << 14) for a in (0.7, 1.1, 9, 105)]
+    edges = [
+        0.0,
+        -0.0,
+        np.inf,
+        -np.inf,
+        np.nan,
+        1,
+        -1,
+        1e-45,
+        88.72,
+        88.73,
+        -87.4,
+        -103.9,
+        -104.1,
+        0.66,
+        0.95,
+        4,
+    ]
+    return np.concatenate([edges, bits, *near]).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, dict[str, np.ndarray]]:
+    """By target, every function of the numbers."""
+    x = numbers()
+    nodes = [helper.make_node(name, ["x"], [name]) for name in FUNCTIONS]
+    model = model_of(nodes, {"x": [x.size]}, list(FUNCTIONS))
+    results = {}
+    for target in ("wasm32", "wasm32-simd128", "native"):
+        with wg.load(wg.compile(model, target=target)) as session:
+            results[target] = session.run({"x": x})
+    return results
+
+
+@pytest.mark.parametrize("target", ["wasm32", "wasm32-simd128", "native"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_errors_are_as_stated(found: dict[str, dict[str, np.ndarray]], name: str, target: str) -> None:
+    function, most = FUNCTIONS[name]
+    got = found[target][name]
+    with np.errstate(all="ignore"):
+        exact = function(numbers().astype(np.float64))
+        rounded = exact.astype(np.float32)
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(rounded))
+    np.testing.assert_array_equal(got[np.isinf(rounded)], rounded[np.isinf(rounded)])
+    finite = np.isfinite(rounded)
+    assert np.isfinite(got[finite]).all()
+    unit = np.spacing(np.maximum(np.abs(rounded[finite]), _LEAST)).astype(np.float64)
+    assert (np.abs(got[finite] - exact[finite]) / unit).max() <= most
+    np.testing.assert_array_equal(np.signbit(got[:2]), np.signbit(rounded[:2]))
+
+
+def test_scalars_and_vectors_give_the_same_bits(found: dict[str, dict[str, np.ndarray]]) -> None:
+    for name in FUNCTIONS:
+        one, other = (found[target][name].view(np.uint32) for target in ("wasm32", "wasm32-simd128"))
+        np.testing.assert_array_equal(one, other)

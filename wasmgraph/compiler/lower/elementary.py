@@ -1,0 +1,191 @@
+"""exp, log, tanh, erf and the logistic function of float32 as arithmetic, which vectors can do.
+
+A call of the C library takes one number at a time. These are additions, multiplications, comparisons and
+shifts: a vector takes as many instructions as a number, and every engine gives the same bits.
+
+Range reductions are those of Cody & Waite, "Software Manual for the Elementary Functions" (1980).
+Coefficients are minimax fits of this project: for exp of ``(e^r - 1 - r) / r²`` over ±log(2)/2; for erf of
+``erf(√s) / √s - 1`` up to 0.95² and of ``-log(erfc(t))`` from 0.95 to 4; for tanh of ``tanh(√s) / √s - 1``
+up to 0.66²; for log of ``(log(1 + f) - f + f²/2) / f³`` over √½ - 1 to √2 - 1. The largest errors, in units in
+the last place, stand in tests/compiler/lower/test_elementary.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import tirx
+from tvm.ir import Call
+
+_EXP = (
+    0.4999999344745987,
+    0.16666520627619896,
+    0.04166838810553568,
+    0.00836871731176843,
+    0.0013814596584325772,
+)
+_ERF_NEAR = (
+    *(0.1283791664085674, -0.3761263161362092, 0.11283663999124409, -0.026857705113183295),
+    *(0.00519695207623068, -0.0008097703010442668, 8.185091057176508e-05),
+)
+_ERF_FAR = (
+    *(0.00024470958398067867, 1.1274750018095763, 0.6375169823908924, 0.10364034837084506),
+    *(-0.02208765302926425, 0.0030085400834820165, -0.00019242634894211475),
+)
+_TANH = (
+    *(-7.1776678e-09, -0.33333213833864506, 0.13330081370914124),
+    *(-0.05364050111253026, 0.020341198731758704, -0.005391826958465529),
+)
+_LOG = (
+    *(0.33333331709343283, -0.25000821068427964, 0.2000122671366353, -0.16623356049396598),
+    *(0.14201761002405755, -0.13160198004142992, 0.12761562914756455, -0.07634437987985283),
+)
+_LOG2_E = 1.4426950408889634
+# log(2) in two parts; the first has so few bits that its multiples by an exponent are exact.
+_LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
+_ROUNDER = 12582912.0  # 1.5 × 2^23: what is added to it is rounded to an integer, in the lowest bits
+_ROUNDER_BITS = 0x4B400000
+_ONE_BITS, _SIGN_BIT = 0x3F800000, -0x80000000
+
+Expr = Any
+
+
+class _Numbers:
+    """float32 and int32 arithmetic over as many lanes as an expression has."""
+
+    def __init__(self, dtype: str) -> None:
+        self.float, self.int = dtype, dtype.replace("float", "int")
+        self._bound: list[tuple[tirx.Var, Expr]] = []
+
+    def f(self, value: float) -> Expr:
+        return tirx.const(value, self.float)
+
+    def i(self, value: int) -> Expr:
+        return tirx.const(value, self.int)
+
+    def let(self, value: Expr) -> Expr:
+        """A name for a value that is used more than once."""
+        variable = tirx.Var("t", value.ty)
+        self._bound.append((variable, value))
+        return variable
+
+    def result(self, value: Expr) -> Expr:
+        for variable, bound in reversed(self._bound):
+            value = tirx.Let(variable, bound, value)
+        return value
+
+    def polynomial(self, x: Expr, coefficients: Sequence[float]) -> Expr:
+        """By Horner's rule; coefficients from the constant one."""
+        total = self.f(coefficients[-1])
+        for coefficient in reversed(coefficients[:-1]):
+            total = total * x + self.f(coefficient)
+        return total
+
+    def bits(self, x: Expr) -> Expr:
+        return tirx.reinterpret(self.int, x)
+
+    def number(self, bits: Expr) -> Expr:
+        return tirx.reinterpret(self.float, bits)
+
+    def magnitude(self, x: Expr) -> Expr:
+        return self.number(tirx.bitwise_and(self.bits(x), self.i(0x7FFFFFFF)))
+
+    def signed(self, magnitude: Expr, x: Expr) -> Expr:
+        """A magnitude with the sign of ``x``."""
+        sign = tirx.bitwise_and(self.bits(x), self.i(_SIGN_BIT))
+        return self.number(tirx.bitwise_or(self.bits(magnitude), sign))
+
+    def power_of_two(self, exponent: Expr) -> Expr:
+        """2^exponent, from -126 to 127."""
+        return self.number(tirx.shift_left(exponent + self.i(127), self.i(23)))
+
+    def exp(self, x: Expr) -> Expr:
+        # A comparison with NaN is false: NaN goes on.
+        x = tirx.Select(x > self.f(89.0), self.f(89.0), x)
+        x = self.let(x)
+        value, exponent = self._exp_parts(tirx.Select(x < self.f(-104.0), self.f(-104.0), x))
+        # Twice half of the exponent: 2^128 is no number, and results may be subnormal.
+        half = self.let(tirx.shift_right(exponent, self.i(1)))
+        return value * self.power_of_two(half) * self.power_of_two(exponent - half)
+
+    def moderate_exp(self, x: Expr) -> Expr:
+        """exp of -87 to 88."""
+        value, exponent = self._exp_parts(x)
+        return value * self.power_of_two(exponent)
+
+    def _exp_parts(self, x: Expr) -> tuple[Expr, Expr]:
+        """A number and the power of two that it is to be multiplied by."""
+        x = self.let(x)
+        rounded = self.let(x * self.f(_LOG2_E) + self.f(_ROUNDER))
+        n = self.let(rounded - self.f(_ROUNDER))
+        r = self.let((x - n * self.f(_LN2_HIGH)) - n * self.f(_LN2_LOW))
+        value = (self.polynomial(r, _EXP) * r) * r + r + self.f(1.0)
+        return value, self.let(self.bits(rounded) - self.i(_ROUNDER_BITS))
+
+    def sigmoid(self, x: Expr) -> Expr:
+        x = self.let(x)
+        small = self.let(self.exp(self.f(0.0) - self.magnitude(x)))
+        share = self.f(1.0) / (self.f(1.0) + small)
+        return tirx.Select(x < self.f(0.0), small * share, share)
+
+    def tanh(self, x: Expr) -> Expr:
+        x = self.let(x)
+        t = self.let(self.magnitude(x))
+        square = self.let(x * x)
+        near = t + t * self.polynomial(square, _TANH)
+        bounded = tirx.Select(t > self.f(10.0), self.f(10.0), t)
+        far = self.f(1.0) - self.f(2.0) / (self.moderate_exp(bounded + bounded) + self.f(1.0))
+        return self.signed(tirx.Select(t < self.f(0.66), near, far), x)
+
+    def erf(self, x: Expr) -> Expr:
+        x = self.let(x)
+        t = self.let(self.magnitude(x))
+        square = self.let(x * x)
+        near = t + t * self.polynomial(square, _ERF_NEAR)
+        bounded = self.let(tirx.Select(t > self.f(4.0), self.f(4.0), t))
+        far = self.f(1.0) - self.moderate_exp(self.f(0.0) - self.polynomial(bounded, _ERF_FAR))
+        return self.signed(tirx.Select(t < self.f(0.95), near, far), x)
+
+    def log(self, x: Expr) -> Expr:
+        x = self.let(x)
+        small = x < self.f(1.17549435e-38)
+        scaled = self.let(tirx.Select(small, x * self.f(8388608.0), x))
+        # The mantissa from √½ to √2: bits of √½ taken away leave an exponent that is one less below it.
+        shifted = self.let(self.bits(scaled) - self.i(0x3F3504F3))
+        exponent = tirx.shift_right(shifted, self.i(23))
+        mantissa = self.number(tirx.bitwise_and(shifted, self.i(0x007FFFFF)) + self.i(0x3F3504F3))
+        f = self.let(mantissa - self.f(1.0))
+        e = self.let(tirx.Cast(self.float, exponent) - tirx.Select(small, self.f(23.0), self.f(0.0)))
+        square = self.let(f * f)
+        tail = self.polynomial(f, _LOG) * (square * f) + e * self.f(_LN2_LOW) - square * self.f(0.5)
+        value = self.let((f + tail) + e * self.f(_LN2_HIGH))
+        infinity, nan = self.f(float("inf")), self.f(float("nan"))
+        value = tirx.Select(x < infinity, value, x)  # infinity and NaN
+        value = tirx.Select(tirx.EQ(x, self.f(0.0)), self.f(float("-inf")), value)
+        return tirx.Select(x < self.f(0.0), nan, value)
+
+
+_FUNCTIONS: dict[str, Callable[[_Numbers, Expr], Expr]] = {
+    "tirx.exp": _Numbers.exp,
+    "tirx.log": _Numbers.log,
+    "tirx.tanh": _Numbers.tanh,
+    "tirx.erf": _Numbers.erf,
+    "tirx.sigmoid": _Numbers.sigmoid,
+}
+
+
+def as_arithmetic(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """A kernel whose elementary functions of float32 are arithmetic."""
+
+    def rewrite(call: Call) -> Any:
+        name = call.op.name if isinstance(call.op, tvm.ir.Op) else ""
+        dtype = str(call.ty.dtype) if name in _FUNCTIONS else ""
+        if not dtype.startswith("float32"):
+            return call
+        numbers = _Numbers(dtype)
+        return numbers.result(_FUNCTIONS[name](numbers, call.args[0]))
+
+    return function.with_body(tvm_ffi.structural_map(function.body, [(Call, rewrite)]))
