@@ -4,10 +4,10 @@ A call of the C library takes one number at a time. These are additions, multipl
 shifts: a vector takes as many instructions as a number, and every engine gives the same bits.
 
 Range reductions are those of Cody & Waite, "Software Manual for the Elementary Functions" (1980).
-Coefficients are minimax fits of this project: for exp of ``(e^r - 1 - r) / r²`` over ±log(2)/2; for erf of
-``erf(√s) / √s - 1`` up to 0.95² and of ``-log(erfc(t))`` from 0.95 to 4; for tanh of ``tanh(√s) / √s - 1``
-up to 0.66²; for log of ``(log(1 + f) - f + f²/2) / f³`` over √½ - 1 to √2 - 1. The largest errors, in units in
-the last place, stand in tests/compiler/lower/test_elementary.py.
+Coefficients are minimax fits of this project: for exp of ``(e^r - 1 - r) / r^2`` over log(2)/2 on both
+sides; for erf of ``erf(sqrt(s)) / sqrt(s) - 1`` up to 0.95^2 and of ``-log(erfc(t))`` from 0.95 to 4; for
+tanh of ``tanh(sqrt(s)) / sqrt(s) - 1`` up to 0.66^2; for log of ``(log(1 + f) - f + f^2 / 2) / f^3`` from
+sqrt(1/2) - 1 to sqrt(2) - 1. tests/compiler/lower/test_elementary.py holds the largest errors.
 """
 
 from __future__ import annotations

@@ -58,8 +58,8 @@ def follow(
 def _parts(
     schedule: Schedule, spatial: tuple[int, ...], rank: int | None = None
 ) -> tuple[SBlockRV, SBlockRV, list[LoopRV]] | None:
-    """The accumulating block, the block that writes the output, and that block's loops; None if
-    the kernel has not one of ``spatial`` many axes in the first, ``rank`` loops (2 or more) in the other."""
+    """The accumulating block, the block that writes the output, and that block's loops. None if the first
+    has not one of ``spatial`` many axes, or the other not ``rank`` loops (any number from 2 on)."""
     acc, last = find(schedule, "acc"), output(schedule)
     if acc is None or last is None or len(_spatial(schedule, acc)) not in spatial:
         return None
