@@ -146,6 +146,16 @@ def test_bytes_and_home_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert import_model("~/m.onnx")[1].name == "m"
 
 
+@pytest.mark.parametrize("place", ["Relu", "hidden", "y"])
+def test_a_name_that_is_not_utf_8_is_refused(place: str) -> None:
+    """Protobuf gives such a name's bytes (make fuzz, onnx_files 841: a CompileError of their decoding)."""
+    nodes = [helper.make_node("Relu", ["x"], ["hidden"]), helper.make_node("Relu", ["hidden"], ["y"])]
+    content = model_of(nodes, {"x": [1, 4]}, ["y"]).SerializeToString()
+    broken = content.replace(place.encode(), b"\xef" + place[1:].encode())
+    with pytest.raises(ModelError, match=r"not (a valid ONNX model|an ONNX file): .*"):
+        wg.compile(broken)
+
+
 @pytest.mark.parametrize("source", [None, 3, model_of([RELU], {"x": [1]}, ["y"]).graph])
 def test_what_is_no_model_is_said(source: object) -> None:
     with pytest.raises(UsageError, match=f"this is a {type(source).__name__}"):

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -129,6 +129,7 @@ def _settle(
     values: onnx.ModelProto | None = None,
 ) -> Model:
     """The model of a proto whose weights may be in files of ``folder``, or in another proto."""
+    _check_text(proto.graph, name)
     if not proto.graph.output:
         raise ModelError(f"{name} is not an ONNX model: it has no graph with outputs.")
     check_size(proto, name, most_bytes)
@@ -167,6 +168,21 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
             yield from attribute.tensors
             for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
                 yield from _tensors(inner)
+
+
+def _check_text(graph: onnx.GraphProto, where: str) -> None:
+    """Raise ModelError if a name is not UTF-8: protobuf then gives its bytes."""
+    texts: list[Any] = [tensor.name for tensor in graph.initializer]
+    texts += [value.name for value in (*graph.input, *graph.output, *graph.value_info)]
+    for node in graph.node:
+        texts += [node.op_type, node.domain, node.name, *node.input, *node.output]
+        for attribute in node.attribute:
+            texts += [attribute.name, attribute.ref_attr_name]
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                _check_text(inner, where)
+    wrong = next((text for text in texts if isinstance(text, bytes)), None)
+    if wrong is not None:
+        raise ModelError(f"{where} is not a valid ONNX model: the name {wrong!r:.80} is not UTF-8.")
 
 
 def _without_weights(source: onnx.ModelProto) -> onnx.ModelProto:
