@@ -19,7 +19,8 @@ Algorithm = Literal["direct", "winograd-2", "winograd-4"]
 
 _WEIGHT_BYTES_PER_CYCLE = 3.0  # streamed from memory: about 9 GB/s at 3 GHz on a shared host
 _CACHE_BYTES_PER_CYCLE = 16.0
-# Winograd weights have 16/9 or 4 times the bytes, in the file too, so its cost must be below this factor.
+# Winograd weights have 16/9 or 4 times the bytes, in the file too: its cost must be below this fraction of
+# the cheapest other cost.
 _WORTH = 0.9
 
 
