@@ -80,3 +80,25 @@ def test_scalars_and_vectors_give_the_same_bits(found: dict[str, dict[str, np.nd
     for name in FUNCTIONS:
         one, other = (found[target][name].view(np.uint32) for target in ("wasm32", "wasm32-simd128"))
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("target", ["wasm32", "wasm32-simd128", "wasm32-simd128-threads", "native"])
+def test_functions_of_functions_are_right(target: str) -> None:
+    """tanh(log(1 + exp(x))) took minutes: TVM put a value in the place of each of its names. Padded, it is
+    computed under a condition."""
+    nodes = [
+        helper.make_node("Exp", ["x"], ["e"]),
+        helper.make_node("Add", ["e", "one"], ["a"]),
+        helper.make_node("Log", ["a"], ["l"]),
+        helper.make_node("Tanh", ["l"], ["t"]),
+        helper.make_node("Mul", ["x", "t"], ["mish"]),
+        helper.make_node("Pad", ["mish", "pads"], ["padded"]),
+    ]
+    constants = {"one": np.float32(1), "pads": np.array([0, 1, 2, 3], np.int64)}
+    model = model_of(nodes, {"x": [5, 37]}, ["mish", "padded"], constants)
+    x = np.random.default_rng(0).normal(0, 3, (5, 37)).astype(np.float32)
+    with wg.load(wg.compile(model, target=target)) as session:
+        found = session.run({"x": x})
+    exact = x * np.tanh(np.log1p(np.exp(x.astype(np.float64))))
+    np.testing.assert_allclose(found["mish"], exact, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found["padded"], np.pad(exact, ((0, 2), (1, 3))), rtol=1e-5, atol=1e-6)

@@ -23,13 +23,12 @@ from wasmgraph.compiler.importing.frontend import half
 from wasmgraph.compiler.importing.frontend.empties import without_elements
 from wasmgraph.compiler.importing.frontend.registry import CONVERTERS, SHAPE_ONLY, converts, tvm_has
 from wasmgraph.compiler.importing.frontend.schemas import (
-    bind_attributes,
     domain_of,
-    evaluate,
-    foldable,
+    fold,
     function_body,
+    input_name,
+    instantiate,
     known,
-    schema,
 )
 from wasmgraph.compiler.importing.frontend.values import (
     IndexCheck,
@@ -199,19 +198,15 @@ class Walk:
     ) -> list[Value]:
         """The outputs of one node."""
         domain, kind = domain_of(node), node.op_type
-        if (domain, kind) not in self.functions:
-            found = without_elements(node, inputs, opset)
-            if found is not None:
-                return found
+        function = self.functions.get((domain, kind))
+        if function is None and (found := without_elements(node, inputs, opset)) is not None:
+            return found
         if kind in SHAPE_ONLY and not domain and not is_known(inputs[0]):
             inputs = [np.zeros(shape_of(inputs[0]), dtype_of(inputs[0]))]
-        function = self.functions.get((domain, kind))
         if function is not None:
             return self.call(function, node, inputs)
-        if all(map(is_known, inputs)) and foldable(node, inputs, opset):
-            found = evaluate(node, inputs, opset)
-            if found is not None:
-                return found
+        if (found := fold(node, inputs, opset)) is not None:
+            return found
         if (domain, kind) in CONVERTERS:
             operator = Operator(self, node, opset, scope)
             return self.settle(CONVERTERS[domain, kind](operator, *inputs))
@@ -224,20 +219,17 @@ class Walk:
 
     def call(self, function: onnx.FunctionProto, node: onnx.NodeProto, inputs: list[Value]) -> list[Value]:
         """The outputs of a function, called by a node."""
-        given = {a.name: a for a in [*function.attribute_proto, *node.attribute]}
         scope: dict[str, Value] = dict.fromkeys(function.input)
         scope.update(zip(function.input, inputs, strict=False))
-        bound = [bind_attributes(inner, given) for inner in function.node]
         inside = {**self.opsets, **{opset.domain: opset.version for opset in function.opset_import}}
-        self.nodes(bound, scope, inside)
+        self.nodes(instantiate(function, node), scope, inside)
         return [scope.get(name) for name in function.output]
 
     def convert_by_tvm(self, node: onnx.NodeProto, inputs: list[Value], opset: int) -> Any:
         """Let TVM's frontend convert a node."""
         for position in STATIC_INPUTS.get(node.op_type, ()):
             if position < len(inputs) and not is_known(inputs[position]):
-                found = schema(node, opset)
-                what = found.inputs[position].name if found is not None else f"input {position}"
+                what = input_name(node, position, opset)
                 raise UnsupportedOperatorError(
                     f"{node.op_type} takes its {what!r} from data, and shapes must be known while"
                     f" compiling; export the model with a constant {what}"

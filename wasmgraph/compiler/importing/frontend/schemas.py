@@ -12,7 +12,7 @@ import onnx.defs
 import onnx.reference
 from onnx import helper
 
-from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, shape_of
+from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, is_known, shape_of
 
 # Warnings from ONNX's reference implementation concern the model itself, or are numpy's about overflows.
 # The filter is permanent: one that is set for the time of a call would affect all threads anyway.
@@ -38,16 +38,21 @@ def schema(node: onnx.NodeProto, opset: int) -> Any:
 _OWN = ("CastLike", "DynamicQuantizeLinear", "MaxPool", "QuantizeLinear", "ReduceLogSumExp")
 
 
-def foldable(node: onnx.NodeProto, inputs: Sequence[Value], opset: int) -> bool:
-    """Whether known inputs determine the outputs, and compiled code agrees with ONNX's reference."""
-    kind = node.op_type
-    if not domain_of(node):
-        if kind in _OWN:
-            return False
-        if kind == "Cast" and isinstance(inputs[0], np.ndarray) and inputs[0].dtype.kind == "f":
-            to = next(a.i for a in node.attribute if a.name == "to")
-            return to == onnx.TensorProto.STRING or helper.tensor_dtype_to_np_dtype(to).kind not in "iu"
-    return deterministic(node, opset)
+def fold(node: onnx.NodeProto, inputs: Sequence[Value], opset: int) -> list[Value] | None:
+    """The outputs, if all inputs are known and ONNX's reference determines the outputs; otherwise None."""
+    if not all(map(is_known, inputs)) or _left_open(node, inputs) or not deterministic(node, opset):
+        return None
+    return evaluate(node, inputs, opset)
+
+
+def _left_open(node: onnx.NodeProto, inputs: Sequence[Value]) -> bool:
+    """Whether the outputs that users expect differ from what ONNX's reference computes."""
+    if domain_of(node):
+        return False
+    if node.op_type == "Cast" and isinstance(inputs[0], np.ndarray) and inputs[0].dtype.kind == "f":
+        to = next(a.i for a in node.attribute if a.name == "to")
+        return to != onnx.TensorProto.STRING and helper.tensor_dtype_to_np_dtype(to).kind in "iu"
+    return node.op_type in _OWN
 
 
 def deterministic(node: onnx.NodeProto, opset: int) -> bool:
@@ -118,7 +123,19 @@ def type_of(value: Value) -> onnx.TypeProto:
     return helper.make_tensor_type_proto(dtype, shape_of(value))
 
 
-def bind_attributes(node: onnx.NodeProto, given: Mapping[str, onnx.AttributeProto]) -> onnx.NodeProto:
+def input_name(node: onnx.NodeProto, position: int, opset: int) -> str:
+    """ONNX's name for an operator's input; its position if ONNX does not define the operator."""
+    found = schema(node, opset)
+    return str(found.inputs[position].name) if found is not None else f"input {position}"
+
+
+def instantiate(function: onnx.FunctionProto, call: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """A function's nodes, with the attributes of the node that calls it."""
+    given = {a.name: a for a in [*function.attribute_proto, *call.attribute]}
+    return [_bind_attributes(node, given) for node in function.node]
+
+
+def _bind_attributes(node: onnx.NodeProto, given: Mapping[str, onnx.AttributeProto]) -> onnx.NodeProto:
     """Copy a function's node and replace its references to the function's attributes, in subgraphs too."""
     bound = onnx.NodeProto()
     bound.CopyFrom(node)
@@ -133,7 +150,7 @@ def bind_attributes(node: onnx.NodeProto, given: Mapping[str, onnx.AttributeProt
         kept = bound.attribute.add()
         kept.CopyFrom(attribute)
         if attribute.type == attribute.GRAPH:
-            inner = [bind_attributes(n, given) for n in attribute.g.node]
+            inner = [_bind_attributes(n, given) for n in attribute.g.node]
             del kept.g.node[:]
             kept.g.node.extend(inner)
     return bound
