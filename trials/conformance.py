@@ -1,8 +1,8 @@
-"""ONNX's own backend tests, all of them, against wasmgraph's ONNX backend: ``make conformance`` writes
+"""Runs all of ONNX's own backend tests against wasmgraph's ONNX backend: ``make conformance`` writes
 ``results/conformance.json``.
 
-It can be interrupted: what was run is in the user's cache, by the state of the sources, and is not run
-again.
+The run can be interrupted: outcomes are kept in the user's cache, by the state of the sources, and cases
+with a known outcome are not run again.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ RESULTS = ROOT / "results" / "conformance.json"
 TARGETS = ("wasm32-simd128", "wasm32", "native")
 # The dtypes that a graph's inputs and outputs must have for a case to count.
 COUNTED = ("FLOAT", "DOUBLE", "FLOAT16", "INT8", "UINT8", "INT16", "INT32", "INT64", "BOOL")
-_ROOMS = ("compiler", "runtimes")  # whose code decides what a case comes to
+_ROOMS = ("compiler", "runtimes")  # their code determines the outcome of a case
 _SECONDS = 300  # a case that takes longer has hung
 
 
 @dataclass(frozen=True)
 class Case:
-    """One test: ONNX's category and name, the operator it is about, whether its inputs and outputs are
-    tensors of the dtypes that count.
+    """One test: ONNX's category and name, the operator that it tests, and whether its inputs and outputs
+    are tensors of the dtypes that count.
     """
 
     category: str
@@ -97,14 +97,14 @@ def _counts(graph: onnx.GraphProto) -> bool:
 
 
 class Worker:
-    """A process that runs cases for one target, and is started again when it dies or hangs."""
+    """A process that runs cases for one target; it is restarted when it dies or hangs."""
 
     def __init__(self, target: str) -> None:
         self.target = target
         self.child: Child | None = None
 
     def run(self, case: Case) -> dict[str, str]:
-        """What came of a case."""
+        """Run a case; return its outcome."""
         if self.child is None or self.child.closed:
             command = [sys.executable, "-m", "trials.conformance_worker", self.target]
             self.child = Child(command, self.target, cwd=ROOT)
@@ -122,7 +122,7 @@ class Worker:
 
 
 def run_cases(target: str, wanted: Sequence[Case], workers: int) -> Iterator[tuple[Case, dict[str, str]]]:
-    """Run cases on so many processes; each with its outcome, in the order in which they end."""
+    """Run cases on ``workers`` processes; yield each with its outcome, in the order in which they end."""
     waiting: Queue[Case] = Queue()
     for case in wanted:
         waiting.put(case)
@@ -157,7 +157,7 @@ def run_cases(target: str, wanted: Sequence[Case], workers: int) -> Iterator[tup
 
 
 def _sources() -> str:
-    """What the outcome depends on: our compiler and runtimes, and the packages beneath them."""
+    """A digest of everything that outcomes depend on: the compiler, the runtimes and their packages."""
     digest = hashlib.sha256()
     package = ROOT / "wasmgraph"
     for path in sorted(
@@ -181,11 +181,11 @@ class Journal:
                 try:
                     *key, outcome = json.loads(line)
                 except ValueError:
-                    continue  # torn when the last run was killed
+                    continue  # incomplete: the last run was killed
                 self.known[tuple(key)] = outcome
 
     def add(self, target: str, case: Case, outcome: dict[str, str]) -> None:
-        """Append one."""
+        """Append an outcome."""
         with self.lock, self.path.open("a") as stream:
             self.known[target, case.category, case.name] = outcome
             stream.write(
@@ -194,7 +194,7 @@ class Journal:
 
 
 def summary(outcomes: Sequence[tuple[Case, dict[str, str]]]) -> dict[str, Any]:
-    """How many cases of those that count, of the node tests and of all, came to what."""
+    """The number of cases by outcome, of those that count, of the node tests and of all."""
     groups = {
         "node_counted": [o["outcome"] for c, o in outcomes if c.category == "Node" and c.counts],
         "node": [o["outcome"] for c, o in outcomes if c.category == "Node"],

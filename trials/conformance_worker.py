@@ -1,7 +1,7 @@
 """The process that runs cases of ONNX's backend tests for one target. It is started with the target's name,
-takes lines of ``category name`` and answers each with a line of JSON: ``outcome`` and ``reason``.
+reads lines of ``category name`` and answers each with a line of JSON: ``outcome`` and ``reason``.
 
-It may die of a case; whoever drives it then starts another.
+A case may kill the process; the parent then starts another.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _target = ""
 
 
 class TargetBackend(WasmgraphBackend):
-    """The backend as the tests see it: their device ``CPU`` is the target, and what they prepare is
-    kept.
+    """The backend that the tests use: their device ``CPU`` means the target, and the model that they
+    prepared last is kept.
     """
 
     @classmethod
     def is_compatible(cls, model: onnx.ModelProto, device: str = "CPU", **_: Any) -> bool:
-        return True  # what is not is refused with a reason when it is prepared or run
+        return True  # prepare or run refuses other models, with a reason
 
     @classmethod
     def prepare(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> PreparedModel:
@@ -45,7 +45,7 @@ class TargetBackend(WasmgraphBackend):
 
 
 class Outcome(unittest.TestResult):
-    """What a case came to: the exception that ended it, if one did."""
+    """The outcome of a case: the exception that ended it, if any."""
 
     raised: BaseException | None = None
 

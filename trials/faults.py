@@ -1,5 +1,5 @@
-"""``make faults``: what holds when processes are killed, disks are full and graphs are hostile, into
-``results/reliability.json``.
+"""``make faults``: checks what happens when processes are killed, disks are full and graphs are hostile;
+writes ``results/reliability.json``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PACKAGE = "rapidocr_onnxruntime-*.whl"  # of ppocr_direction
 
 
 def scenes(place: Path) -> dict[str, Callable[[Path], kills.Scene]]:
-    """By name, what is killed; each gets a folder of its own."""
+    """The scenes to disturb, by name; each gets a separate folder."""
     model = wg.fetch("light_squeezenet")
     wg.fetch("ppocr_direction")
     packages = place / "packages"
@@ -50,7 +50,7 @@ def scenes(place: Path) -> dict[str, Callable[[Path], kills.Scene]]:
 def disturb(
     counts: dict[str, int], how: signal.Signals, place: Path, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Kill or interrupt; figures by scene, and the finds."""
+    """Kill or interrupt commands; return figures by scene, and the faults found."""
     made = scenes(place)
     figures: dict[str, Any] = {"finds": []}
     for number, (name, count) in enumerate(counts.items()):
@@ -64,7 +64,7 @@ def disturb(
 
 
 def under_conditions(say: Callable[[str], None]) -> dict[str, str]:
-    """Every condition, and what was seen; AssertionError where something does not hold."""
+    """Run every condition and return what was observed; AssertionError if a check fails."""
     model = wg.fetch("light_squeezenet")
     seen = {}
     made: dict[str, Callable[[Path], str]] = {
@@ -85,7 +85,8 @@ def under_conditions(say: Callable[[str], None]) -> dict[str, str]:
 
 
 def hostile(quick: bool, say: Callable[[str], None]) -> tuple[dict[str, Any], list[str]]:
-    """How untrusted graphs are limited and what that costs; figures, and what misses its goal."""
+    """Measure the limits of untrusted graphs and their cost; return figures, and the goals that are
+    missed."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         light = wg.compile(wg.fetch("light_squeezenet")).save(place / "light.wasm")

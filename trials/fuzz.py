@@ -1,7 +1,8 @@
-"""``make fuzz``: thousands of inputs that nobody meant well, into ``results/reliability.json``.
+"""``make fuzz``: thousands of malformed or unusual inputs; writes ``results/reliability.json``.
 
-A worker that dies is a crash, one that says nothing for ten seconds hangs: finds, as is any exception
-that wasmgraph does not mean to raise. ``python -m trials.fuzz modules --seed 4711`` does one again.
+A worker that dies counts as a crash, and one that does not answer for ten seconds as a hang. Both are
+finds, and so is any exception that is not one of wasmgraph's. ``python -m trials.fuzz modules --seed 4711``
+repeats one case.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ SIZES = {
     "results_files": 2_000,
     "command_lines": 500,
 }
-_PATIENCE_S = {"graphs": 120.0}  # a graph of thirty operators is compiled; all others are refused, or small
-_FIRST_S = 120.0  # imports, and what a worker compiles before its first case
+_PATIENCE_S = {"graphs": 120.0}  # compiles thirty operators; others are refused or small
+_FIRST_S = 120.0  # includes imports and a worker's preparation
 _FINDS = ("untyped", "unexpected", "crashed", "hung", "disagrees")
 
 
 @dataclass
 class Tally:
-    """Outcomes, and of the finds the seed and what was said."""
+    """Outcomes, and for each find its seed and message."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     finds: list[tuple[int, str, str | None]] = field(default_factory=list)
@@ -56,14 +57,14 @@ class Tally:
 
 
 class Worker:
-    """A process that does cases, begun anew when it dies or hangs."""
+    """A process that runs cases; it is restarted when it dies or hangs."""
 
     def __init__(self, kind: str, cache: Path) -> None:
         self._kind, self._environment = kind, {**os.environ, "WASMGRAPH_CACHE": str(cache)}
         self._child: Child | None = None
 
     def do(self, seed: int) -> tuple[int, str, str | None]:
-        """One case: seed, outcome, and what is to be said of it."""
+        """Run one case; return its seed, outcome and message, if any."""
         patience = _PATIENCE_S.get(self._kind, 10.0)
         if self._child is None or self._child.closed:
             patience += _FIRST_S
@@ -110,7 +111,7 @@ def fuzz(kind: str, count: int, first: int = 0, workers: int = 2) -> Tally:
 
 
 def record(section: str, figures: dict[str, Any]) -> None:
-    """Put figures into ``results/reliability.json``, and leave the others."""
+    """Put figures into a section of ``results/reliability.json``; leave the other sections."""
     held = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     write_atomically(
         RESULTS, (json.dumps({**held, section: figures}, indent=1, sort_keys=True) + "\n").encode()

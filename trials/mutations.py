@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_FUEL_PER_TURN = 11  # of the loop below, as Wasmtime counts it
+_FUEL_PER_TURN = 11  # fuel of an iteration of the loop below, as Wasmtime counts it
 
 _SLOWER = """        import time
 
@@ -40,7 +40,7 @@ def _edit(root: Path, file: str, old: str, new: str) -> None:
 
 
 def more_work(root: Path, step: int, fuel: int) -> None:
-    """Let one call of the plan do about ``fuel`` more."""
+    """Make one call of the plan use about ``fuel`` more fuel."""
     entry = "wasmgraph/compiler/link/csrc/entry.c"
     loop = "static void more(int32_t turns) {\n    for (volatile int32_t i = 0; i < turns; ++i) {}\n}\n\n"
     signature = "static int32_t step(byte *arena, int32_t index SHARE) {\n    (void)arena;\n"
@@ -49,13 +49,13 @@ def more_work(root: Path, step: int, fuel: int) -> None:
 
 
 def slower(root: Path, factor: float) -> None:
-    """Let every inference in Wasmtime take ``factor`` times as long, and work the same."""
+    """Make every inference in Wasmtime take ``factor`` times as long, with the same amount of work."""
     runtime = "wasmgraph/runtimes/wasmtime.py"
     _edit(root, runtime, '        self._call("wasmgraph_run")\n', _SLOWER.format(factor=factor))
 
 
 def lower_bias(root: Path, label: int, by: float) -> None:
-    """Let a classifier's last layer think less of one class."""
+    """Lower the bias of one class in a classifier's last layer."""
     before = "    module, inputs, outputs, constant, checks = frontend.convert("
     _edit(
         root,

@@ -1,7 +1,8 @@
-"""Whether verdicts can be trusted: identical code must not alarm, and known regressions must be caught.
+"""Checks that verdicts can be trusted: identical code must not raise alarms, and known regressions must be
+caught.
 
-``make prove`` writes ``results/proof.json``. It can be interrupted: what was done is in the user's cache,
-by commit, and is not done again.
+``make prove`` writes ``results/proof.json``. It can be interrupted: finished experiments are kept in the
+user's cache, by commit, and are not repeated.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ ROOT = Path(__file__).parent.parent
 SMALL, LARGE, SIMD = "light_squeezenet", "resnet50", "wasm32-simd128@wasmtime"
 SMALL_RUNS, LARGE_RUNS, WORK_RUNS, SLOW_RUNS, SPILL_RUNS, ACCURACY_RUNS = 37, 3, 10, 10, 3, 3
 BACKENDS = (SIMD, "native@native", SIMD, "wasm32@wasmtime")  # in turn
-_QUICK = {"pairs": 4, "least": 1, "most": 1}  # where time is not asked for
+_QUICK = {"pairs": 4, "least": 1, "most": 1}  # for experiments that do not concern time
 _PASSES, _ALONE = 12, 4
 Outcome = dict[str, Any]
 
@@ -53,7 +54,7 @@ def _say(text: str) -> None:
 
 @cache
 def _commit() -> str:
-    """What is proved: the revision that the command names, HEAD as it was at the beginning."""
+    """The commit under test: the revision that the command names, or HEAD at the beginning."""
     with checkout(repository(), sys.argv[1] if len(sys.argv) > 1 else "HEAD", _say) as head:
         return head.commit
 
@@ -61,7 +62,7 @@ def _commit() -> str:
 def _run(
     model: str, backend: str, change: Callable[[Path], None] | None = None, **options: Any
 ) -> Comparison:
-    """The commit against itself, or against itself with a change."""
+    """Compare the commit with itself, or with a changed copy of itself."""
     root = repository()
     quiet = lambda _: None  # noqa: E731
     with (
@@ -77,7 +78,7 @@ def _run(
 
 
 def _found(comparison: Comparison) -> Outcome:
-    """Every verdict but those of no difference, and all that time says."""
+    """Every verdict except those of no difference, and all verdicts about time."""
     return {
         "worse": comparison.worse,
         "judged": comparison.judged,
@@ -93,7 +94,7 @@ def _same(model: str, backend: str) -> Outcome:
 
 @cache
 def _kernels() -> list[tuple[str, int, int]]:
-    """The small model's kernels that are called once: name, step, fuel; from least to most fuel."""
+    """The small model's kernels that are called once: name, step and fuel, in order of fuel."""
     artifact = wg.compile(wg.fetch(SMALL), target="wasm32-simd128")
     feeds = evaluation(wg.fetch(SMALL), artifact.inputs, None, _say).feeds[0]
     work = metrics(artifact, feeds)[KERNEL_WORK]
@@ -129,7 +130,7 @@ def _spilling(_: int) -> Outcome:
 
 @cache
 def _narrow() -> list[tuple[int, float]]:
-    """Classes that one photograph is rightly given by a narrow margin, and the margins in logits."""
+    """Classes that are correct for one photograph by a narrow margin, with the margins in logits."""
     path = wg.fetch(LARGE)
     with wg.load(path) as session:
         judged = evaluation(path, session.inputs, None, _say)
@@ -169,8 +170,8 @@ def _noop() -> Outcome:
 
 
 def _interleaving() -> Outcome:
-    """Does it distort a backend's time that others run between its calls? Each alone, after calls that
-    nobody interrupted, against itself in its turn; the median over passes of that ratio, and its interval.
+    """Does interleaving with other backends distort a backend's time? Compares each backend alone, in
+    uninterrupted calls, with the same backend taking turns; the median ratio over passes, and its interval.
     """
     with _bench(SMALL, Schedule()) as bench:
         blocks = {}
@@ -195,7 +196,7 @@ def _interleaving() -> Outcome:
 
 
 def _scale() -> Outcome:
-    """Seconds of two commands on files much larger than any here."""
+    """Seconds that two commands take on files much larger than any in this project."""
     rng = np.random.default_rng(0)
     known = {"model": "net", "target": "t", "weights": "trained", "threads": 1, "batch": 1, "inputs": 20}
     seconds = {}
@@ -246,7 +247,7 @@ def _seconds(*arguments: str) -> float:
 
 
 def experiments() -> Iterator[tuple[str, Callable[[], Outcome]]]:
-    """All of them by name, the quick ones first."""
+    """All experiments by name, the quick ones first."""
     yield "scale", _scale
     yield "noop", _noop
     yield "interleaving", _interleaving
@@ -265,7 +266,7 @@ def experiments() -> Iterator[tuple[str, Callable[[], Outcome]]]:
 
 
 def summary(outcomes: dict[str, Outcome]) -> Outcome:
-    """What the experiments show together."""
+    """The combined result of the experiments."""
 
     def group(prefix: str) -> list[Outcome]:
         return [outcome for name, outcome in outcomes.items() if name.startswith(prefix)]
@@ -292,7 +293,7 @@ def summary(outcomes: dict[str, Outcome]) -> Outcome:
 
 
 def holds(found: Outcome) -> dict[str, bool]:
-    """What the project asks of its verdicts, and whether the proof shows it."""
+    """The project's requirements for verdicts, and whether the results meet them."""
     same, caught = found["identical_code"], found["known_regressions"]
     every = {
         name: caught[name]["caught"] == caught[name]["runs"] > 0

@@ -1,5 +1,5 @@
-"""``make soak``: a million inferences, sessions that come and go, eight at once; outputs must stay the
-same, memory, threads and open files where they are. Into ``results/reliability.json``.
+"""``make soak``: a million inferences, sessions that are loaded and closed, eight sessions at once. Outputs
+must not change; memory, threads and open files must not grow. Writes ``results/reliability.json``.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from trials.faulting.limits import seeded
 from trials.fuzz import record
 from wasmgraph.runtimes import Session
 
-_GROWTH_BYTES = 2 << 20  # of a process that grows by nothing an inference; allocators keep some
-_WARM = 0.3  # of a run, before memory is looked at: V8's heap reaches its size after 100,000 inferences
-_LOOKS = 200  # at the memory; V8's comes and goes with its garbage, so that medians of halves are compared
+_GROWTH_BYTES = 2 << 20  # allowed for allocators; no inference may add to it
+_WARM = 0.3  # of a run, before memory is sampled: V8's heap reaches its size after 100,000 inferences
+_LOOKS = 200  # samples of memory; V8's varies with garbage collection, so medians of halves are compared
 _PATIENCE_S = 1800.0
 
 
 @dataclass(frozen=True)
 class Soak:
-    """A run: target, runtime, threads, whether untrusted, and how many inferences."""
+    """A run: target, runtime, threads, whether it is untrusted, and the number of inferences."""
 
     target: str
     inferences: int
@@ -45,7 +45,7 @@ class Soak:
 
     @property
     def name(self) -> str:
-        """As the record says it."""
+        """The run's name in the record."""
         more = [f"{self.threads} threads"] * (self.threads > 1) + ["untrusted"] * self.untrusted
         more += ["parameters by WASI"] * (self.params == "wasi")
         return ", ".join([f"{self.target}@{self.runtime}", *more])
@@ -62,7 +62,7 @@ _SESSIONS, _EACH, _CYCLES = 8, 20_000, 500
 
 
 def small_net() -> onnx.ModelProto:
-    """Two convolutions, a residual, a dense layer and a softmax: some tens of microseconds."""
+    """Two convolutions, a residual, a dense layer and a softmax, which take tens of microseconds."""
     rng = np.random.default_rng(0)
     shapes = {"a": (16, 3, 3, 3), "b": (16, 16, 3, 3), "d": (16 * 64, 10)}
     weights = [
@@ -89,7 +89,7 @@ def small_net() -> onnx.ModelProto:
 
 
 def artifacts(place: Path) -> dict[tuple[str, str], Path]:
-    """The small net by target and place of the parameters."""
+    """The small net's artifacts, by target and location of the parameters."""
     return {
         (s.target, s.params): wg.compile(small_net(), target=s.target, params=s.params).save(  # type: ignore[arg-type]
             place / f"{s.target}-{s.params}.wasm"
@@ -129,7 +129,7 @@ def inferences(path: Path, soak: Soak, count: int, console: Console) -> dict[str
 
 
 def at_once(paths: Mapping[tuple[str, str], Path], sessions: int, each: int) -> dict[str, Any]:
-    """Sessions in threads of their own, every other with two threads of its graph; none may hang."""
+    """Run sessions in separate threads, every second one with a graph of two threads; none may hang."""
     wrong, done, broken = [0] * sessions, [0] * sessions, [""] * sessions
 
     def work(number: int) -> None:
@@ -141,7 +141,7 @@ def at_once(paths: Mapping[tuple[str, str], Path], sessions: int, each: int) -> 
                 for _ in range(each):
                     wrong[number] += not _same(session.run(feeds), expected)
                     done[number] += 1
-        except Exception as error:  # whatever it is, it is a find
+        except Exception as error:  # any exception is a find
             broken[number] = f"{type(error).__name__}: {error}"
 
     began = time.monotonic()
@@ -161,7 +161,7 @@ def at_once(paths: Mapping[tuple[str, str], Path], sessions: int, each: int) -> 
 
 
 def cycles(paths: Mapping[tuple[str, str], Path], count: int, console: Console) -> dict[str, Any]:
-    """Load, run and close, of every kind in turn; what stays behind for each."""
+    """Load, run and close sessions of every kind in turn; return what each kind leaves behind."""
     process = psutil.Process()
     kinds = [s for s in SOAKS if s.runtime == "wasmtime" and not s.untrusted]
     held: list[tuple[int, int, int]] = []
@@ -187,7 +187,7 @@ def cycles(paths: Mapping[tuple[str, str], Path], count: int, console: Console) 
 
 
 def finds(figures: Mapping[str, Any]) -> list[str]:
-    """What does not hold of the figures."""
+    """The requirements that the figures do not meet."""
     found = []
     for name, said in figures.items():
         if said.get("wrong_outputs") or said.get("deadlocks") or said.get("errors"):
@@ -200,7 +200,7 @@ def finds(figures: Mapping[str, Any]) -> list[str]:
 
 
 def soaked(part: float, console: Console) -> dict[str, Any]:
-    """All figures, of a part of the inferences."""
+    """All figures, from a fraction ``part`` of the inferences."""
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as place:
         paths = artifacts(Path(place))

@@ -33,7 +33,7 @@ Run = Callable[[Feeds], Mapping[str, Array]]
 
 @dataclass(frozen=True)
 class Kind:
-    """What is loaded, and how: a target, or ``onnx``."""
+    """What to load, a target or ``onnx``, and how."""
 
     name: str
     target: str
@@ -52,7 +52,7 @@ KINDS = (
 
 @dataclass
 class Outcome:
-    """Of many runs: how many, how many were wrong, what failed, and seconds."""
+    """The number of runs, the number with wrong outputs, errors, and seconds."""
 
     runs: int
     wrong: int
@@ -68,7 +68,7 @@ def _one_session(path: Path, threads: int, options: Mapping[str, Any]) -> Iterat
 
 @contextmanager
 def _pool(path: Path, threads: int, options: Mapping[str, Any]) -> Iterator[list[Run]]:
-    """Of half as many sessions as threads, so that there is something to wait for."""
+    """A pool of half as many sessions as threads, so that threads have to wait."""
     with wg.SessionPool(path, max(1, threads // 2), **options) as pool:
         yield [pool.run] * threads
 
@@ -83,7 +83,7 @@ def _clones(path: Path, threads: int, options: Mapping[str, Any]) -> Iterator[li
 
 @contextmanager
 def _hasty() -> Iterator[None]:
-    """Python's threads take turns after microseconds, not milliseconds: in the middle of a run."""
+    """Make Python switch threads after microseconds instead of milliseconds: in the middle of a run."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
@@ -111,7 +111,7 @@ def stress(path: Path, options: Mapping[str, Any], way: str, threads: int, runs:
         for _ in range(runs):
             try:
                 found = run(feeds[number])
-            except Exception as error:  # whatever it is, it is a find
+            except Exception as error:  # any exception is a find
                 errors.append(f"{type(error).__name__}: {error}")
             else:
                 wrong[number] += any(

@@ -1,5 +1,5 @@
-"""Machines on which things are not as they should be: full disks, caches that cannot be written, clocks
-that jump, little memory, several processes at once. A function raises AssertionError, or says what it saw.
+"""Adverse conditions: full disks, read-only caches, clocks that jump, little memory, several processes at
+once. Each function raises AssertionError, or returns a description of what it observed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _YEAR_2100, _YEAR_1971 = 4_102_444_800, 31_536_000
 
 
 class UnavailableError(Exception):
-    """A condition that this machine or this user cannot make."""
+    """A condition that cannot be produced on this machine or by this user."""
 
 
 def cli(
@@ -44,7 +44,8 @@ def cli(
 
 
 def _clear(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
-    """The command ended with a code and a message that says so, and no traceback."""
+    """Assert that the command ended with this exit code and a message with these words, and no
+    traceback."""
     said = done.stdout + done.stderr
     assert done.returncode == code, f"ended with {done.returncode}, not {code}: {said[-600:]}"
     assert "Traceback" not in said, said[-600:]
@@ -70,7 +71,7 @@ def small_disk(megabytes: int) -> Iterator[Path]:
 
 
 def full_disk(model: Path, results: Path, place: Path) -> str:
-    """What is written to a full disk is refused, what was there is kept, nothing is left over."""
+    """Writing to a full disk fails with an error, existing files are kept, no partial file remains."""
     cache = place / "cache"
     wasm = place / "whole.wasm"
     _clear(cli("compile", model, "-o", wasm, cache=cache), 0)
@@ -94,7 +95,7 @@ def full_disk(model: Path, results: Path, place: Path) -> str:
         _clear(added, 2, "history.jsonl", full)
         _clear(cli("report", results, "-o", disk / "reports", cache=cache), 2, full)
         _clear(cli("fetch", "light_squeezenet", cache=disk / "cache"), 2, full)
-        # A cache that nothing fits into costs time, nothing else.
+        # A cache without space only costs time.
         _clear(cli("run", wasm, *feeds, "--output", place / "o.npz", cache=disk / "cache"), 0)
         assert (disk / "out.wasm").read_bytes() == b"kept"
         assert (disk / "history.jsonl").read_bytes() == b""
@@ -105,7 +106,7 @@ def full_disk(model: Path, results: Path, place: Path) -> str:
 
 
 def read_only_cache(model: Path, place: Path) -> str:
-    """A cache that cannot be made: what needs it is refused, all else works without."""
+    """If the cache cannot be created, commands that need it fail with an error, and all others work."""
     (place / "file").write_text("no directory")
     cache = place / "file" / "cache"
     wasm = place / "m.wasm"
@@ -116,7 +117,7 @@ def read_only_cache(model: Path, place: Path) -> str:
 
 
 def jumping_clock(model: Path, place: Path) -> str:
-    """Files from 1971 and 2100 are read; what was altered is noticed although its time says otherwise."""
+    """Files from 1971 and 2100 can be read; an altered file is noticed even if its time did not change."""
     cache, wasm = place / "cache", place / "m.wasm"
     _clear(cli("compile", model, "-o", wasm, cache=cache), 0)
     for year in (_YEAR_2100, _YEAR_1971):
@@ -132,7 +133,7 @@ def jumping_clock(model: Path, place: Path) -> str:
 
 
 def little_memory(model: Path, place: Path) -> str:
-    """A compile that is not given the memory it needs ends with a word, and leaves nothing."""
+    """A compile without enough memory ends with an error message, and leaves no partial file."""
     out, cache = place / "o.wasm", place / "cache"
     _clear(cli("compile", model, "-o", out, "--untrusted", "--limit-memory", 200, cache=cache), 3, "memory")
     found = []
@@ -152,7 +153,7 @@ def little_memory(model: Path, place: Path) -> str:
 
 
 def crowd(model: Path, place: Path, how_many: int = 4) -> str:
-    """Several processes compile to one file, fetch one model, fill one cache: all succeed, all agree."""
+    """Several processes compile to one file, fetch one model and fill one cache: all succeed and agree."""
     cache, out = place / "cache", place / "out.wasm"
     environment = {**os.environ, "WASMGRAPH_CACHE": str(cache), "PYTHONPATH": str(ROOT)}
 

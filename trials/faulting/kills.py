@@ -1,5 +1,5 @@
-"""Commands that are killed (SIGKILL) or interrupted (SIGINT) at any moment, and what must hold then: what
-was asked for is whole or absent, the cache holds nothing that is not whole, and doing it again succeeds.
+"""Kills (SIGKILL) or interrupts (SIGINT) commands at any moment. Afterwards the output must be complete or
+absent, the cache must hold only complete files, and running the command again must succeed.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from wasmgraph.records import read_results
 ROOT = Path(__file__).parent.parent.parent
 _PATIENCE_S = 180.0
 _POLL_S = 2e-4
-# Signs of a write under way: a file that will be renamed, a package that comes in.
+# Suffixes of files that are being written: a file that will be renamed, a package that is being downloaded.
 _UNFINISHED = (".part",)
 _FETCHING = ".fetch-"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A command, the cache and the folder in which it works, and what must hold of them.
+    """A command, its cache, its working folder, and checks of them.
 
-    ``writing`` says whether it writes at this moment; ``check`` raises AssertionError for what does not
-    hold, of a run that finished or of one that did not.
+    ``writing`` tells whether the command is writing at this moment. ``check`` raises AssertionError if the
+    state after a run is wrong; its argument tells whether the run finished.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Blow:
-    """What became of one disturbed run: whether it was writing, how it ended, what was wrong afterwards."""
+    """The result of one disturbed run: whether it was writing, how it ended, what was wrong afterwards."""
 
     writing: bool
     status: int
@@ -70,7 +70,7 @@ class Blow:
 
 
 def _unfinished(*folders: Path) -> bool:
-    """Whether something is being written into one of the folders."""
+    """Whether a file is being written in one of the folders."""
     for folder in folders:
         with suppress(OSError):
             for entry in os.scandir(folder):
@@ -85,7 +85,7 @@ def _digest(path: Path) -> str:
 
 
 def _check_cache(cache: Path, sound: dict[str, str]) -> None:
-    """Files of the cache that have their final name are those of an undisturbed run."""
+    """Assert that cache files with a final name equal those of an undisturbed run."""
     for path in cache.rglob("*"):
         relative = str(path.relative_to(cache))
         hidden = any(part.startswith(".") for part in path.relative_to(cache).parts)
@@ -123,7 +123,7 @@ def compiling(place: Path, model: Path) -> Scene:
 
 
 def fetching(place: Path, name: str, packages: Path | None) -> Scene:
-    """``wasmgraph fetch``; ``packages`` are those that need no download."""
+    """``wasmgraph fetch``; ``packages`` is a folder of packages that need no download."""
     cache = place / "cache"
     sound: dict[str, str] = {}
 
@@ -176,7 +176,7 @@ def remembering(place: Path, results: Path) -> Scene:
 
 
 def benching(place: Path, model: Path, before: Path) -> Scene:
-    """``pytest bench``, over results that are there already."""
+    """``pytest bench``, with existing results that it replaces."""
     out, cache = place / "results.json", place / "cache"
     shutil.copy(before, out)
 
@@ -207,7 +207,7 @@ def _clear(folder: Path) -> None:
 
 
 def _left_over(session: int) -> list[str]:
-    """Processes that a command started and that live on."""
+    """Processes that a command started and that are still running."""
     found = []
     for process in psutil.process_iter(["pid", "name", "status"]):
         with suppress(OSError, psutil.Error):
@@ -217,7 +217,7 @@ def _left_over(session: int) -> list[str]:
 
 
 def _gone(session: int, seconds: float = 15.0) -> list[str]:
-    """What is still there after a while."""
+    """Wait for a session's processes to end; return those that are still running after ``seconds``."""
     until = time.monotonic() + seconds
     while (left := _left_over(session)) and time.monotonic() < until:
         time.sleep(0.05)
@@ -225,7 +225,7 @@ def _gone(session: int, seconds: float = 15.0) -> list[str]:
 
 
 def duration(scene: Scene) -> float:
-    """Seconds of an undisturbed run, which must succeed."""
+    """Seconds that an undisturbed run takes; it must succeed."""
     began = time.monotonic()
     process = scene.start()
     _, said = process.communicate(timeout=_PATIENCE_S)
@@ -247,7 +247,7 @@ def strike(
         if (during_write and writing) or (not during_write and time.monotonic() >= moment):
             break
         time.sleep(_POLL_S)
-    # Ctrl-C goes to everything that the terminal started.
+    # A terminal sends Ctrl-C to all processes of the foreground job.
     with suppress(ProcessLookupError):
         (os.killpg if how == signal.SIGINT else os.kill)(process.pid, how)
     try:
@@ -260,7 +260,7 @@ def strike(
 
 
 def _find(scene: Scene, process: subprocess.Popen[bytes], how: signal.Signals, said: str) -> str | None:
-    """What is wrong after a blow, or None."""
+    """Return what is wrong after a disturbed run, or None."""
     if left := _gone(process.pid):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -275,14 +275,15 @@ def _find(scene: Scene, process: subprocess.Popen[bytes], how: signal.Signals, s
 
 
 def _obeyed(scene: Scene, status: int, said: str) -> bool:
-    """Whether Ctrl-C was obeyed, in a word; before Python has come to any of our code it says more."""
+    """Whether the command ended on Ctrl-C with a short message. Before Python reaches wasmgraph's code, a
+    traceback is allowed."""
     if status == 0 or (status == -signal.SIGINT and "wasmgraph" not in said):
         return True
     return status == 2 if scene.name == "bench" else status == 130 and "Traceback" not in said
 
 
 def blows(scene: Scene, count: int, seed: int, how: signal.Signals = signal.SIGKILL) -> Iterator[Blow]:
-    """``count`` disturbed runs, two of three while it writes, and an undisturbed one in the end."""
+    """Do ``count`` disturbed runs, two of three while the command writes, then an undisturbed one."""
     rng = random.Random(seed)  # noqa: S311
     seconds = duration(scene)
     with suppress(OSError):
@@ -296,7 +297,7 @@ def blows(scene: Scene, count: int, seed: int, how: signal.Signals = signal.SIGK
 
 
 def write_many(results: Path, into: Path, copies: int = 40) -> None:
-    """A results file with many more series than a run has, so that adding it takes its time."""
+    """Write a results file with many more series than a run has, so that adding it takes long."""
     data = json.loads(results.read_text())
     data["benchmarks"] = [
         {

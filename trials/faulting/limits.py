@@ -1,4 +1,5 @@
-"""How soon an untrusted graph is ended that exceeds a limit, whether anybody notices, what a call costs."""
+"""Measures how soon an untrusted graph that exceeds a limit is ended, whether this disturbs other sessions,
+and the overhead of a call."""
 
 from __future__ import annotations
 
@@ -37,12 +38,12 @@ _LOOP = "(loop $again (br $again))"
 _WAIT = "(drop (memory.atomic.wait32 (i32.const 0) (i32.const 0) (i64.const -1)))"
 _TOUCH = """(local $at i32) (loop $next (i32.store (local.get $at) (i32.const 1))
   (br_if $next (i32.ne (local.tee $at (i32.add (local.get $at) (i32.const 4096))) (i32.const 0))))"""
-_MANY = 20_000  # calls in a function that takes Cranelift long to compile
+_MANY = 20_000  # calls in a function that Cranelift compiles slowly
 
 
 @dataclass(frozen=True)
 class Attack:
-    """A module, what it may spend, and the seconds after which it must be ended at the latest."""
+    """A module, its limits, and the seconds after which it must have been ended."""
 
     module: str
     limits: Limits
@@ -80,7 +81,7 @@ def _long() -> str:
 
 
 def forge(path: Path, template: Artifact, wat: str) -> Path:
-    """An artifact that says of itself what ``template`` says, with another module in it."""
+    """Write an artifact with the manifest of ``template`` and another module."""
     path.write_bytes(wasmtime.wat2wasm(wat))
     seal(path, dataclasses.replace(template.manifest, arena_bytes=0, param_bytes=0))
     return path
@@ -94,7 +95,8 @@ def seeded(session: Session) -> dict[str, Any]:
 
 @contextmanager
 def _bystander(path: Path, untrusted: bool) -> Iterator[Callable[[], int]]:
-    """A session that runs all the while, and must always say the same; how often it did."""
+    """Run a session in the background, whose outputs must not change; yield a function that returns the
+    number of runs."""
     done, wrong, stop = [0], [0], threading.Event()
 
     def work() -> None:
@@ -117,7 +119,7 @@ def _bystander(path: Path, untrusted: bool) -> Iterator[Callable[[], int]]:
 
 
 def overshoots(template: Path, place: Path, rounds: int) -> dict[str, dict[str, Any]]:
-    """By attack, the worst seconds beyond its limit, with sessions beside it that must not notice."""
+    """By attack, the most seconds beyond its limit, while other sessions run that it must not disturb."""
     found: dict[str, dict[str, Any]] = {}
     opened = Artifact.open(template)
     with _bystander(template, untrusted=False) as here, _bystander(template, untrusted=True) as there:
@@ -137,8 +139,8 @@ def overshoots(template: Path, place: Path, rounds: int) -> dict[str, dict[str, 
 
 
 def _overshoot(path: Path, attack: Attack) -> float:
-    """Seconds, of processor time if that is what was exceeded, that an attack goes on beyond its limit;
-    loading and running have one each."""
+    """Seconds for which an attack goes on beyond its limit; processor seconds if that limit was exceeded.
+    Loading and running have separate limits."""
     by_processor = attack.limits.cpu_s < attack.limits.wall_s
     clock = _children_s if by_processor else time.monotonic
     began, earlier = clock(), 0.0
@@ -146,7 +148,7 @@ def _overshoot(path: Path, attack: Attack) -> float:
         with wg.load(path, untrusted=True, limits=attack.limits) as session:
             assert isinstance(session, UntrustedSession)
             feeds = seeded(session)
-            if by_processor:  # children count once they have ended: this one's loading is taken off
+            if by_processor:  # the clock counts ended children: subtract this one's loading
                 used = psutil.Process(session.process_id).cpu_times()
                 earlier = used.user + used.system
             else:
@@ -158,16 +160,17 @@ def _overshoot(path: Path, attack: Attack) -> float:
 
 
 def _children_s() -> float:
-    """Processor time of the children that have ended."""
+    """Processor time of child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def overhead(path: Path, place: Path, calls: int) -> dict[str, Any]:
-    """What a call of an untrusted session costs more than one of a trusted one, call beside call, in ms.
+    """The additional time of a call of an untrusted session over a trusted one, in alternating calls, in
+    ms.
 
-    ``idle``: of a graph that has the tensors of ``path`` and does nothing: all that lies between the
-    processes, without the noise of a graph's own time. ``graph``: of the graph itself.
+    ``idle`` is for a graph with the tensors of ``path`` that does nothing: the cost of communication,
+    without the noise of a graph's own time. ``graph`` is for the graph itself.
     """
     opened = Artifact.open(path)
     assert opened.module is not None
@@ -198,8 +201,8 @@ def _paired(path: Path, calls: int) -> dict[str, Any]:
 
 
 def checking(path: Path, rounds: int = 50) -> float:
-    """Milliseconds that looking at an artifact and its module takes at load, beyond hashing: the digest is
-    remembered."""
+    """Milliseconds that the checks of an artifact and its module take at load, without hashing: the digest
+    is cached."""
     taken = []
     for _ in range(rounds):
         began = time.perf_counter()

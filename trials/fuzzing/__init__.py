@@ -1,5 +1,5 @@
-"""Inputs that nobody meant well: each module here makes one kind, by seed, and says what became of it.
+"""Malformed or unusual inputs: each module here generates one kind, by seed, and reports the outcome.
 
-``case(seed, place)`` does one case in the directory ``place`` and returns the outcome in a word or two:
-what was done, or ``refused: CHECK``. Anything but a :class:`WasmgraphError` that comes out of it is a find.
+``case(seed, place)`` runs one case in the directory ``place`` and returns the outcome in a word or two:
+what was done, or ``refused: CHECK``. Any exception from it other than a :class:`WasmgraphError` is a find.
 """

@@ -1,4 +1,4 @@
-"""Command lines of words that belong there and words that do not."""
+"""Command lines of valid and invalid words."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from wasmgraph.cli import main
 from wasmgraph.errors import WasmgraphError
 
-_SLOW = ("regress", "fetch")  # git and the network
+_SLOW = ("regress", "fetch")  # these use git and the network
 _WORDS = (
     "",
     "-",
@@ -33,7 +33,7 @@ _WORDS = (
 
 
 def case(seed: int, place: Path) -> str:
-    """Run one."""
+    """Run one command line."""
     rng = random.Random(seed)
     name = rng.choice([name for name in main.commands if name not in _SLOW])
     options = [o for p in main.commands[name].params if isinstance(p, click.Option) for o in p.opts]

@@ -1,7 +1,7 @@
-"""Generated graphs of thirty operators and more, of odd shapes, against onnxruntime.
+"""Generated graphs of thirty operators or more, with odd shapes, compared with onnxruntime.
 
-Operators are drawn so that values stay within what float32 holds well: what grows is squashed, what
-divides is kept from zero. Each kind is one function of what there is so far.
+Operators are drawn so that float32 represents their values well: growing values are squashed, and divisors
+are kept away from zero. Each kind of operator is a function that extends the graph built so far.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TOLERANCE = 2e-3  # of the largest value: sums of some hundred terms, through t
 _TARGETS = ("wasm32-simd128", "wasm32", "native", "wasm32-simd128-threads", "wasm32-relaxed-simd")
 _ODD = (1, 2, 3, 5, 7, 11, 13, 17)
 _MOST = 20_000  # elements of a tensor
-# Continuous ones only: a step turns the last bit of its operand into a whole number.
+# Only continuous functions: a step function turns an error in the last bit into an error of 1.
 _UNARY = (
     *("Relu", "Sigmoid", "Tanh", "Abs", "Neg", "Softplus", "Softsign", "Erf", "HardSigmoid", "HardSwish"),
     *("Elu", "Selu", "LeakyRelu", "Sin", "Cos", "Identity", "Mish", "Gelu"),
@@ -33,7 +33,7 @@ _BINARY = ("Add", "Sub", "Mul", "Max", "Min", "Mean", "Sum")
 
 
 class Generator:
-    """A graph that grows; ``shapes`` are those of its float32 tensors."""
+    """A graph under construction; ``shapes`` has the shapes of its float32 tensors."""
 
     def __init__(self, seed: int) -> None:
         self.random, self.numbers = random.Random(seed), np.random.default_rng(seed)
@@ -47,7 +47,7 @@ class Generator:
         self.shapes.update(self.inputs)
 
     def constant(self, value: Any, dtype: Any = np.float32) -> str:
-        """An initializer."""
+        """Add an initializer; return its name."""
         name = f"c{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.asarray(value, dtype), name))
         return name
@@ -58,28 +58,28 @@ class Generator:
         return self.constant(self.numbers.normal(0, scale, shape))
 
     def add(self, operator: str, inputs: list[str], shape: tuple[int, ...], **attributes: Any) -> str:
-        """A node of one output."""
+        """Add a node with one output; return the output's name."""
         name = f"t{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, inputs, [name], **attributes))
         self.shapes[name] = shape
         return name
 
     def some(self, least: int = 1, most: int = 5) -> str | None:
-        """A tensor of that many axes, the newest more likely."""
+        """Choose a tensor with ``least`` to ``most`` axes; newer tensors are more likely."""
         found = [name for name, shape in self.shapes.items() if least <= len(shape) <= most]
         return self.random.choice(found[-6:]) if found else None
 
     def axis(self, shape: tuple[int, ...]) -> int:
-        """An axis, sometimes counted from the end."""
+        """Choose an axis, sometimes counted from the end."""
         at = self.random.randrange(len(shape))
         return at - len(shape) if self.random.random() < 0.5 else at
 
     def grow(self) -> None:
-        """One more operator, or nothing where it does not fit."""
+        """Add one operator, or nothing if the one drawn does not fit."""
         self.random.choice(_KINDS)(self)
 
     def model(self) -> onnx.ModelProto:
-        """The graph; all that nobody uses is an output."""
+        """The graph's model; every tensor that no node uses is an output."""
         while len(self.nodes) < _OPERATORS:
             self.grow()
         used = {name for node in self.nodes for name in node.input}
@@ -134,7 +134,7 @@ def _where(g: Generator) -> None:
 
 
 def _compare(g: Generator) -> None:
-    # Not against a value that may be met exactly but for rounding.
+    # Do not compare with a value that elements may equal except for rounding.
     if x := g.some():
         shape, name = g.shapes[x], f"b{len(g.nodes)}"
         bound = g.constant(g.numbers.uniform(5, 6, shape[-1:]))
@@ -336,14 +336,14 @@ _KINDS: tuple[Callable[[Generator], None], ...] = (
 
 
 def histogram(count: int, first: int = 0) -> Counter[str]:
-    """How often each operator occurs in the graphs of those seeds."""
+    """How often each operator occurs in the graphs of these seeds."""
     return Counter(
         node.op_type for seed in range(first, first + count) for node in Generator(seed).model().graph.node
     )
 
 
 def case(seed: int, place: Path) -> str:
-    """Compile one for a target, run it and onnxruntime, compare."""
+    """Compile one graph for a target, run it, and compare its outputs with onnxruntime's."""
     generator = Generator(seed)
     path = place / f"{seed}.onnx"
     onnx.save(generator.model(), path)

@@ -1,5 +1,5 @@
-"""Mutated wasm artifacts against the loader; half of them with digests repaired, so that they reach what
-comes after it.
+"""Mutated wasm artifacts against the loader. Half of them have a repaired digest, so that they reach the
+checks after it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _NUMBERS: tuple[Any, ...] = (
 
 
 def _model() -> onnx.ModelProto:
-    """A convolution, a dense layer and a softmax: every kind of section, in some kilobytes."""
+    """A convolution, a dense layer and a softmax: a few kilobytes with every kind of section."""
     make, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
     rng = random.Random(0)
 
@@ -86,7 +86,7 @@ def _model() -> onnx.ModelProto:
 
 @cache
 def _templates() -> tuple[tuple[bytes, tuple[str, bytes] | None], ...]:
-    """Sound artifacts, and name and content of their parameter file."""
+    """Valid artifacts, with name and content of their parameter file."""
     artifacts = [wg.compile(_model(), **form) for form in _FORMS]
     return tuple(
         (a.path.read_bytes(), (a.params_path.name, a.params_path.read_bytes()) if a.params_path else None)
@@ -96,14 +96,14 @@ def _templates() -> tuple[tuple[bytes, tuple[str, bytes] | None], ...]:
 
 @dataclass
 class Parts:
-    """An artifact taken apart: sections as id and content, the manifest's and the digest's apart."""
+    """A parsed artifact: sections as id and content, with the manifest and the digest kept separately."""
 
     sections: list[tuple[int, bytes]]
     manifest: bytes
 
     @staticmethod
     def of(raw: bytes) -> Parts:
-        """Take a sound artifact apart."""
+        """Parse a valid artifact."""
         module = read_module(BytesIO(raw))
         named = {MANIFEST_SECTION, DIGEST_SECTION}
         sections = [
@@ -123,7 +123,7 @@ class Parts:
         self.sections = [(n, change(c) if n == number else c) for n, c in self.sections]
 
     def insert(self, number: int, content: bytes) -> None:
-        """Put a section where it belongs, beside one of its kind if there is one."""
+        """Insert a section in its proper order, beside one of its kind if there is one."""
         at = next((i for i, (n, _) in enumerate(self.sections) if n > number), len(self.sections))
         self.sections.insert(at, (number, content))
 
@@ -148,7 +148,7 @@ def _bytes(rng: random.Random, raw: bytes) -> bytes:
 
 
 def _manifest(rng: random.Random, parts: Parts) -> None:
-    """Another claim: a value somewhere in the manifest is another one, missing, or of another kind."""
+    """Change a value somewhere in the manifest, remove it, or replace it by one of another type."""
     said = json.loads(parts.manifest)
     tensor = rng.choice(said["inputs"] + said["outputs"])
     match rng.randrange(9):
@@ -177,7 +177,7 @@ def _manifest(rng: random.Random, parts: Parts) -> None:
 
 
 def _anywhere(rng: random.Random, value: Any) -> None:
-    """Go down into a JSON value, and replace what is there."""
+    """Replace a random part of a JSON value."""
     while True:
         keys: list[Any] = list(value) if isinstance(value, dict) else list(range(len(value)))
         key = rng.choice(keys)
@@ -188,14 +188,14 @@ def _anywhere(rng: random.Random, value: Any) -> None:
 
 
 def _memory(rng: random.Random, content: bytes) -> bytes:
-    """Other limits: 64-bit, shared, growing, none, several."""
+    """Change the memory section: 64-bit, shared, growing, no memory, several memories."""
     sizes = [rng.choice((0, 1, 2, 18, 65536, 65537, 2**32)) for _ in range(2)]
     limits = bytes([rng.randrange(16)]) + leb128(sizes[0]) + leb128(sizes[1])
     return rng.choice((b"\1" + limits, b"\2" + limits * 2, b"\0"))
 
 
 def _export(rng: random.Random, content: bytes) -> bytes:
-    """One export fewer, or under another name, or of another thing."""
+    """Remove an export, rename it, or let it refer to something else."""
     reader = Reader(content)
     entries = [(reader.text(), reader.byte(), reader.unsigned()) for _ in range(reader.unsigned())]
     at = rng.randrange(len(entries))
@@ -213,14 +213,14 @@ def _export(rng: random.Random, content: bytes) -> bytes:
 
 
 def _import(rng: random.Random) -> bytes:
-    """A function, a memory, a global or a table of somebody else's."""
+    """An import of a function, a memory, a global or a table."""
     thing = rng.choice((b"\0\0", b"\2\0\1", b"\2\3\1\2", b"\3\x7f\0", b"\1\x70\0\0"))
     where = rng.choice((b"\3env", b"\x16wasi_snapshot_preview1"))
     return b"\1" + where + rng.choice((b"\6memory", b"\7fd_read", b"\0")) + thing
 
 
 def mutated(seed: int) -> tuple[bytes, tuple[str, bytes] | None]:
-    """A mutated artifact, and its parameter file, perhaps mutated."""
+    """A mutated artifact, and its parameter file, which may be mutated too."""
     rng = random.Random(seed)
     raw, params = rng.choice(_templates())
     if params and rng.random() < 0.2:
@@ -258,7 +258,7 @@ def _changed(rng: random.Random, raw: bytes, repair: bool) -> bytes:
 
 
 def case(seed: int, place: Path) -> str:
-    """Load one; nothing of it is run."""
+    """Load one artifact without running it."""
     path, (module, params) = place / f"{seed}.wasm", mutated(seed)
     path.write_bytes(module)
     if params is not None:
@@ -270,6 +270,6 @@ def case(seed: int, place: Path) -> str:
     except ArtifactError as error:
         return f"refused: {error.check}"
     except ModelError:
-        return "refused: not wasm"  # its first bytes say that it is something else, and ONNX is tried
+        return "refused: not wasm"  # its first bytes are not wasm's, so it is read as ONNX
     finally:
         path.unlink()

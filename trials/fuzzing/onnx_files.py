@@ -1,4 +1,4 @@
-"""Mutated ONNX files against ``compile``: bytes that are no model, and models that are not sound."""
+"""Mutated ONNX files against ``compile``: bytes that are not a model, and invalid models."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _content() -> bytes:
 
 
 def _broken(rng: random.Random) -> onnx.ModelProto:
-    """A model with one thing wrong, or merely unusual, in it."""
+    """A model with one invalid or unusual part."""
     model = onnx.ModelProto()
     model.ParseFromString(_content())
     graph = model.graph
@@ -77,7 +77,7 @@ def _broken(rng: random.Random) -> onnx.ModelProto:
 
 
 def case(seed: int, place: Path) -> str:
-    """Compile one for SIMD128."""
+    """Compile one file for SIMD128."""
     rng = random.Random(seed)
     content = _bytes(rng, _content()) if seed % 2 else bytes(_broken(rng).SerializeToString())
     path = place / f"{seed}.onnx"

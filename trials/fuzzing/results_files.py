@@ -25,7 +25,7 @@ def _small() -> dict[str, Any]:
 
 
 def _altered(rng: random.Random, value: Any, depth: int) -> Any:
-    """The same, but for one thing somewhere inside."""
+    """Return a JSON value with one change somewhere inside."""
     if depth and isinstance(value, dict) and value:
         key = rng.choice(list(value))
         if rng.random() < 0.1:
@@ -38,7 +38,7 @@ def _altered(rng: random.Random, value: Any, depth: int) -> Any:
 
 
 def case(seed: int, place: Path) -> str:
-    """Compare it with the sound one, add it to a history, and show that."""
+    """Compare a mutated file with the valid one, add it to a history, and show the history."""
     rng = random.Random(seed)
     sound = json.dumps(_small()).encode()
     if seed % 2:
@@ -62,7 +62,7 @@ def case(seed: int, place: Path) -> str:
 
 
 def _run(*command: str | Path) -> str:
-    """A command's outcome; what it did not mean to raise comes out."""
+    """Run a command; return its outcome. Unexpected exceptions are passed on."""
     done = CliRunner().invoke(main, ["--debug", *map(str, command)])
     if isinstance(done.exception, WasmgraphError):
         return "refused"

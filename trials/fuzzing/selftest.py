@@ -1,4 +1,4 @@
-"""Cases of every bad outcome, so that a test can see that each is noticed."""
+"""Cases with every bad outcome, for a test that each outcome is noticed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def case(seed: int, place: Path) -> str:
-    """Case 1 dies, 2 hangs, 3 fails."""
+    """Case 1 dies, case 2 hangs, case 3 raises an exception."""
     match seed:
         case 1:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -1,4 +1,5 @@
-"""Does the cases that it is told, a line of JSON each: what kills it must not end the run."""
+"""Runs the cases that it receives as lines of JSON, in a process of its own: a case that kills it must not
+end the whole run."""
 
 from __future__ import annotations
 

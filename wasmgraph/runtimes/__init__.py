@@ -1,4 +1,4 @@
-"""Running: an artifact file goes in, a session comes out."""
+"""Running: load an artifact file into a session."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wasmgraph.runtimes.onnxruntime import OnnxRuntime
 from wasmgraph.runtimes.wasmtime import WasmtimeRuntime
 from wasmgraph.runtimes.wasmtime_engine import EngineConfig
 
-# In order of preference for a kind of file.
+# For each kind of file, the preferred runtime comes first.
 _RUNTIMES: dict[str, Runtime] = {
     runtime.name: runtime
     for runtime in (
@@ -32,12 +32,12 @@ _RUNTIMES: dict[str, Runtime] = {
 
 
 def get_runtime(name: str) -> Runtime:
-    """Return the runtime of that name.
+    """Return the runtime with that name.
 
     Raises
     ------
     UsageError
-        There is none; the message lists those there are.
+        There is no such runtime; the message lists those that exist.
     """
     if name == OLD_NATIVE:
         warnings.warn(OLD_NATIVE_WARNING, FutureWarning, stacklevel=3)
@@ -67,21 +67,21 @@ def load(
         this kind of file, which is read from the file itself
     threads : how many threads one inference may use; more than 1 for ``.onnx`` files and artifacts of the
         target ``wasm32-simd128-threads``
-    sha256 : what the file must be: the digest that ``wasmgraph inspect`` prints of an artifact, that of the
-        whole of an ``.onnx`` file; got from whoever made it, by a way that you trust
-    untrusted : run a wasm artifact in a child process, with ``limits`` that it is killed for exceeding;
-        SECURITY.md says what each level promises. On Linux, in Wasmtime
-    limits : of an untrusted graph; by default 4 GiB, 60 s of processor time and 60 s for loading and for
-        each call
+    sha256 : the digest that the file must have: for an artifact the one that ``wasmgraph inspect`` prints,
+        for an ``.onnx`` file that of the whole file; get it from the file's author over a channel you trust
+    untrusted : run a wasm artifact in a child process, which is killed if it exceeds ``limits``;
+        SECURITY.md says what each level promises. Needs Linux and Wasmtime
+    limits : limits for an untrusted graph; by default 4 GiB, 60 s of processor time and 60 s for loading
+        and for each call
     params_folder : the folder of a parameter file, for modules compiled with ``params="wasi"``; by default
         ``wasmgraph-params`` beside the module
 
     Raises
     ------
     ArtifactError
-        The file is truncated, altered, not ours, or not the one that was asked for.
+        The file is truncated, altered, not a wasmgraph artifact, or does not match ``sha256``.
     UsageError
-        The runtime does not exist, does not run this kind of file, or has no limits.
+        The runtime does not exist, does not run this kind of file, or does not support limits.
     LimitError
         An untrusted graph exceeded a limit while it was loaded.
     """

@@ -1,4 +1,4 @@
-"""The small interface behind which every engine stands: prepare once, run many."""
+"""The small interface that every engine implements: prepare once, run many times."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from wasmgraph.tensors import Array, Feeds, TensorSpec, check_feeds, signature
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How a graph is loaded: ``threads`` that one inference may use, ``sha256`` that the file must have,
-    ``params``, the folder of its parameter file, where that is not the one beside it."""
+    """How a graph is loaded: the number of ``threads`` that one inference may use, the ``sha256`` that the
+    file must have, and ``params``, the folder of its parameter file if that is not the default one."""
 
     threads: int = 1
     sha256: str | None = None
     params: str | None = None
 
     def authenticate(self, path: Path, digest: str) -> None:
-        """Raise ArtifactError unless it is the digest that was asked for, if one was."""
+        """Raise ArtifactError if a digest was asked for and ``digest`` is another one."""
         if self.sha256 is not None and self.sha256.lower() != digest:
             raise ArtifactError(
                 f"{path} has the sha256 {digest}, not {self.sha256}: it is another file than was expected.",
@@ -46,11 +46,11 @@ class LoadOptions:
         return None if self.params is None else Path(self.params)
 
     def check(self, artifact: Artifact) -> None:
-        """Raise ArtifactError if it is another artifact than was asked for, UsageError if more threads are
-        than it can use; say so (a warning) if there are more than processors."""
+        """Raise ArtifactError if the artifact is not the one that was asked for, and UsageError if it
+        cannot use so many threads. Asking for more threads than processors gives a warning."""
         self.authenticate(artifact.path, artifact.sha256)
         pages = (0, 0) if artifact.module is None else artifact.module.shared_pages
-        room = max(1, 1 + pages[1] - pages[0])  # what is no memory is refused by the module's checks
+        room = max(1, 1 + pages[1] - pages[0])  # the module's checks refuse an invalid range
         if self.threads > room:
             many = "one thread" if room == 1 else f"at most {room} threads"
             raise UsageError(f"{artifact.path} was compiled for {many}; it cannot use {self.threads}.")
@@ -61,7 +61,7 @@ class LoadOptions:
             )
 
 
-_PATIENCE_S = 5.0  # with calls that other threads began before the program ends
+_PATIENCE_S = 5.0  # how long the exiting program waits for calls in other threads
 _exiting = False
 _Operands = TypeVarTuple("_Operands")
 _Result = TypeVar("_Result")
@@ -71,26 +71,28 @@ class Session(ABC):
     """A loaded graph.
 
     **Threads.** A session may be used from any number of threads. Its calls take turns, and ``close`` waits
-    for the call that is running; a call that waited meanwhile raises UsageError. Sessions do not wait for
-    each other: :meth:`clone` and :class:`wasmgraph.SessionPool` run the same graph several times at once.
-    A signal handler or a finalizer that interrupts a call of its own thread can close the session, which
-    then closes as that call ends; it cannot run it.
+    for the call that is running; a call that is still waiting for its turn then raises UsageError. Sessions
+    do not wait for each other: :meth:`clone` and :class:`wasmgraph.SessionPool` run the same graph several
+    times at once. A signal handler or a finalizer may interrupt a call of its own thread. It can then close
+    the session, which takes effect when the interrupted call ends; it cannot run the session.
 
-    **Processes.** A session belongs to the process that loaded it, and cannot be pickled. In a forked child
-    there are two kinds. Sessions of native artifacts, and on Linux those of Wasmtime for artifacts without
-    threads, go on with memory of their own, unless they were running at the moment of the fork. All others
-    raise UsageError there. Closing a session in a child leaves the parent's session as it is.
+    **Processes.** A session belongs to the process that loaded it, and cannot be pickled. After a fork, two
+    kinds of session keep working in the child, with memory of their own: sessions of native artifacts, and
+    on Linux Wasmtime sessions of artifacts without threads. Neither may have been running at the moment of
+    the fork. All other sessions raise UsageError in the child. Closing a session in a child does not affect
+    the parent's session.
 
     Attributes
     ----------
-    inputs, outputs : what the graph takes and gives, in order
+    inputs, outputs : specs of the graph's inputs and outputs, in order
     """
 
     survives_fork = False
-    """Whether a forked child may use the session if it was idle: it has no threads and no child process."""
+    """Whether a forked child may use a session that was idle: it needs no threads and no child process."""
 
     _finalizer: Any = None
-    """A :class:`weakref.finalize` that ends a forgotten session's threads or processes, if it has any."""
+    """A :class:`weakref.finalize` that ends the threads or processes, if any, of a session that was
+    garbage-collected without ``close``."""
 
     def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
         self.inputs = inputs
@@ -100,21 +102,21 @@ class Session(ABC):
         self._running = False
         self._closed = False
         self._released = False
-        self._foreign = False  # what it consists of is the parent's
+        self._foreign = False  # in a forked child: its threads or processes belong to the parent
         _SESSIONS[id(self)] = self
 
     def run(self, feeds: Feeds, *, strict: bool = True) -> dict[str, Array]:
-        """Run one inference; waits while another thread uses the session.
+        """Run one inference. Wait while another thread uses the session.
 
         Parameters
         ----------
         feeds : by input name, an array of exactly its shape and dtype; for a graph of one input, that array
-        strict : False casts feeds where numpy's ``same_kind`` allows it and no value overflows, and makes
-            arrays of lists and numbers; shapes must match all the same
+        strict : False casts feeds where numpy's ``same_kind`` allows it and no value overflows, and
+            converts lists and numbers to arrays; shapes must match in any case
 
         Returns
         -------
-        By output name, arrays that the caller owns: the next run does not touch them.
+        Arrays by output name. The caller owns them: the next run does not change them.
 
         Raises
         ------
@@ -137,47 +139,48 @@ class Session(ABC):
         return f"<{type(self).__name__}{state}: {signature(self.inputs, self.outputs)}>"
 
     def run_step(self, index: int) -> None:
-        """Run one call of the plan, on whatever its inputs hold; for profiling.
+        """Run one call of the plan on the values that memory holds at present; for profiling.
 
         Raises
         ------
         UsageError
-            The engine does not run single steps, or there is no such step; else as for :meth:`run`.
+            The engine does not run single steps, or there is no such step. Other errors as for :meth:`run`.
         """
         self._in_turn(self._run_step, index)
 
     def clone(self) -> Session:
-        """Another session of the same graph, which runs at the same time as this one.
+        """Return another session of the same graph, which can run at the same time as this one.
 
-        It shares code and, where the engine can, parameters: in Wasmtime the compiled module, whose memory
-        is copied page by page as it is written to; of a native artifact the library; in onnxruntime
-        everything. A graph compiled for threads gets memory and threads of its own, a graph in Node.js and
-        an untrusted graph another child process. Each clone is closed by itself, in any order.
+        The clone shares code and, where the engine can, parameters. Wasmtime sessions share the compiled
+        module, whose memory is copied page by page on write; native sessions share the library; onnxruntime
+        sessions share everything. A graph compiled for threads gets memory and threads of its own. A graph
+        in Node.js and an untrusted graph get another child process. Close each clone separately, in any
+        order.
 
         Raises
         ------
         ArtifactError
-            The child process has to read the file again, and the file has changed.
+            The new child process has to read the file again, and the file has changed.
         UsageError
-            As for :meth:`run`; or this kind of session cannot be cloned.
+            As for :meth:`run`, or this kind of session cannot be cloned.
         """
         return self._in_turn(self._another)
 
     @property
     def closed(self) -> bool:
-        """Whether it can run no more: it was closed, or it ended by itself."""
+        """Whether the session can no longer run: it was closed, or its process ended."""
         return self._closed
 
     def close(self) -> None:
-        """Release what the session holds; waits for a call in another thread. A closed session cannot run.
-        Closing it again does nothing."""
+        """Release the session's resources, after waiting for a call in another thread. A closed session
+        cannot run. Closing it again does nothing."""
         self._closed = True  # first, so that calls that wait for their turn do not delay it
         with self._lock:
             self._release_if_closed()
 
     def _check_open(self) -> None:
         if _exiting and threading.current_thread() is not threading.main_thread():
-            raise SystemExit  # ends a thread without a word
+            raise SystemExit  # ends a thread silently
         if self._foreign:
             raise UsageError(
                 "the session belongs to the process that this one was forked from; load it again in this"
@@ -187,10 +190,11 @@ class Session(ABC):
             raise UsageError("the session is closed; load the artifact again.")
 
     def _in_turn(self, work: Callable[[*_Operands], _Result], *operands: *_Operands) -> _Result:
-        """Do what only one thread may do at a time, on an open session."""
+        """Call ``work`` with the session's lock held, so that only one thread works at a time. The session
+        must be open."""
         with self._lock:
             self._check_open()
-            if self._running:  # the lock lets its own thread in
+            if self._running:  # the lock is reentrant: this thread is already in a call
                 raise UsageError(
                     "a signal handler or a finalizer cannot run the session whose call it interrupted; give"
                     " it a session of its own, with clone()."
@@ -208,21 +212,21 @@ class Session(ABC):
         return session
 
     def _release_if_closed(self) -> None:
-        """With the lock held."""
+        """Release a closed session's resources, once; the caller holds the lock."""
         if self._closed and not (self._running or self._released or self._foreign):
             self._released = True
             self._release()
 
     def _after_fork(self) -> None:
-        """In a forked child, where only the thread that forked goes on."""
+        """Prepare for use in a forked child, where only the thread that called fork exists."""
         self._lock = threading.RLock()
         if self._running or not self.survives_fork:
             self._foreign = True
             self._abandon()
 
     def _abandon(self) -> None:
-        """Never destroy it: that would wait for threads or end a process that only the parent has, or free
-        what a thread still uses."""
+        """Keep the object alive for ever. Its destructor would wait for threads or end a process that only
+        the parent has, or free memory that a thread still uses."""
         if self._finalizer is not None:
             self._finalizer.detach()
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
@@ -238,7 +242,7 @@ class Session(ABC):
         raise UsageError(f"{type(self).__name__} cannot be cloned; load the file again.")
 
     def _release(self) -> None:  # noqa: B027 - it may hold nothing
-        """Let go of memory, threads and processes; called once, while no call runs."""
+        """Release memory, threads and processes; called once, while no call runs."""
 
     def __reduce__(self) -> NoReturn:
         raise UsageError(
@@ -271,7 +275,7 @@ def _after_fork() -> None:
 
 
 def _before_exit() -> None:
-    """Let the calls of other threads end, and none begin: the interpreter goes away under them."""
+    """Wait for calls in other threads to end, and let none begin: the interpreter is about to exit."""
     global _exiting
     _exiting = True
     deadline = time.monotonic() + _PATIENCE_S
@@ -282,14 +286,14 @@ def _before_exit() -> None:
             session._abandon()
 
 
-weakref.finalize(Session, lambda: None)  # finalizers run at exit, after what is registered later
+weakref.finalize(Session, lambda: None)  # finalizers run at exit, after the handlers registered below
 atexit.register(_before_exit)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
 class Runtime(ABC):
-    """An engine: what it runs, which version it is, how it is configured."""
+    """An engine: the kinds of file it runs, its version and its configuration."""
 
     name: str
     accepts: Literal["wasm", "native", "onnx"]
@@ -300,11 +304,11 @@ class Runtime(ABC):
 
     @abstractmethod
     def config(self) -> str:
-        """What of its configuration bears on results, in a few words."""
+        """The part of the engine's configuration that affects results, in a few words."""
 
     @abstractmethod
     def engine_bytes(self) -> int:
-        """Bytes on disk of what runs graphs, beside Python and numpy; 0 where the graph runs by itself."""
+        """Bytes on disk of the engine, without Python and numpy; 0 where the artifact needs no engine."""
 
     @abstractmethod
     def load(self, path: Path, options: LoadOptions) -> Session:
@@ -312,7 +316,7 @@ class Runtime(ABC):
 
 
 def distribution_bytes(name: str) -> int:
-    """Size of an installed Python distribution's files, 0 if it is not there."""
+    """Size of an installed Python distribution's files; 0 if it is not installed."""
     try:
         found = files(name) or []
     except PackageNotFoundError:

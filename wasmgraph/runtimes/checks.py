@@ -1,7 +1,7 @@
-"""What must be true of a wasm artifact before anything of it is instantiated.
+"""Checks that a wasm artifact must pass before it is instantiated.
 
-The manifest is a claim: each check holds it, or the module alone, against what the module's bytes say.
-Nothing is checked again at an inference.
+The manifest is not trusted: each check compares it with the module's bytes, or checks the module alone.
+No check is repeated at an inference.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from wasmgraph.errors import ArtifactError
 from wasmgraph.targets import WASM_FEATURES
 from wasmgraph.wasm.wasmfile import PAGE_BYTES, Module
 
-_ALIGNMENT = 8  # of the largest element
+_ALIGNMENT = 8  # bytes: that of the largest element
 _MEMORY = ("env", "memory", "memory")
 _PREVIEW1 = "wasi_snapshot_preview1"
-_FILE = {  # to read one file of a folder that the host opened; nothing else
+_FILE = {  # WASI functions for reading one file in a folder that the host opened; nothing else
     "path_open": "(i32, i32, i32, i32, i32, i64, i64, i32, i32) -> i32",
     "fd_read": "(i32, i32, i32, i32) -> i32",
     "fd_close": "(i32) -> i32",
@@ -118,12 +118,12 @@ CHECKS: dict[str, Callable[[Manifest, Module], str | None]] = {
 
 
 def check(artifact: Artifact) -> Module:
-    """Hold an artifact's module against its manifest and its kind; the module.
+    """Check an artifact's module against its manifest and its kind; return the module.
 
     Raises
     ------
     ArtifactError
-        With the ``check`` that it failed.
+        The artifact failed a check, which the error's ``check`` names.
     """
     module = artifact.module
     assert module is not None

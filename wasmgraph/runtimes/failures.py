@@ -1,4 +1,4 @@
-"""What a nonzero result of a graph's entry means; docs/abi.md has the list."""
+"""Errors for nonzero results of a graph's entry function; docs/abi.md lists the codes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wasmgraph.errors import ExecutionError, IndexRangeError, WasmgraphError
 def failure(
     where: str, function: str, result: int, checks: Sequence[Check], code_at: Callable[[int], int]
 ) -> WasmgraphError:
-    """The error for a ``result`` that is not 0; ``code_at`` reads an int64 at the offset of a check."""
+    """Return the error for a nonzero ``result``; ``code_at`` reads the int64 at a check's offset."""
     if not FIRST_CHECK <= result < FIRST_CHECK + len(checks):
         return ExecutionError(f"{where}: {function} returned {result}.")
     check = checks[result - FIRST_CHECK]

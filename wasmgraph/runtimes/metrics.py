@@ -1,4 +1,4 @@
-"""What of an artifact can be counted: the fields of a record that are the same on every run."""
+"""Figures of an artifact that are counted, not timed: the record fields that are the same on every run."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from wasmgraph.tensors import Array
 
 
 def metrics(artifact: Artifact, feeds: Mapping[str, Array]) -> dict[str, Any]:
-    """Sizes and counts from the manifest, and from wasm artifacts what one inference on ``feeds`` takes.
+    """Return sizes and counts from the manifest, and for wasm artifacts the cost of one inference on
+    ``feeds``.
 
-    Keys are those of :class:`wasmgraph.records.Record`, and ``kernel_work``: fuel by kernel.
+    Keys are those of :class:`wasmgraph.records.Record` and ``kernel_work``, which is fuel by kernel.
     """
     manifest = artifact.manifest
     counted: dict[str, Any] = {

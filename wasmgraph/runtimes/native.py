@@ -22,12 +22,12 @@ from wasmgraph.runtimes.failures import failure
 from wasmgraph.tensors import Array
 
 _ALIGNMENT = 64
-_CACHE_BYTES = 4 << 30  # of copies; the longest unused goes first
+_CACHE_BYTES = 4 << 30  # of copies; the least recently used is deleted first
 
 
 class _Library:
-    """A native artifact's code and parameters, loaded from a private copy, which no change of the file
-    reaches. It is unloaded when the last session lets go of it."""
+    """A native artifact's code and parameters, loaded from a private copy, so that changes to the file have
+    no effect. The library is unloaded when no session refers to it any more."""
 
     def __init__(self, artifact: Artifact) -> None:
         try:
@@ -41,11 +41,12 @@ class _Library:
         self.step.argtypes, self.step.restype = [ctypes.c_void_p, ctypes.c_int32], ctypes.c_int32
 
 
-# Of a path that it knows, the loader gives the library that it has. These paths name the content.
+# The dynamic loader identifies libraries by path: for a path that it knows, it returns the library that is
+# already loaded. The paths used here therefore contain a digest of the content.
 
 
 def _from_cache(artifact: Artifact) -> ctypes.CDLL | None:
-    """From the user's cache, where every process finds the same copy; None without a usable cache."""
+    """Load from the user's cache, where every process finds the same copy; None without a usable cache."""
     with suppress(CacheError, OSError):
         path = cache_dir("native") / artifact.sha256
         if not path.exists():
@@ -58,8 +59,8 @@ def _from_cache(artifact: Artifact) -> ctypes.CDLL | None:
 
 
 def _from_memory(artifact: Artifact) -> ctypes.CDLL:
-    """From a copy that goes away with the library. It is in memory where the system has such files: in the
-    folder of temporary files, executing may be forbidden."""
+    """Load from a copy that is deleted with the library. Where the system supports it, the copy is a file
+    in memory, because the folder for temporary files may forbid execution."""
     with tempfile.TemporaryDirectory(prefix="wasmgraph-") as place:
         path = Path(place) / artifact.sha256
         if hasattr(os, "memfd_create") and Path("/proc/self/fd").exists():
@@ -77,12 +78,13 @@ _LIBRARIES: weakref.WeakValueDictionary[str, _Library] = weakref.WeakValueDictio
 
 
 def _library(artifact: Artifact) -> _Library:
-    """The library of an artifact's content."""
+    """Return the library with an artifact's content, loaded once per process."""
     return _LIBRARIES.get(artifact.sha256) or _LIBRARIES.setdefault(artifact.sha256, _Library(artifact))
 
 
 class NativeSession(Session):
-    """A loaded library with an arena of its own. The library is native code: load only your own."""
+    """A loaded library with an arena of its own. The library is native code that nothing confines: load
+    only artifacts that you compiled yourself."""
 
     survives_fork = True
 
@@ -145,7 +147,7 @@ class NativeRuntime(Runtime):
         return "raw-pointer kernels, no TVM runtime"
 
     def engine_bytes(self) -> int:
-        """Nothing: the library is the engine."""
+        """0: the artifact is a library that needs no engine."""
         return 0
 
     def load(self, path: Path, options: LoadOptions) -> Session:

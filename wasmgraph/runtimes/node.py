@@ -1,4 +1,4 @@
-"""Node.js: the same wasm artifact under V8, in a process of its own, through ``web/loader.mjs``."""
+"""Node.js: runs the same wasm artifact in V8, in a child process, through ``web/loader.mjs``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from wasmgraph.tensors import Array, TensorSpec
 # (module (func (param v128) (result v128)
 #   local.get 0 local.get 0 local.get 0 f32x4.relaxed_madd))
 _RELAXED_SIMD = "0061736d0100000001060160017b017b030201000a0d010b00200020002000fd85020b"
-# Seconds in which a call must end, compiling while loading included: long past what a graph takes.
+# Seconds within which a call must end, including the compilation of a load: far more than any graph takes.
 PATIENCE_S = 600.0
 _RUNNER = Path(__file__).with_name("node_runner.mjs")
 
@@ -37,7 +37,7 @@ def _node() -> str:
 
 @cache
 def node_versions() -> dict[str, str]:
-    """Versions of Node.js and of what it is made of: ``node``, ``v8`` and more."""
+    """Versions of Node.js and its components: ``node``, ``v8`` and more."""
     program = "console.log(JSON.stringify(process.versions))"
     done = subprocess.run([_node(), "-e", program], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -47,14 +47,14 @@ def node_versions() -> dict[str, str]:
 
 
 def node_bytes() -> int:
-    """Size of Node.js's program."""
+    """Size of Node.js's executable file."""
     return Path(_node()).resolve().stat().st_size
 
 
 @cache
 def relaxed_simd_flags() -> tuple[str, ...] | None:
-    """What Node.js must be told for relaxed SIMD, which V8 before 11.4 has behind a flag; None if it has
-    none at all."""
+    """Command-line flags that enable relaxed SIMD in Node.js: V8 before 11.4 needs one. None if V8 does not
+    support relaxed SIMD at all."""
     program = f"process.exit(WebAssembly.validate(Buffer.from('{_RELAXED_SIMD}', 'hex')) ? 0 : 1)"
     for flags in ((), ("--experimental-wasm-relaxed-simd",)):
         done = subprocess.run([_node(), *flags, "-e", program], capture_output=True, check=False)
@@ -76,14 +76,14 @@ class NodeProcess:
         return self._child.closed
 
     def ask(self, message: Mapping[str, Any], payload: bytes = b"") -> tuple[dict[str, Any], bytes]:
-        """Send a message, return the answer and its bytes.
+        """Send a message; return the answer and its bytes.
 
         Raises
         ------
         IndexRangeError
             An index was out of range.
         ProcessError
-            The process died, or gave no answer within :data:`PATIENCE_S`; it has ended.
+            The process died, or was ended because it gave no answer within :data:`PATIENCE_S`.
         ExecutionError
             The process answered with another error.
         """
@@ -179,13 +179,13 @@ class NodeRuntime(Runtime):
         return f"{versions['node']}, V8 {versions['v8']}"
 
     def config(self) -> str:
-        """How V8 compiles, and where."""
+        """How V8 compiles, and on which platform it runs."""
         flags = relaxed_simd_flags()
         relaxed = f", {' '.join(flags)} for relaxed SIMD" if flags else ""
         return f"V8's defaults (Liftoff, then TurboFan), a process of its own{relaxed}"
 
     def engine_bytes(self) -> int:
-        """Node.js's program; the loader is a few kilobytes."""
+        """Size of Node.js's executable file; the loader is a few kilobytes more."""
         return node_bytes()
 
     def load(self, path: Path, options: LoadOptions) -> Session:

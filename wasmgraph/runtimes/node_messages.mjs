@@ -1,5 +1,5 @@
-// What a process behind runtimes/node.py speaks, over its standard streams: a message is a line of
-// JSON and, after it, as many bytes as its "bytes" says.
+// The protocol between runtimes/node.py and its child process, over standard streams: a message is a line
+// of JSON, followed by as many bytes as its field "bytes" says.
 
 import { readSync, writeSync } from 'node:fs';
 
@@ -7,7 +7,7 @@ function readExactly(buffer) {
   let filled = 0;
   while (filled < buffer.length) {
     const count = readSync(0, buffer, filled, buffer.length - filled);
-    if (count === 0) process.exit(0); // the parent is gone
+    if (count === 0) process.exit(0); // the parent has ended
     filled += count;
   }
   return buffer;
@@ -27,8 +27,8 @@ function writeAll(buffer) {
 }
 
 /**
- * Answer messages for ever. Each command gets its message and returns the answer, whose "parts", typed
- * arrays, follow it as bytes; what it throws becomes the answer's "error".
+ * Answer messages for ever. Each command gets its message and returns the answer. The answer's "parts",
+ * which are typed arrays, follow it as bytes. An error that a command throws becomes the answer's "error".
  */
 export async function serve(commands) {
   for (;;) {

@@ -1,4 +1,4 @@
-// The process behind runtimes/node.py: a graph under V8.
+// The child process of runtimes/node.py: runs a graph in V8.
 
 import { readFileSync } from 'node:fs';
 import { Worker } from 'node:worker_threads';

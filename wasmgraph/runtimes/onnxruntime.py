@@ -1,4 +1,4 @@
-"""onnxruntime, the reference: its artifact is the ``.onnx`` file itself."""
+"""onnxruntime, the reference: it runs the ``.onnx`` file itself."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _DTYPES = {"float": "float32", "double": "float64", "float16": "float16", "bool"
 
 
 class OnnxRuntimeSession(Session):
-    """An onnxruntime CPU session at its default optimisations. Clones share it: it can run several calls at
-    once."""
+    """An onnxruntime CPU session at its default optimisations. Clones share the onnxruntime session, which
+    can run several calls at once."""
 
     def __init__(self, path: Path, session: Any) -> None:
         super().__init__(
@@ -43,7 +43,7 @@ class OnnxRuntimeSession(Session):
         return OnnxRuntimeSession(self._path, self._session)
 
     def _release(self) -> None:
-        self._session = None  # the last clone's is the last reference
+        self._session = None  # the last clone to be closed drops the last reference
 
 
 def _inference_session(path: Path, options: LoadOptions) -> Any:
@@ -53,7 +53,8 @@ def _inference_session(path: Path, options: LoadOptions) -> Any:
     chosen.intra_op_num_threads = options.threads
     chosen.inter_op_num_threads = 1
     chosen.log_severity_level = 4
-    # Its threads would spin on after a run and take the core from whoever is measured next.
+    # Otherwise onnxruntime's threads would keep spinning after a run and take cores from the runtime that
+    # is measured next.
     chosen.add_session_config_entry("session.intra_op.allow_spinning", "0")
     chosen.add_session_config_entry("session.force_spinning_stop", "1")
     try:

@@ -1,4 +1,4 @@
-"""The parameter file of a module that reads it through WASI: where it is, and what is wrong with it."""
+"""The parameter file of a module that reads it through WASI: its path, and errors about it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from wasmgraph.artifact import Artifact
 from wasmgraph.errors import ArtifactError
 
-_COMPLAINTS = {  # by what wasmgraph_load returns: compiler/link/csrc/params.c
+_COMPLAINTS = {  # by the result of wasmgraph_load (compiler/link/csrc/params.c)
     1: "cannot be opened",
     2: "cannot be read",
     3: "has another length than the one that the module was compiled with",
@@ -16,13 +16,13 @@ _COMPLAINTS = {  # by what wasmgraph_load returns: compiler/link/csrc/params.c
 
 
 def params_file(artifact: Artifact, folder: Path | None) -> Path | None:
-    """A module's parameter file, in the ``folder`` that was given or beside the module; None for a module
-    that has its parameters.
+    """Return the path of a module's parameter file, in ``folder`` if given, otherwise beside the module;
+    None for a module that contains its parameters.
 
     Raises
     ------
     ArtifactError
-        The file is not there.
+        The file does not exist.
     """
     if artifact.params_path is None:
         return None
@@ -33,7 +33,7 @@ def params_file(artifact: Artifact, folder: Path | None) -> Path | None:
 
 
 def refusal(artifact: Artifact, path: Path, code: int) -> ArtifactError:
-    """The error for what the module's ``wasmgraph_load`` returned."""
+    """Return the error for a ``code`` that the module's ``wasmgraph_load`` returned."""
     complaint = _COMPLAINTS.get(code, f"was refused ({code})")
     return ArtifactError(
         f"{artifact.path} reads its parameters from {path}, which {complaint}. Say where they are with"

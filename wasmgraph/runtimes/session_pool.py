@@ -1,4 +1,4 @@
-"""Several sessions of one graph, for as many threads as like to run it."""
+"""Several sessions of one graph, for any number of threads."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _STARVING_S = 1.0
 
 
 class SessionPool:
-    """``size`` many sessions of one graph; each call takes a free one, or waits for one.
+    """A pool of ``size`` sessions of one graph. Each call takes a free session, or waits for one.
 
-    A session that ended (its child process exceeded a limit, or died) is replaced when it is next needed. A
-    pool belongs to the process that made it: in a forked child it raises UsageError.
+    A session whose child process exceeded a limit or died is replaced when it is next needed. A pool
+    belongs to the process that made it: in a forked child it raises UsageError.
 
     Parameters
     ----------
@@ -31,12 +31,12 @@ class SessionPool:
 
     Attributes
     ----------
-    inputs, outputs : what the graph takes and gives, in order
+    inputs, outputs : specs of the graph's inputs and outputs, in order
 
     Raises
     ------
     UsageError
-        The size is no positive whole number, or as for :func:`wasmgraph.load`.
+        ``size`` is not a positive integer, or as for :func:`wasmgraph.load`.
     """
 
     def __init__(self, source: str | Path | Artifact, size: int, **options: Any) -> None:
@@ -47,7 +47,7 @@ class SessionPool:
         self._closed = False
         self._free: SimpleQueue[int | None] = SimpleQueue()  # indices; None once the pool is closed
         self._inside: set[int] = set()  # threads that run a session, or wait for one
-        self._lock = threading.RLock()  # of what follows
+        self._lock = threading.RLock()  # guards the fields below
         self._sessions: list[Session] = [load(source, **options)]
         try:
             while len(self._sessions) < size:
@@ -60,7 +60,7 @@ class SessionPool:
             self._free.put(index)
 
     def run(self, feeds: Any, **options: Any) -> dict[str, Array]:
-        """Run one inference on a free session; all as for :meth:`wasmgraph.Session.run`.
+        """Run one inference on a free session; arguments and result as for :meth:`wasmgraph.Session.run`.
 
         Raises
         ------
@@ -90,7 +90,7 @@ class SessionPool:
             try:
                 index = self._free.get(block=not nested, timeout=_STARVING_S)
             except Empty:
-                if nested:  # it would wait for itself
+                if nested:  # this thread would wait for itself
                     raise UsageError(
                         "a signal handler or a finalizer interrupted a call of this pool, and no session is"
                         " free; make the pool larger."
@@ -98,18 +98,19 @@ class SessionPool:
                 index = self._lost()
             else:
                 if index is None:
-                    self._free.put(None)  # for the next who waits
+                    self._free.put(None)  # for the next thread that waits
                     raise UsageError("the pool is closed; make another.")
             if index is not None:
                 return index
 
     def _lost(self) -> int | None:
-        """A session that nobody runs though none is free: an exception of a signal handler came between
-        taking it and running it. If another thread is about to run it after all, they take turns."""
+        """Return the index of a session that is marked as taken but is not running, if there is one. A
+        signal handler's exception between taking and running a session causes this. If another thread is
+        about to run the session after all, the two take turns."""
         return next((i for i, session in enumerate(self._sessions) if not session._running), None)
 
     def _usable(self, index: int) -> Session:
-        """A session, in place of one that ended if need be."""
+        """Return the session at ``index``; replace it first if it has ended."""
         session = self._sessions[index]
         if session.closed:
             with self._lock:
@@ -126,7 +127,8 @@ class SessionPool:
             )
 
     def close(self) -> None:
-        """Close all sessions; waits for those that run. Calls that wait for a session raise UsageError."""
+        """Close all sessions, after waiting for running calls. Calls that wait for a session raise
+        UsageError."""
         if os.getpid() != self._process:
             return
         with self._lock:

@@ -1,7 +1,8 @@
-"""Graphs that nobody vouches for: each session in a child process that is limited, and killed if need be.
+"""Untrusted graphs: each session runs in a child process, which is killed if it exceeds a limit.
 
-WebAssembly keeps a module away from everything but its memory; the child bounds what it may spend. Tensors
-pass through memory that both share, so that a call costs two copies and two short messages more.
+WebAssembly lets a module access nothing but its own memory. The child process bounds the memory and time
+that the module uses. Tensors pass through memory shared with the child, so a call costs two more copies and
+two short messages.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ _COMMAND = ("-B", "-m", "wasmgraph.runtimes.untrusted_child")
 
 
 class UntrustedSession(Session):
-    """A graph in a child process. After a limit was exceeded, or the child died, it is closed.
+    """A graph in a child process. If the graph exceeds a limit or the child dies, the session is closed.
 
     Raises
     ------
     LimitError
-        A limit was exceeded; the child is gone.
+        The graph exceeded a limit; the child has ended.
     """
 
     def __init__(self, path: Path, options: LoadOptions, limits: Limits) -> None:
@@ -63,11 +64,11 @@ class UntrustedSession(Session):
 
     @property
     def process_id(self) -> int:
-        """Of the child."""
+        """The child's process id."""
         return self._child.pid
 
     def _share(self, shared: int, specs: tuple[TensorSpec, ...]) -> None:
-        """Lay the tensors out one after the other, in memory that the child cannot shrink under us."""
+        """Lay out the tensors one after the other, in shared memory that the child cannot shrink."""
         offsets, size = layout(specs)
         if size > self._limits.memory_bytes:
             raise LimitError(
@@ -96,7 +97,7 @@ class UntrustedSession(Session):
         except ProcessError as error:
             raise self._epitaph(error) from error
         finally:
-            if self._child.closed:  # it died, exceeded a limit, or the call was interrupted
+            if self._child.closed:  # it died or exceeded a limit, or the call was interrupted
                 self._closed = True
                 self._views = []
         if "error" in answer:
@@ -121,7 +122,7 @@ class UntrustedSession(Session):
 
 
 def layout(specs: tuple[TensorSpec, ...]) -> tuple[list[int], int]:
-    """Where each tensor lies in shared memory, and how much of it there is."""
+    """Return each tensor's offset in shared memory, and the total size."""
     offsets, end = [], 0
     for spec in specs:
         offsets.append(end)
@@ -130,7 +131,7 @@ def layout(specs: tuple[TensorSpec, ...]) -> tuple[list[int], int]:
 
 
 def views(memory: mmap.mmap, specs: tuple[TensorSpec, ...], offsets: list[int]) -> list[Array]:
-    """The tensors in shared memory."""
+    """Return the tensors in shared memory as arrays."""
     return [
         np.frombuffer(memory, spec.dtype, int(np.prod(spec.static_shape)), offset).reshape(
             spec.static_shape
@@ -151,7 +152,7 @@ def _start(where: str, shared: int) -> Child:
 
 
 def _specs(said: Any) -> tuple[TensorSpec, ...]:
-    """What a child says of its tensors, which may be anything."""
+    """Validate a child's description of its tensors: it is untrusted, and may be any JSON value."""
     specs = tuple(TensorSpec(str(name), tuple(shape), str(dtype)) for name, shape, dtype in said)
     for spec in specs:
         if spec.dtype not in DTYPES or any(type(size) is not int or size < 0 for size in spec.shape):

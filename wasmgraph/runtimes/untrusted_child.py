@@ -1,4 +1,4 @@
-"""The child of an untrusted session: limits itself, loads the graph, and runs it when told to."""
+"""The child process of an untrusted session: it limits itself, loads the graph, and runs it on request."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from wasmgraph.runtimes.untrusted import layout, views
 from wasmgraph.tensors import Array
 from wasmgraph.wasm.wasmfile import PAGE_BYTES
 
-_NO_MEMORY = f"(os error {errno.ENOMEM})"  # as Wasmtime says it
+_NO_MEMORY = f"(os error {errno.ENOMEM})"  # in Wasmtime's error message
 
 
 class Child:
-    """Answers messages, each a verb (``do``) and what it needs."""
+    """Answers messages. Each has a verb (``do``) and its operands."""
 
     def __init__(self) -> None:
         self._questions, self._answers = serve_on_standard_streams()
@@ -33,7 +33,7 @@ class Child:
         self._tensors: list[Array] = []
 
     def serve(self) -> None:
-        """Until the other side hangs up."""
+        """Answer messages until the parent closes the connection."""
         verbs: dict[str, Callable[..., dict[str, Any]]] = {
             "load": self._load,
             "map": self._map,
@@ -77,7 +77,7 @@ class Child:
             )
         options = LoadOptions(int(request["threads"]), request["sha256"], request["params"])
         self._session = get_runtime("wasmtime").load(artifact.path, options)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # what Wasmtime makes of its data is made
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # Wasmtime has made its memory images
         sides = {
             side: [(s.name, s.shape, s.dtype) for s in getattr(self._session, side)]
             for side in ("inputs", "outputs")

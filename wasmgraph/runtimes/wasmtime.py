@@ -1,4 +1,4 @@
-"""Wasmtime: tensors straight into linear memory."""
+"""Wasmtime: copies tensors directly into and out of linear memory."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from wasmgraph.wasm.wasmfile import PAGE_BYTES
 
 
 class WasmtimeSession(Session):
-    """One instance, or several over a shared memory. Every access to linear memory is bounded by its size
-    at that moment. ``module`` is the artifact's compiled module, if another session has it already."""
+    """One instance, or several that share a memory. Every access to linear memory is checked against its
+    current size. ``module`` is the artifact's compiled module, if another session already has it."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class WasmtimeSession(Session):
         self._main, self._memory = Thread(store, exports, 0), exports["memory"]
 
     def _look(self) -> None:
-        """Make the views of inputs and outputs anew if the memory has moved or changed its size."""
+        """Renew the views of inputs and outputs if the memory has moved or changed its size."""
         if isinstance(self._memory, wasmtime.Memory):
             size = self._memory.data_len(self._main.store)
             pointer = self._memory.data_ptr(self._main.store)
@@ -108,7 +108,7 @@ class WasmtimeSession(Session):
         try:
             error = (self._pool or self._main).call(name, *arguments)
         except (wasmtime.WasmtimeError, wasmtime.Trap, ExecutionError) as trap:
-            if self._pool is None:  # what the trap left on the module's stack would stay there for ever
+            if self._pool is None:  # the trap did not reset the module's stack pointer
                 trapped = self._main.store
                 self._instantiate()
                 trapped.close()
@@ -123,13 +123,13 @@ class WasmtimeSession(Session):
 
     @property
     def fuel(self) -> int:
-        """What is left of :data:`FUEL`, under a configuration that counts it."""
+        """The fuel that is left of :data:`FUEL`, under a configuration that counts it."""
         left: int = self._main.store.get_fuel()
         return left
 
     @property
     def memory_bytes(self) -> int:
-        """Size of the linear memory now."""
+        """Current size of the linear memory."""
         return self._extent[1]
 
     def _run_step(self, index: int) -> None:
@@ -152,7 +152,7 @@ class WasmtimeSession(Session):
 
 
 class WasmtimeRuntime(Runtime):
-    """Runs wasm artifacts in Wasmtime; the default configuration is the one that users get."""
+    """Runs wasm artifacts in Wasmtime; without ``config``, in the configuration that users get."""
 
     accepts = "wasm"
 
@@ -169,11 +169,11 @@ class WasmtimeRuntime(Runtime):
         return str(self._config)
 
     def engine_bytes(self) -> int:
-        """The Python package, with Wasmtime in it."""
+        """Size of the Python package, which contains Wasmtime."""
         return distribution_bytes("wasmtime")
 
     def load(self, path: Path, options: LoadOptions) -> Session:
-        """Check, compile or take from the cache, instantiate, start the threads."""
+        """Check the artifact, compile it or take it from the cache, instantiate it, start its threads."""
         artifact = Artifact.open(path)
         options.check(artifact)
         return WasmtimeSession(artifact, self._config, options.threads, options.params_folder)

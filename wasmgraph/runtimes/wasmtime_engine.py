@@ -1,4 +1,4 @@
-"""Wasmtime's engines, by configuration, and the cache of what they compile."""
+"""Wasmtime's engines, by configuration, and the cache of compiled modules."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from wasmgraph.files import cache_dir, cache_lock, prune, renew, write_atomicall
 from wasmgraph.host import cpu_features, cpu_name
 
 FUEL = 2**63
-# Of WebAssembly, what no graph needs: less of the engine is open to a module from elsewhere.
+# WebAssembly features that no graph needs. Disabling them exposes less of the engine to untrusted modules.
 _UNUSED = (
     *("memory64", "multi_memory", "tail_call", "function_references", "gc", "exceptions"),
     *("stack_switching", "custom_page_sizes", "wide_arithmetic"),
 )
 _TABLE_ELEMENTS = 10_000  # a graph calls its kernels directly
-_CACHE_BYTES = 4 << 30  # of compiled code; the longest unused goes first
+_CACHE_BYTES = 4 << 30  # of compiled code; the least recently used is deleted first
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """A compiler of Wasmtime's and how hard it tries. Nothing checks epochs, nor fuel: that would halve
-    the speed of inner loops. With ``fuel`` instructions are counted (runtimes/wasmtime_meter.py)."""
+    """One of Wasmtime's compilers and its optimisation level. Compiled code checks neither epochs nor fuel:
+    that would halve the speed of inner loops. With ``fuel``, it counts instructions, for
+    runtimes/wasmtime_meter.py alone."""
 
     strategy: Literal["cranelift", "winch"] = "cranelift"
     opt_level: Literal["speed", "none"] = "speed"
@@ -45,8 +46,8 @@ _ENGINES: dict[EngineConfig, wasmtime.Engine] = {}
 
 
 def engine(config: EngineConfig) -> wasmtime.Engine:
-    """The engine of a configuration, one in a process: modules and stores of different engines do not fit
-    together. Its memories reserve 4 GiB, so that bounds checks vanish.
+    """Return the engine of a configuration. A process has only one of each, because a module cannot be
+    instantiated in a store of another engine. Memories reserve 4 GiB, so that code needs no bounds checks.
 
     Raises
     ------
@@ -54,7 +55,7 @@ def engine(config: EngineConfig) -> wasmtime.Engine:
         Wasmtime's Python package does not offer that compiler (version 50 has no Winch).
     """
     if config not in _ENGINES:
-        _ENGINES.setdefault(config, _new_engine(config))  # of two threads, the second takes the first's
+        _ENGINES.setdefault(config, _new_engine(config))  # if two threads race, both get the same
     return _ENGINES[config]
 
 
@@ -78,7 +79,7 @@ def _new_engine(config: EngineConfig) -> wasmtime.Engine:
 
 
 def new_store(config: EngineConfig, memory_bytes: int) -> wasmtime.Store:
-    """A store for one instance with one memory of at most that size, and all the fuel that there can be."""
+    """Return a store for one instance with one memory of at most that size, and with maximal fuel."""
     store = wasmtime.Store(engine(config))
     store.set_limits(
         memory_size=memory_bytes, instances=1, memories=1, tables=1, table_elements=_TABLE_ELEMENTS
@@ -96,8 +97,8 @@ def _compiled_path(sha256: str, config: EngineConfig) -> Path:
 def compiled_module(artifact: Artifact, config: EngineConfig) -> wasmtime.Module:
     """Return the compiled module, from the cache if this user's cache holds it.
 
-    Compiled code is native code: it is only ever read from a directory that this user alone can
-    write. Without such a cache the module is compiled anew.
+    Compiled code is native code: it is only read from a directory that no other user can write to.
+    Without such a cache the module is compiled each time.
 
     Raises
     ------
@@ -114,7 +115,7 @@ def compiled_module(artifact: Artifact, config: EngineConfig) -> wasmtime.Module
         with cache_lock(path):
             if not path.exists():
                 module = _compile(artifact, config)
-                with suppress(OSError):  # a full disk costs the next load time, nothing else
+                with suppress(OSError):  # a full disk only makes the next load slower
                     write_atomically(path, bytes(module.serialize()))
                     os.utime(path)
                     prune(path.parent, _CACHE_BYTES)

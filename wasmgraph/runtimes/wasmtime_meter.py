@@ -1,5 +1,5 @@
-"""What a graph costs that can be counted instead of timed: the same figures on every machine of one
-architecture, from an instrumented run that nobody times.
+"""Costs of a graph that are counted instead of timed. They come from an instrumented run, and are the same
+on every machine of one architecture.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from wasmgraph.runtimes.wasmtime import WasmtimeSession
 from wasmgraph.runtimes.wasmtime_engine import EngineConfig
 from wasmgraph.tensors import Array
 
-# A processor is fixed, so that the size of machine code does not hang on this one's: x86-64-v3.
+# The target processor is fixed (x86-64-v3), so that code size does not depend on this machine's processor.
 _FEATURES = {
     "x86_64": ("sse3", "ssse3", "sse41", "sse42", "popcnt", "avx", "avx2", "fma", "bmi1", "bmi2", "lzcnt"),
     "aarch64": (),
@@ -29,7 +29,7 @@ _ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 @dataclass(frozen=True)
 class Reading:
-    """Fuel of one inference and of each kernel's calls in it, bytes of machine code, of linear memory."""
+    """Fuel of one inference and of each kernel's calls in it; bytes of machine code and linear memory."""
 
     work_fuel: int
     kernel_work: Mapping[str, int]
@@ -38,15 +38,15 @@ class Reading:
 
 
 def meter(artifact: Artifact, feeds: Mapping[str, Array]) -> Reading:
-    """Run one inference whole and one call by call, on one thread, and count instructions.
+    """Run one inference as a whole and one call by call, on one thread, and count instructions.
 
-    Fuel counts WebAssembly instructions, not time: less of it can take longer (spills, cache misses).
+    Fuel counts WebAssembly instructions, not time: less fuel can take longer (spills, cache misses).
     ``machine_code_bytes`` is None on an architecture other than x86-64 and AArch64.
 
     Raises
     ------
     UsageError
-        It is no wasm artifact.
+        ``artifact`` is not a wasm artifact.
     """
     if artifact.manifest.kind != "wasm":
         raise UsageError(f"{artifact.path} is native code: its instructions cannot be counted.")
@@ -63,7 +63,7 @@ def meter(artifact: Artifact, feeds: Mapping[str, Array]) -> Reading:
 
 
 def machine_code_bytes(artifact: Artifact) -> int | None:
-    """Size of what Cranelift compiles a wasm artifact to, for a fixed processor of this architecture."""
+    """Size of Cranelift's machine code for a wasm artifact, for a fixed processor of this architecture."""
     machine = platform.machine().lower()
     architecture = _ARCHITECTURES.get(machine, machine)
     if architecture not in _FEATURES:
@@ -78,8 +78,8 @@ def machine_code_bytes(artifact: Artifact) -> int | None:
 
 
 def _function_bytes(elf: bytes) -> int:
-    """Size of all functions of a 64-bit little-endian ELF file (System V ABI, chapter 4). Its section of
-    code is padded to whole pages; the table of symbols is not."""
+    """Total size of the functions in a 64-bit little-endian ELF file (System V ABI, chapter 4). The sizes
+    come from the symbol table, because the code section is padded to whole pages."""
     (table,) = struct.unpack_from("<Q", elf, 0x28)
     entry, count = struct.unpack_from("<HH", elf, 0x3A)
     total = 0

@@ -1,6 +1,6 @@
-"""The threads of a graph in Wasmtime: a store and an instance each, over one shared memory.
+"""The threads of a graph in Wasmtime. Each has a store and an instance; they share one memory.
 
-What they do there is in ``compiler/link/csrc/pool.c``.
+The code that they run in the module is ``compiler/link/csrc/pool.c``.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from wasmgraph.runtimes.wasmtime_engine import EngineConfig, engine, new_store
 from wasmgraph.runtimes.wasmtime_wasi import instantiate
 from wasmgraph.wasm.wasmfile import PAGE_BYTES, Module
 
-_PATIENCE_S = 5.0  # with workers that are told to end
+_PATIENCE_S = 5.0  # how long to wait for workers that were told to end
 _RETURNING = ("wasmgraph_run", "wasmgraph_step", "wasmgraph_worker", LOAD)
 
 
 class _SharedMemory(wasmtime.SharedMemory):  # type: ignore[misc]
-    """In Wasmtime 50 the original passes a pointer to its pointer, and instantiation fails."""
+    """Works around a bug in Wasmtime 50: its class passes a pointer to its pointer, and instantiation
+    fails."""
 
     def _as_extern(self) -> ffi.wasmtime_extern_t:
         union = ffi.wasmtime_extern_union(sharedmemory=self.ptr())
@@ -37,16 +38,16 @@ class _SharedMemory(wasmtime.SharedMemory):  # type: ignore[misc]
 
 @dataclass
 class Thread:
-    """An instance of the module, and where its stack begins (it grows down); 0 for a module that has no
-    other threads."""
+    """An instance of the module, and the address where its stack begins (the stack grows down); 0 for a
+    module without other threads."""
 
     store: wasmtime.Store
     exports: Any
     stack_top: int
 
     def call(self, name: str, *arguments: int) -> int | None:
-        """Call an exported function; after a trap the stack is empty again, and everybody who waits for
-        this thread is released.
+        """Call an exported function. After a trap, empty the stack and release the threads that wait for
+        this one.
 
         Raises
         ------
@@ -61,7 +62,7 @@ class Thread:
             raise
 
     def _invoke(self, function: wasmtime.Func, arguments: tuple[int, ...], results: int) -> int | None:
-        """What ``function(store, *arguments)`` does for whole numbers of 32 bits. That asks for the
+        """Do the same as ``function(store, *arguments)`` for 32-bit integers. That call queries the
         function's type every time, which costs as much as the rest of a call; here Wasmtime checks types.
         """
         given = (ffi.wasmtime_val_t * len(arguments))()
@@ -91,8 +92,8 @@ class Thread:
 
 @dataclass
 class Condition:
-    """What the caller and the workers tell each other: how often the caller called, which workers trapped
-    in the last call and how, and whether one cannot even wait for work."""
+    """State that the caller and the workers share: how often the caller called, which workers trapped in
+    the last call and with which error, and whether a worker cannot even wait for work."""
 
     calls: int = 0
     traps: list[str] = field(default_factory=list)
@@ -100,13 +101,13 @@ class Condition:
 
 
 class Pool:
-    """``threads`` many instances; the first is the caller's, the others serve in threads of their own,
-    parked while there is nothing to do. ``folder`` is what the first can open if the module imports WASI.
+    """A pool of ``threads`` instances. The first is the caller's. The others run in worker threads, which
+    are parked while there is no work. If the module imports WASI, the first instance can open ``folder``.
 
     Raises
     ------
     UsageError
-        The system starts no more threads.
+        The system cannot start another thread.
     """
 
     def __init__(
@@ -176,9 +177,9 @@ class Pool:
         return error
 
     def close(self) -> None:
-        """End the workers and release their stores and the memory. Nobody may look at it any more.
+        """End the workers and release their stores and the memory, which must not be accessed afterwards.
 
-        A worker that does not end within some seconds keeps its store, which is in use.
+        A worker that does not end within some seconds keeps its store, because it is still using it.
         """
         if not self._instances:
             return
@@ -198,12 +199,13 @@ class Pool:
 
 
 def cause(error: Exception) -> str:
-    """The last line of what Wasmtime says: after the backtrace, why."""
+    """Return the last line of Wasmtime's message: the cause, which follows the backtrace."""
     return str(error).strip().splitlines()[-1].strip()
 
 
 def _serve(instance: Thread, number: int, condition: Condition) -> None:
-    """A worker's whole life. It knows nothing of its pool, so that a forgotten session is collected."""
+    """Run a worker. It holds no reference to its pool, so that a session that was not closed can be
+    garbage-collected."""
     last = -1
     while True:
         try:
@@ -211,7 +213,7 @@ def _serve(instance: Thread, number: int, condition: Condition) -> None:
             return
         except (wasmtime.WasmtimeError, wasmtime.Trap) as trap:
             condition.traps.append(f"thread {number}: {cause(trap)}")
-            if condition.calls == last:  # trapped again, though nobody gave it work
+            if condition.calls == last:  # it trapped again without having got work
                 condition.broken = True
                 return
             last = condition.calls

@@ -1,5 +1,5 @@
-"""WASI in Wasmtime: a module that reads its parameters from a file sees one folder, read-only, and nothing
-else of the host."""
+"""WASI in Wasmtime: a module that reads its parameters from a file can read one folder, and can access
+nothing else of the host."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def instantiate(
     folder: Path | None,
     memory: wasmtime.SharedMemory | None = None,
 ) -> Any:
-    """Instantiate a module that imports WASI, and perhaps a shared memory; its exports. ``folder`` is all
-    that it can open; None: nothing."""
+    """Instantiate a module that imports WASI and possibly a shared memory; return its exports. The module
+    can open nothing but ``folder``, and nothing at all if that is None."""
     wasi = wasmtime.WasiConfig()
     if folder is not None:
         wasi.preopen_dir(str(folder), ".", False)

@@ -1,4 +1,4 @@
-// Loads a WASM graph and runs it: in browsers, and in anything else that has WebAssembly.
+// Loads and runs a WASM graph, in browsers and in any other JavaScript engine that has WebAssembly.
 
 const VIEWS = {
   float32: Float32Array,
@@ -12,7 +12,7 @@ const VIEWS = {
   uint32: Uint32Array,
   int64: BigInt64Array,
   uint64: BigUint64Array,
-  float16: Uint16Array, // its bits
+  float16: Uint16Array, // the bits of each number
 };
 
 const MISSING_PARAMS = [
@@ -22,17 +22,17 @@ const MISSING_PARAMS = [
   'have another length than those that the module was compiled with',
   'have another content than those that the module was compiled with',
 ];
-const FIRST_CHECK = 256; // what wasmgraph_run returns for the first of the manifest's checks
+const FIRST_CHECK = 256; // the result of wasmgraph_run if the first of the manifest's checks fails
 const PAGE = 65536;
 const TRAP_BYTES = 1024;
 
-/** The inputs make an index point beyond a tensor. There are no outputs; the graph can go on. */
+/** An index that depends on the inputs is out of range. There are no outputs; the graph can run again. */
 export class IndexRangeError extends RangeError {
   name = 'IndexRangeError';
 }
 
-/** A loaded graph. It belongs to the thread that loaded it; load it again in each that runs inferences. */
-export class Graph {
+/** A loaded graph. It belongs to the thread that loaded it; load it in every thread that runs inferences.
+*/ export class Graph {
   #exports;
   #memory;
   #renew;
@@ -43,9 +43,9 @@ export class Graph {
   /**
    * @param {WebAssembly.Instance} instance of the graph
    * @param {WebAssembly.Memory} memory of the graph
-   * @param {Function} threads.renew gives another instance, for after a trap; of a graph without threads
-   * @param {SharedArrayBuffer} threads.trap where workers leave what they trapped with
-   * @param {Array} threads.workers what `terminate()` ends
+   * @param {Function} threads.renew returns a new instance after a trap; only for graphs without threads
+   * @param {SharedArrayBuffer} threads.trap where workers store the message of a trap
+   * @param {Array} threads.workers workers, each of which `terminate()` ends
    */
   constructor(module, manifest, instance, memory, { renew, trap, workers = [] }) {
     this.#exports = instance.exports;
@@ -58,7 +58,7 @@ export class Graph {
     this.module = module;
   }
 
-  /** Names, shapes and dtypes of what the graph takes and gives. */
+  /** Names, shapes and dtypes of the graph's inputs. */
   get inputs() {
     return this.manifest.inputs;
   }
@@ -67,7 +67,7 @@ export class Graph {
     return this.manifest.outputs;
   }
 
-  /** The place of a tensor in linear memory; do not keep it. */
+  /** A view of a tensor in linear memory. Do not keep it: a later call may replace the memory. */
   view(tensor) {
     if (!this.#memory) throw new Error('this graph is closed; load it again');
     const length = tensor.shape.reduce((product, size) => product * size, 1);
@@ -76,7 +76,7 @@ export class Graph {
 
   /**
    * Run one inference.
-   * @param {Object} feeds by input name, a typed array of exactly its elements
+   * @param {Object} feeds by input name, a typed array with exactly as many elements as the input
    * @returns {Object} by output name, a typed array that the caller owns
    */
   run(feeds) {
@@ -95,12 +95,12 @@ export class Graph {
     return Object.fromEntries(this.outputs.map((tensor) => [tensor.name, this.view(tensor).slice()]));
   }
 
-  /** Run the graph on what its inputs hold. */
+  /** Run the graph on the values that are in its inputs. */
   call() {
     this.#call('wasmgraph_run');
   }
 
-  /** Run one call of the plan on what its inputs hold, for profiling. */
+  /** Run one call of the plan on the values in memory, for profiling. */
   step(index) {
     this.#call('wasmgraph_step', index);
   }
@@ -134,13 +134,13 @@ export class Graph {
     );
   }
 
-  /** What a trap left on the module's stack would stay there for ever. */
+  /** Make a new instance after a trap, which leaves the module's stack pointer where it was. */
   #replaceInstance() {
     try {
       this.#exports = this.#renew().exports;
       this.#memory = this.#exports.memory;
     } catch {
-      // A page may not instantiate a large module at once: then the instance has to do.
+      // A page's main thread may not instantiate a large module synchronously: keep the old instance.
     }
   }
 
@@ -151,7 +151,7 @@ export class Graph {
     return new TextDecoder().decode(new Uint8Array(this.#trap, 4, length).slice());
   }
 
-  /** End the graph's threads and let go of its memory. A closed graph cannot run; closing it again does
+  /** End the graph's threads and release its memory. A closed graph cannot run; closing it again does
       nothing. */
   close() {
     if (this.#trap && this.#exports) this.#exports.wasmgraph_stop();
@@ -175,7 +175,7 @@ async function startWorker(data) {
   return worker;
 }
 
-/** All of them or none: what else was started is ended. */
+/** Wait for all workers to start. If one fails, terminate the others and throw its error. */
 async function startAll(promises) {
   const starts = await Promise.allSettled(promises);
   const failed = starts.find(({ status }) => status === 'rejected');
@@ -185,9 +185,9 @@ async function startAll(promises) {
 }
 
 /**
- * What of WASI a graph may import: to open, read and close the one file that holds its parameters.
+ * The WASI functions that a graph may import: to open, read and close its parameter file.
  * @param {Uint8Array} content of the file
- * @param {Function} memory gives the graph's memory, once there is one
+ * @param {Function} memory returns the graph's memory, once it exists
  */
 export function parameterFile(content, memory) {
   let position = 0;
@@ -215,12 +215,12 @@ export function parameterFile(content, memory) {
 
 /**
  * Load a graph.
- * @param {BufferSource|WebAssembly.Module} source the artifact's bytes, or a module made of them
- * @param {number} options.threads of one inference; more than one for graphs compiled for threads. In a
- *   browser such a graph must be loaded in a worker: a page may not wait.
+ * @param {BufferSource|WebAssembly.Module} source the artifact's bytes, or a module compiled from them
+ * @param {number} options.threads threads of one inference; more than one for graphs compiled for threads.
+ *   In a browser such a graph must be loaded in a worker: a page's main thread may not block.
  * @param {Uint8Array} options.params content of the parameter file, for modules compiled with params="wasi"
- * @param {Function} options.start starts a thread: takes what it needs, resolves when it is ready to what
- *   `terminate()` ends
+ * @param {Function} options.start starts a thread from the data for `serve` (worker.mjs). Its promise
+ *   resolves, when the thread is ready, to an object whose `terminate()` ends the thread
  * @returns {Promise<Graph>}
  */
 export async function load(source, { threads = 1, start = startWorker, params } = {}) {
@@ -259,13 +259,13 @@ export async function load(source, { threads = 1, start = startWorker, params } 
   return withParameters(new Graph(module, manifest, instance, memory, { trap, workers }), instance);
 }
 
-/** Of a module's two versions of its loops, take the one that is not made for Wasmtime. */
+/** A module may have two versions of its loops. Choose the one that is not rewritten for Wasmtime. */
 function chooseLoops(instance, memory) {
   const place = instance.exports.wasmgraph_plain_loops;
   if (place) new Int32Array(memory.buffer, place.value >>> 0, 1)[0] = 1; // addresses are unsigned
 }
 
-/** Have the module read and check its parameters, if it has them from a file. */
+/** Make the module read and check its parameters, if they are in a file. */
 function withParameters(graph, instance) {
   const error = graph.manifest.params === 'wasi' ? instance.exports.wasmgraph_load() : 0;
   if (!error) return graph;

@@ -1,15 +1,15 @@
-// A thread of a WASM graph: an instance of its own over the graph's shared memory, with its own stack.
+// A thread of a WASM graph: a separate instance on the graph's shared memory, with its own stack.
 
 import { parameterFile } from './loader.mjs';
 
 const encoder = new TextEncoder();
 
 /**
- * Serve until the graph is closed; blocks this thread.
- * @param {SharedArrayBuffer} trap where the text of a trap is left: its length, then its bytes
+ * Run the graph's worker until the graph is closed. This blocks the thread.
+ * @param {SharedArrayBuffer} trap where to store the message of a trap: its length, then its bytes
  */
 export function serve({ module, memory, stackTop, trap }, ready) {
-  // Parameters are read by the thread that loaded the graph.
+  // The thread that loaded the graph reads the parameters, so this file is empty.
   const wasi = parameterFile(new Uint8Array(), () => memory);
   const { exports } = new WebAssembly.Instance(module, { env: { memory }, wasi_snapshot_preview1: wasi });
   exports.wasmgraph_init();

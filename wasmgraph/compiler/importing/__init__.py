@@ -1,4 +1,4 @@
-"""Stage 2: an ONNX model becomes a Relax module: read, bound, simplified, walked."""
+"""Stage 2: imports an ONNX model as a Relax module: reads it, binds shapes, simplifies and converts it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from wasmgraph.tensors import TensorSpec
 
 @dataclass(frozen=True)
 class ImportedModel:
-    """What a Relax module came from.
+    """A Relax module and information about the model that it was made from.
 
     ``inputs`` and ``outputs`` are in the order of the module's ``main``, under their ONNX names.
-    ``constant_outputs`` depend on no input: they were computed while importing. After its outputs ``main``
+    ``constant_outputs`` depend on no input and were computed during import. After its outputs, ``main``
     returns a code for each of ``checks``. ``notes`` are for the user.
     """
 
@@ -43,13 +43,13 @@ def import_model(
     Raises
     ------
     ModelError
-        It cannot be read, is invalid, or cannot be converted.
+        The model cannot be read, is invalid, or cannot be converted.
     UnboundDimensionError
         An input's shape is not static and ``shapes`` does not bind it.
     UnsupportedOperatorError
-        It uses operators without an implementation.
+        The model uses operators without an implementation.
     UsageError
-        ``source`` is no model, or ``shapes`` are no shapes.
+        ``source`` is not a model, or ``shapes`` is not a valid mapping of shapes.
     """
     checked = check_shapes(shapes)
     model = read_model(source, most_bytes, apart=True)

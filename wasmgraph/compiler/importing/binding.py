@@ -1,4 +1,4 @@
-"""Binding: every dimension of every input gets a value."""
+"""Binding: gives every dimension of every input a value."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Shapes = Mapping[str, Sequence[int]]
 
 
 def check_shapes(shapes: Any) -> dict[str, tuple[int, ...]]:
-    """Shapes as a caller gives them, as tuples of numbers.
+    """Validate a caller's shapes and return them as tuples of integers.
 
     Raises
     ------
     UsageError
-        They are no mapping of names to sequences of whole numbers that are not negative.
+        ``shapes`` is not a mapping from names to sequences of non-negative integers.
     """
     if shapes is None:
         return {}
@@ -47,13 +47,13 @@ def _shape(name: Any, shape: Any) -> tuple[int, ...]:
 
 
 def fed_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-    """Inputs that the user feeds: those that are not initializers under another name."""
+    """Inputs that the user feeds: all inputs that are not also initializers."""
     constants = {tensor.name for tensor in proto.graph.initializer}
     return [value for value in proto.graph.input if value.name not in constants]
 
 
 def description_of(proto: onnx.ModelProto, name: str) -> Mapping[str, Any]:
-    """What a model's metadata says of it to wasmgraph."""
+    """The description for wasmgraph in a model's metadata."""
     raw = next((p.value for p in proto.metadata_props if p.key == DESCRIPTION_KEY), "{}")
     try:
         description = json.loads(raw)
@@ -65,16 +65,17 @@ def description_of(proto: onnx.ModelProto, name: str) -> Mapping[str, Any]:
 
 
 def bind_shapes(proto: onnx.ModelProto, shapes: Shapes) -> None:
-    """Write ``shapes`` into the inputs of ``proto``, or where they are silent the shapes that the model's
-    description proposes; every dimension must then have a value. A named dimension that one input's shape
-    binds is bound wherever it occurs.
+    """Write ``shapes`` into the inputs of ``proto``. Unbound inputs that ``shapes`` does not name get the
+    shape that the model's description proposes, if any. Every dimension must then have a value. If one
+    input's shape binds a named dimension, the name is bound wherever it occurs.
 
-    A declared size of 0 is a size: such a tensor is empty, as a cache is before the first step. Some
-    exporters write 0 where they mean "unknown", so ``shapes`` may bind it to another size. A negative size
-    is none.
+    A declared size of 0 is valid: such a tensor is empty, like a cache before the first step. Some
+    exporters write 0 for "unknown", so ``shapes`` may bind it to another size. A negative declared size
+    counts as unknown.
 
-    A batch of 1 may be bound to a larger one: what the model says of other tensors' sizes is then inferred
-    anew, and a graph that has its batch built in (a Reshape to a fixed size) is refused by whoever infers.
+    A batch of 1 may be bound to a larger batch. The sizes that the model declares for other tensors are
+    then inferred anew. If the batch is built into the graph (a Reshape to a fixed size), shape inference
+    fails.
     """
     inputs = {value.name: value for value in fed_inputs(proto)}
     proposed = description_of(proto, proto.graph.name or "the model").get("shapes", {})
@@ -129,7 +130,7 @@ def _declared(dim: onnx.TensorShapeProto.Dimension, symbols: Mapping[str, tuple[
 def _note_symbols(
     value: onnx.ValueInfoProto, shape: Sequence[int], symbols: dict[str, tuple[int, str]]
 ) -> None:
-    """Note what a shape binds names to; one name has one value."""
+    """Note the values that a shape binds names to. A name must have the same value everywhere."""
     for dim, size in zip(value.type.tensor_type.shape.dim, shape, strict=False):
         if not dim.dim_param:
             continue

@@ -1,7 +1,8 @@
-"""Whether onnxruntime may fold a model's constants.
+"""Decides whether onnxruntime may fold a model's constants.
 
-Of numbers that no integer holds, and of divisors that processors trap on, ONNX leaves the result open:
-onnxruntime folds such a cast otherwise than compiled code casts, and such a division ends the process.
+ONNX leaves two results open: casts of floats that no integer can represent, and integer divisions on which
+processors trap. onnxruntime folds such a cast to another value than compiled code computes, and folding
+such a division ends the process.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from wasmgraph.compiler.importing.frontend.schemas import deterministic, domain_
 from wasmgraph.tensors import Array
 
 _OPEN = ("Cast", "CastLike", "Div", "Mod", "QuantizeLinear")
-_LARGE = 1 << 16  # elements, beyond which constants are not computed to find out
+_LARGE = 1 << 16  # elements; the values of larger constants are not computed
 
 
 def leaves_open(model: onnx.ModelProto) -> bool:
-    """Whether nodes over constants alone leave their result open, or might."""
+    """Whether nodes that depend only on constants have, or may have, a result that ONNX leaves open."""
     opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=1)
     if not any(node.op_type in _OPEN for node in _all_nodes(model.graph)):
         return False

@@ -1,4 +1,4 @@
-"""Reading: a path, bytes or a ``ModelProto`` becomes a model that is ours to alter, with its identity."""
+"""Reading: makes a model with its identity, free to be modified, from a path, bytes or a ``ModelProto``."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class Model:
 
     Attributes
     ----------
-    proto : the graph, ours to alter
-    name : what it is called in messages and in the manifest
-    sha256 : its identity: of the file, of weights in other files too
-    weights : tensors that lie apart from ``proto``, by name (see ``weights.py``)
-    notes : what a user should know of how it was imported
+    proto : the graph, a copy that may be modified
+    name : the model's name in messages and in the manifest
+    sha256 : the model's identity: the hash of the file, including weights in other files
+    weights : tensors that are stored outside ``proto``, by name (see ``weights.py``)
+    notes : what a user should know about the import
     """
 
     proto: onnx.ModelProto
@@ -63,14 +63,14 @@ def read_model(source: Source, most_bytes: int | None = None, apart: bool = Fals
     Parameters
     ----------
     source : path of an ONNX file (binary, or one of ONNX's text formats by its suffix), the bytes of a
-        binary one, or a model in memory
-    most_bytes : weights that are larger are refused
-    apart : whether large weights of a large model may lie in ``weights`` instead of ``proto``
+        binary file, or a model in memory
+    most_bytes : models with more bytes of weights are refused
+    apart : whether large weights of a large model may be stored in ``weights`` instead of ``proto``
 
     Raises
     ------
     ModelError
-        It cannot be read, is invalid, or uses operators that have no implementation.
+        The model cannot be read, is invalid, or uses operators that have no implementation.
     UsageError
         ``source`` is none of these.
     """
@@ -108,7 +108,7 @@ def _read_file(path: Path, most_bytes: int | None, apart: bool) -> Model:
     external = any(uses_external_data(tensor) for tensor in _tensors(proto.graph))
     digest = hashlib.sha256(bytes.fromhex(sha256_file(path))) if external else None
     if apart and not external and large_names(proto):
-        # A proto that loses its tensors keeps their memory: a new one is made of the rest.
+        # A proto does not release the memory of tensors that are removed from it, so copy the rest.
         model = _settle(_without_weights(proto), str(path), None, path.parent, most_bytes, apart, proto)
         del proto
     else:
@@ -128,7 +128,7 @@ def _settle(
     apart: bool,
     values: onnx.ModelProto | None = None,
 ) -> Model:
-    """The model of a proto whose weights may be in files of ``folder``, or in another proto."""
+    """Make the model of a proto whose weights may be in files in ``folder``, or in another proto."""
     _check_text(proto.graph, name)
     if not proto.graph.output:
         raise ModelError(f"{name} is not an ONNX model: it has no graph with outputs.")
@@ -152,7 +152,7 @@ def _settle(
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an exception of another library says, as a sentence."""
+    """The first line of the message of another library's exception, as a sentence."""
     said = error.args[0] if error.args else ""
     text = said.decode(errors="replace") if isinstance(said, bytes) else str(error)
     return (text.strip() or type(error).__name__).splitlines()[0].rstrip(".") + "."
@@ -186,7 +186,7 @@ def _check_text(graph: onnx.GraphProto, where: str) -> None:
 
 
 def _without_weights(source: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy that has only headers of the tensors that are to lie apart."""
+    """Copy a model, but of tensors that are to be stored separately copy only the headers."""
     light = onnx.ModelProto()
     for descriptor, value in source.ListFields():
         if descriptor.name == "graph":
@@ -222,7 +222,7 @@ def _load_weights(
     apart: bool,
     values: onnx.ModelProto | None,
 ) -> dict[str, Array]:
-    """Read what is in other files into the proto; large weights of a large model into arrays."""
+    """Read tensors from external files into the proto; read large weights of a large model into arrays."""
     large = large_names(proto) if apart else set()
     sources = {t.name: t for t in values.graph.initializer} if values is not None else {}
     weights: dict[str, Array] = {}
@@ -263,7 +263,7 @@ def _load_weights(
 
 
 def _raw(tensor: onnx.TensorProto) -> bytes:
-    """The bytes of a tensor that is in the proto."""
+    """The bytes of a tensor whose data is in the proto."""
     if tensor.HasField("raw_data"):
         return bytes(tensor.raw_data)
     raw: bytes = numpy_helper.to_array(tensor).tobytes()
@@ -285,7 +285,7 @@ def _densify(graph: onnx.GraphProto, where: str) -> None:
 
 
 def _dense(sparse: onnx.SparseTensorProto, where: str) -> Array:
-    """A sparse tensor's elements; indices are numbers in row-major order, or a row of indices each."""
+    """Make a sparse tensor dense. Each index is a position in row-major order, or a row of coordinates."""
     try:
         values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
         dense = np.zeros(tuple(sparse.dims), values.dtype)
@@ -299,7 +299,8 @@ def _dense(sparse: onnx.SparseTensorProto, where: str) -> Array:
 
 
 def _check_tensors(proto: onnx.ModelProto, where: str) -> None:
-    """Every initializer is whole. onnxruntime would refuse too, without its name."""
+    """Check that every initializer is complete. onnxruntime would fail too, but without naming the
+    tensor."""
     for tensor in proto.graph.initializer:
         try:
             numpy_helper.to_array(tensor)
@@ -312,8 +313,8 @@ def _check_tensors(proto: onnx.ModelProto, where: str) -> None:
 
 
 def _check(proto: onnx.ModelProto, name: str, weights: Mapping[str, Array]) -> None:
-    """Let ONNX's checker look at a model. It insists on shapes of inputs and outputs, which may be
-    missing."""
+    """Run ONNX's checker on a model. The checker requires shapes of inputs and outputs, which may be
+    missing here."""
     bare = [
         value.name
         for value in (*proto.graph.input, *proto.graph.output)
@@ -334,7 +335,7 @@ def _check(proto: onnx.ModelProto, name: str, weights: Mapping[str, Array]) -> N
 
 
 def _unique_outputs(proto: onnx.ModelProto) -> None:
-    """An output that is listed twice is one output: it has one name."""
+    """Remove duplicates from the list of outputs: an output listed twice has one name and is one output."""
     unique = list({value.name: value for value in proto.graph.output}.values())
     if len(unique) < len(proto.graph.output):
         del proto.graph.output[:]
@@ -342,7 +343,7 @@ def _unique_outputs(proto: onnx.ModelProto) -> None:
 
 
 def check_operators(proto: onnx.ModelProto) -> None:
-    """Raise UnsupportedOperatorError, with every operator that has no implementation."""
+    """Raise UnsupportedOperatorError, with all operators that have no implementation, if there are any."""
     missing = frontend.missing(proto)
     if not missing:
         return

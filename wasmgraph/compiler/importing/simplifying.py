@@ -17,17 +17,19 @@ from wasmgraph.compiler.importing.weights import hide
 from wasmgraph.errors import ModelError
 from wasmgraph.tensors import Array
 
-# The format's version gates nothing of what is imported here, and onnxruntime knows fewer than onnx does.
+# The IR version does not affect anything that is imported here, and onnxruntime supports fewer versions
+# than onnx.
 _IR_VERSION = 10
 
 
 def optimize(
     proto: onnx.ModelProto, name: str, weights: Mapping[str, Array] | None = None
 ) -> tuple[onnx.ModelProto, list[str]]:
-    """A simplified model whose inputs are those that are fed, and what a user should know of it.
+    """Return a simplified model whose inputs are those that are fed, and notes for the user.
 
-    A model that only lacks kernels in onnxruntime stays as it is, which is noted: nothing is folded.
-    ``weights`` lie apart; onnxruntime sees inputs in their places. ``name`` is for errors.
+    If the model is valid but onnxruntime lacks a kernel for it, the model is returned unchanged, with a
+    note that nothing was folded. ``weights`` are stored outside ``proto``; onnxruntime gets inputs in their
+    place. ``name`` is for error messages.
     """
     fed = {value.name for value in fed_inputs(proto)}
     hide(proto, weights or {})

@@ -1,5 +1,5 @@
-"""Which inputs of ONNX operators are shapes, axes, sizes or counts: they decide what a graph looks like, so
-a compiled graph has them as constants.
+"""Which inputs of ONNX operators are shapes, axes, sizes or counts. They determine the structure of the
+graph, so they must be constants in a compiled graph.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 import onnx
 
 _REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
-# Positions by operator; nothing that is data belongs here.
+# Input positions by operator; inputs that are data do not belong here.
 STATIC_INPUTS: Mapping[str, tuple[int, ...]] = {
     **{f"Reduce{name}": (1,) for name in _REDUCTIONS},  # axes
     "AffineGrid": (1,),  # size
@@ -29,7 +29,7 @@ STATIC_INPUTS: Mapping[str, tuple[int, ...]] = {
     "MelWeightMatrix": (0, 1),  # num_mel_bins, dft_length
     "OneHot": (1,),  # depth
     "Pad": (1, 3),  # pads, axes
-    "Range": (0, 1, 2),  # which decide its length
+    "Range": (0, 1, 2),  # start, limit, delta: they determine the length
     "Reshape": (1,),  # shape
     "Resize": (2, 3),  # scales, sizes
     "STFT": (1, 3),  # frame_step, frame_length
@@ -49,8 +49,8 @@ STATIC_INPUTS: Mapping[str, tuple[int, ...]] = {
 
 
 def static_inputs(model: onnx.ModelProto) -> set[str]:
-    """The inputs of a model that its operators use as shapes, axes, sizes or counts, be it after arithmetic
-    on integers and single numbers.
+    """The inputs of a model that its operators use as shapes, axes, sizes or counts, directly or after
+    arithmetic on integers and single numbers.
     """
     needed: set[str] = set()
     made: dict[str, onnx.NodeProto] = {}
@@ -61,7 +61,7 @@ def static_inputs(model: onnx.ModelProto) -> set[str]:
     reached, waiting = set(needed), list(needed)
     while waiting:
         maker = made.get(waiting.pop())
-        if maker is None or maker.op_type in ("Shape", "Size"):  # what a shape is known by, not the data
+        if maker is None or maker.op_type in ("Shape", "Size"):  # these use only the shape, not the data
             continue
         graphs = [a.g for a in maker.attribute if a.type == a.GRAPH]
         names = [*maker.input, *(output.name for graph in graphs for output in graph.output)]
@@ -80,7 +80,7 @@ def _nodes(graph: onnx.GraphProto) -> Iterable[onnx.NodeProto]:
 
 
 def _is_count(value: onnx.ValueInfoProto) -> bool:
-    """Whether a value that shapes are computed from can be one itself: integers, or a single number."""
+    """Whether an input from which shapes are computed can itself be one: integers, or a single number."""
     tensor = value.type.tensor_type
     integer = tensor.elem_type in (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
     return integer or (tensor.HasField("shape") and not tensor.shape.dim)

@@ -1,5 +1,5 @@
-"""Weights apart from the graph: large tensors of a large model never lie in one protobuf message, which
-holds 2 GiB, and are never copied into another one.
+"""Weights stored outside the graph. Large tensors of a large model are never put into one protobuf message,
+which holds at most 2 GiB, and are never copied into another one.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from onnx import helper
 from wasmgraph.errors import ModelError
 from wasmgraph.tensors import Array
 
-# Models with more bytes of weights than this have their tensors of at least so many bytes apart.
+# If a model has at least LARGE_MODEL bytes of weights, its tensors of at least LARGE_TENSOR bytes are
+# stored separately.
 LARGE_MODEL, LARGE_TENSOR = 256 << 20, 1 << 20
-_MESSAGE_BYTES = 2_000_000_000  # of what onnxruntime gets: protobuf's limit, and room for the rest
-# Whose weights onnxruntime folds a normalisation or a padding into.
+_MESSAGE_BYTES = 2_000_000_000  # of weights for onnxruntime: protobuf's limit, less room for the graph
+# Operators into whose weights onnxruntime folds a normalisation or a padding.
 _FOLDED = ("Conv", "ConvTranspose", "BatchNormalization")
 
 
 def tensor_bytes(tensor: onnx.TensorProto) -> int:
-    """Size of a tensor by its header; 0 of an unknown dtype."""
+    """Size of a tensor by its header; 0 for an unknown dtype."""
     try:
         width = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
     except KeyError:
@@ -31,8 +32,8 @@ def tensor_bytes(tensor: onnx.TensorProto) -> int:
 
 
 def large_names(proto: onnx.ModelProto) -> set[str]:
-    """Initializers that are to lie apart: the large ones of a large model, but for those that onnxruntime
-    folds something into, as long as they fit a message."""
+    """Initializers to be stored separately: the large ones of a large model, except those that onnxruntime
+    folds something into, as long as those fit into one message."""
     sizes = {tensor.name: tensor_bytes(tensor) for tensor in proto.graph.initializer}
     if sum(sizes.values()) < LARGE_MODEL:
         return set()
@@ -43,7 +44,8 @@ def large_names(proto: onnx.ModelProto) -> set[str]:
 
 
 def check_size(proto: onnx.ModelProto, name: str, most_bytes: int | None) -> None:
-    """Raise ModelError if the weights alone are larger than ``most_bytes``, before anything is read."""
+    """Raise ModelError if the weights alone are larger than ``most_bytes``, before external data is
+    read."""
     used = {source for node in proto.graph.node for source in node.input}
     used |= {output.name for output in proto.graph.output}
     total = sum(tensor_bytes(t) for t in proto.graph.initializer if t.name in used)
@@ -55,7 +57,7 @@ def check_size(proto: onnx.ModelProto, name: str, most_bytes: int | None) -> Non
 
 
 def hide(proto: onnx.ModelProto, weights: Mapping[str, Array]) -> None:
-    """Declare tensors that lie apart as inputs, so that the graph is complete without their values."""
+    """Declare separately stored tensors as inputs, so that the graph is complete without their values."""
     declared = {value.name for value in proto.graph.input}
     for name, array in weights.items():
         if name not in declared:

@@ -1,1 +1,1 @@
-"""Stage 7: kernels, parameters and the entry become one module, or one native library."""
+"""Stage 7: links kernels, parameters and the entry into one module, or one native library."""

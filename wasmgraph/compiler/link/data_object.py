@@ -1,7 +1,7 @@
-"""A file as an object file for WebAssembly's linker: one symbol that names its bytes.
+"""Wraps a file in an object file for WebAssembly's linker, with one symbol for its bytes.
 
-An assembler's ``.incbin`` does the same, and holds the file in memory three times over. What an object file
-is made of: WebAssembly's tool conventions, "WebAssembly Object File Linking".
+An assembler's ``.incbin`` does the same, but holds the file in memory three times. The format of object
+files is defined in WebAssembly's tool conventions, "WebAssembly Object File Linking".
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ def _name(text: str) -> bytes:
 
 
 def write_data_object(content: Path, symbol: str, path: Path, alignment: int) -> None:
-    """Write an object file that defines ``symbol`` as the bytes of ``content``: read-only data, at a
-    multiple of ``alignment``, which is a power of two."""
+    """Write an object file that defines ``symbol`` as the bytes of ``content``. They are read-only data,
+    aligned to ``alignment``, which is a power of two."""
     size = content.stat().st_size
     pages = -(-size // PAGE_BYTES)
     memory = _name("env") + _name("__linear_memory") + b"\x02\x00" + leb128(pages)
-    # One active segment at address 0, which the linker moves.
+    # One active segment at address 0; the linker relocates it.
     segment = b"\x00\x41\x00\x0b" + leb128(size)
     named = _name(f".rodata.{symbol}") + leb128(alignment.bit_length() - 1) + leb128(0)
     info = leb128(1) + named

@@ -1,4 +1,5 @@
-"""Stage 7: kernels, a plan and parameters become a graph: a library whose entry makes the plan's calls."""
+"""Stage 7: links kernels, a plan and parameters to a graph: a library whose entry makes the plan's
+calls."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ def _expression(argument: Argument) -> str:
 
 
 def _call(call: Call, phases: Sequence[Phase]) -> str:
-    """A step in C; ``phases`` are empty for a target without threads."""
+    """The C code of a step; ``phases`` is empty for a target without threads."""
     arguments = [_expression(address) for address in call.arguments]
     if call.kernel == COPY:
         source, destination = arguments
@@ -48,7 +49,7 @@ def _call(call: Call, phases: Sequence[Phase]) -> str:
 
 
 def entry_source(plan: Plan, phases: Mapping[str, Sequence[Phase]]) -> str:
-    """The C text of the entry for a plan; ``phases`` by kernel, empty for a target without threads."""
+    """The C source of a plan's entry; ``phases`` by kernel, empty for a target without threads."""
     signatures = {
         call.kernel: ["int32_t" if isinstance(a, Scalar) else "void *" for a in call.arguments]
         for call in plan.calls
@@ -88,7 +89,7 @@ def write_params(path: Path, plan: Plan, constants: Sequence[Array]) -> None:
 
 
 def _params_source(params: Path) -> str:
-    """Parameters in assembler, for native code."""
+    """The assembler source that includes the parameters, for native code."""
     return (
         '.section .rodata.wasmgraph_params,"a",%progbits\n.globl wasmgraph_params\n'
         f'.p2align 6\nwasmgraph_params:\n.incbin "{params.as_posix()}"\n'
@@ -108,8 +109,9 @@ def link_graph(
 ) -> tuple[Path, str]:
     """Link ``graph.o`` in ``directory`` with entry and parameters; ``phases`` as for ``entry_source``.
 
-    Leaves ``graph.params``, ``entry.c`` and the archive beside it, and the parameters where the module
-    looks for them, if it reads them from a file. Returns the linked file and that file's sha256, or "".
+    Leaves ``graph.params``, ``entry.c`` and the archive in ``directory``. If the module reads its
+    parameters from a file, puts them where the module looks for them. Returns the linked file, and the
+    sha256 of the parameter file, or "" if there is none.
     """
     check_memory(plan.param_bytes, plan.arena_bytes, target)
     params, digest = directory / "graph.params", ""
@@ -148,5 +150,5 @@ def link_graph(
 
 
 def archive_name(target: Target) -> str:
-    """The archive of kernels and entry, for whoever links a module of their own."""
+    """The file name of the archive of kernels and entry, for users who link it into their own module."""
     return "libgraph_wasm32.a" if target.kind == "wasm" else "libgraph_native.a"

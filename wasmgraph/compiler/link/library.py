@@ -1,6 +1,6 @@
 """A module of functions: objects, parameters and memory, linked for one target.
 
-A graph is one use of it, the roofline another.
+Graphs and the roofline kernels are such modules.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from wasmgraph.wasm.wasmfile import PAGE_BYTES, export_start
 
 _STACK_BYTES = 65536
 _CONSTANTS_BYTES = 1 << 20
-# Room that a host may add to a shared memory for the stacks of its workers, a page each.
+# Pages that a host may add to a shared memory for the stacks of its workers, one page each.
 _WORKER_PAGES = 1024
 
 
 @dataclass(frozen=True)
 class Library:
-    """What becomes a module.
+    """The contents of a module that is to be linked.
 
     Attributes
     ----------
     objects : object files and archives that define the functions, the parameters and the arena
-    data_bytes : size of parameters and arena together
+    data_bytes : total size of parameters and arena
     functions : the functions that are exported, with their signatures
     addresses : symbols whose addresses are exported as globals
     """
@@ -43,7 +43,7 @@ class Library:
 
 
 def template(name: str, values: Mapping[str, str]) -> str:
-    """A C file of ``csrc`` with its ``@KEYS@`` replaced."""
+    """Return a C file of ``csrc`` with its ``@KEYS@`` replaced by ``values``."""
     text = resources.files("wasmgraph.compiler.link").joinpath("csrc", name).read_text()
     for key, value in values.items():
         text = text.replace(f"@{key}@", value)
@@ -51,14 +51,14 @@ def template(name: str, values: Mapping[str, str]) -> str:
 
 
 def memory_bytes(data_bytes: int) -> int:
-    """Least size of a memory that holds so much data, in whole pages: stack, data, room for the kernels'
-    constants, and for what they read ahead."""
+    """Smallest memory, in bytes of whole pages, for the stack, ``data_bytes`` of data, the kernels'
+    constants, and the bytes that kernels read ahead."""
     needed = _STACK_BYTES + data_bytes + _CONSTANTS_BYTES + READ_AHEAD_BYTES
     return -(-needed // PAGE_BYTES) * PAGE_BYTES
 
 
 def check_memory(param_bytes: int, arena_bytes: int, target: Target) -> None:
-    """Raise ModelError if parameters and arena are larger than what a module can address."""
+    """Raise ModelError if parameters and arena are larger than a module's address space."""
     workers = _WORKER_PAGES * PAGE_BYTES if target.threaded else 0
     if target.kind == "wasm" and memory_bytes(param_bytes + arena_bytes) + workers > 1 << 32:
         raise ModelError(
@@ -68,7 +68,7 @@ def check_memory(param_bytes: int, arena_bytes: int, target: Target) -> None:
 
 
 def link_library(library: Library, directory: Path, target: Target) -> Path:
-    """Link a library in ``directory``; the module's path. Linear memory never grows."""
+    """Link a library in ``directory``; return the module's path. Linear memory never grows."""
     objects, form = list(library.objects), library.form
     if target.kind == "native":
         linked = directory / "graph.so"
@@ -77,8 +77,8 @@ def link_library(library: Library, directory: Path, target: Target) -> Path:
         return linked
     linked = directory / "graph.wasm"
     memory = most = memory_bytes(library.data_bytes)
-    # Zig puts the stack first: an overflow traps instead of overwriting data. As a reactor the
-    # module gets an `_initialize` that does nothing, and imports nothing but what the form asks for.
+    # Zig puts the stack first, so that an overflow traps instead of overwriting data. A reactor module has
+    # an `_initialize` that does nothing, and imports only what the form asks for.
     options = ["-mexec-model=command"] if form.command else ["-mexec-model=reactor", "-Wl,--no-entry"]
     options += ["-Wl,--gc-sections", "-s"]
     exports = [*([] if form.command else library.functions), *library.addresses]
@@ -93,7 +93,7 @@ def link_library(library: Library, directory: Path, target: Target) -> Path:
         exports += [*(name for name in POOL if name != INIT), STACK_POINTER]
         most += _WORKER_PAGES * PAGE_BYTES
         options += ["-Wl,--shared-memory", "-Wl,--import-memory"]
-        if form.params == "wasi":  # where an engine's WASI looks for what it is to read and write
+        if form.params == "wasi":  # engines' WASI functions access the exported memory
             options += ["-Wl,--export-memory"]
     options += [f"-Wl,--export={symbol}" for symbol in exports]
     options += [f"-Wl,-z,stack-size={_STACK_BYTES}"]
@@ -101,6 +101,6 @@ def link_library(library: Library, directory: Path, target: Target) -> Path:
     features = [feature.replace("-", "_") for feature in target.features]
     cpu = "+".join(["generic", "bulk_memory", *features])
     zig("cc", "-target", "wasm32-wasi", f"-mcpu={cpu}", *options, *objects, "-o", linked)
-    if target.threaded:  # the linker's: it fills the shared memory, once among all instances
+    if target.threaded:  # the linker's function: the first instance to call it fills the shared memory
         export_start(linked, INIT)
     return linked

@@ -1,9 +1,10 @@
-"""Stage 7, after the linker: loops read the pixels of their next turn at the end of this one.
+"""Stage 7, after the linker: software pipelining. A *turn* is an iteration of a loop. Loops read the pixels
+of their next turn at the end of the current one.
 
-Cranelift folds the broadcast of a number into the load of it only if that vector has a single use. A pixel
-is used once for every vector of output channels, so it is loaded into a general register, moved to a vector
-register and broadcast there, by units that could multiply and add meanwhile. A vector that is handed from
-turn to turn has a single use where it is loaded: the beginning of the next turn.
+Cranelift folds the broadcast of a number into its load only if the resulting vector has a single use. A
+pixel is used once for every vector of output channels, so Cranelift loads it into a general register, moves
+it to a vector register and broadcasts it there, on units that could multiply and add meanwhile. A vector
+that is carried from turn to turn has a single use where it is loaded: the beginning of the next turn.
 
 Cranelift computes a loop's carried values in the order in which the loop first reads them. A loop therefore
 begins with unused reads of the accumulators of each pixel and then of the pixel, so that the new pixel is
@@ -28,7 +29,8 @@ from wasmgraph.files import replacing
 from wasmgraph.wasm.wasmcode import SIMD, Function, Instruction, functions
 from wasmgraph.wasm.wasmfile import CODE, FUNCTION, Module, leb128, read_module, section, signed_leb128
 
-# Bytes by which an address may grow in a turn: the last turn reads the pixels of one more.
+# Bytes by which an address may grow in a turn: the last turn reads the pixels of a turn that does not
+# follow.
 MOST_STRIDE = READ_AHEAD_BYTES
 _V128, _I32 = 0x7B, 0x7F
 _LOOP, _END, _BR_IF = (0, 0x03), (0, 0x0B), (0, 0x0D)
@@ -39,8 +41,8 @@ _FUSED = (SIMD, 0x105)  # f32x4.relaxed_madd
 _ADD_VECTORS = Instruction(SIMD, 0xE4, b"\xfd\xe4\x01")
 _MUL_VECTORS = Instruction(SIMD, 0xE6, b"\xfd\xe6\x01")
 _DROP = Instruction(0, 0x1A, b"\x1a")
-# Values taken from the stack and left on it. Instructions that are not here (stores, calls, branches) keep
-# a loop as it is.
+# The numbers of values that an instruction pops and pushes. A loop with instructions that are not listed
+# (stores, calls, branches) is not rewritten.
 _ARITY = {
     **dict.fromkeys((_CONST, _GET, (SIMD, 0x0C)), (0, 1)),
     **dict.fromkeys((_SET, (0, 0x1A)), (1, 0)),
@@ -51,7 +53,7 @@ _ARITY = {
     **{(SIMD, code): (2, 1) for code in (0xE4, 0xE5, 0xE6)},  # f32x4.add, sub, mul
     _FUSED: (3, 1),
 }
-# Instructions that make an address, and no more of them.
+# The most instructions that may compute an address.
 _LONGEST_ADDRESS = 32
 
 
@@ -81,7 +83,7 @@ def _tee(variable: int) -> Instruction:
 
 @dataclass
 class _Variables:
-    """A function's parameters and local variables, by index, and those that are added."""
+    """A function's parameters and local variables by index, including variables added here."""
 
     types: list[int | None]
     added: list[int] = field(default_factory=list)
@@ -95,11 +97,11 @@ class _Variables:
 
 
 class _Value(NamedTuple):
-    """What is known of a value in a loop's turn.
+    """What is known about a value in a loop's turn.
 
-    ``code`` makes an integer from the variables that the turn began with; it is ``constant`` plus the sum
-    of ``terms``, factors by variable. Without code it is any value. ``pixel`` is the last pixel, by its
-    number, that it is computed from.
+    ``code`` computes an integer from the variables' values at the beginning of the turn; the integer is
+    ``constant`` plus the sum of ``terms``, which are factors by variable. Without code, nothing is known.
+    ``pixel`` is the number of the last pixel that the value depends on.
     """
 
     code: tuple[Instruction, ...] = ()
@@ -109,9 +111,9 @@ class _Value(NamedTuple):
 
 
 class _Address(NamedTuple):
-    """How a load's address is computed from the values at the beginning of the first turn, by how many
-    bytes it grows in a turn, and the variable that holds the next turn's address at the end of a turn, if
-    any."""
+    """How a load's address is computed from the values at the beginning of the first turn, the number of
+    bytes by which it grows in a turn, and the variable, if any, that has the next turn's address at the end
+    of a turn."""
 
     code: tuple[Instruction, ...]
     stride: int
@@ -119,7 +121,7 @@ class _Address(NamedTuple):
 
 
 def pipeline(path: Path, flag: int | None) -> int:
-    """Rewrite a linked module, in place; return how many loops were.
+    """Rewrite a linked module in place; return the number of rewritten loops.
 
     Parameters
     ----------
@@ -140,7 +142,7 @@ def pipeline(path: Path, flag: int | None) -> int:
 
 
 def pipelined(raw: bytes) -> bytes:
-    """A small module with its loops rewritten, and no others beside them."""
+    """Return a small module with its loops rewritten, without the original loops."""
     module = read_module(io.BytesIO(raw))
     if module.code is None:
         return raw
@@ -149,7 +151,7 @@ def pipelined(raw: bytes) -> bytes:
 
 
 def _rewritten(head: bytes, module: Module, flag: int | None) -> tuple[bytes, int]:
-    """A module up to the end of its code, and how many loops of it were rewritten."""
+    """Return the module up to the end of its code section, and the number of rewritten loops."""
     declared, code = module.section(FUNCTION), module.code
     assert declared and code
     bodies = list(functions(head[code.offset : code.offset + code.size]))
@@ -191,7 +193,7 @@ def _encode(function: Function) -> bytes:
 
 
 def _choice(flag: int, parameters: int, other: int) -> list[Instruction]:
-    """Run function ``other`` instead if the word at ``flag`` is not 0."""
+    """Code that calls function ``other`` instead if the word at ``flag`` is not 0."""
     address = flag - (1 << 32) if flag >> 31 else flag
     return [
         _make(_CONST, signed_leb128(address)),
@@ -235,9 +237,10 @@ def _function(function: Function, parameters: int) -> tuple[Function, int]:
 def _loop(
     body: Sequence[Instruction], variables: _Variables
 ) -> tuple[list[Instruction], list[Instruction]] | None:
-    """The code before a loop and in it that hands pixels on; None to keep the loop as it is.
+    """Return the code before a loop and the loop's new body, which carries pixels to the next turn; None to
+    keep the loop as it is.
 
-    ``body`` has no branches but the last, back to its beginning, and changes no memory.
+    ``body`` has no branches except the last, back to its beginning, and does not write memory.
     """
     condition = _condition(body)
     loads, now, taken_over = _turn(body)
@@ -254,8 +257,8 @@ def _loop(
     pointers: dict[tuple[object, ...], int] = {}
 
     def pointer(at: int) -> list[Instruction]:
-        """The variable that holds an address, made before the loop, and made to grow at a turn's end. An
-        expression would have both its old and its new value live at once."""
+        """Code that gets an address from a variable, which is set before the loop and incremented at the
+        end of a turn. With an expression, its old and its new value would both be live at once."""
         value, address = loads[at], growing[at]
         key = value.constant, *sorted(value.terms)
         if key not in pointers:
@@ -282,7 +285,7 @@ def _loop(
 
 
 def _unfused(instructions: Sequence[Instruction]) -> list[Instruction]:
-    """Multiplications and additions for fused ones that add to a variable."""
+    """Replace fused multiply-adds that add to a variable by multiplications and additions."""
     out: list[Instruction] = []
     for instruction in instructions:
         if _op(instruction) == _FUSED and _op(out[-1]) == _GET:
@@ -293,7 +296,7 @@ def _unfused(instructions: Sequence[Instruction]) -> list[Instruction]:
 
 
 def _condition(body: Sequence[Instruction]) -> int:
-    """Where the stack is empty for the last time before the loop's branch."""
+    """The position at which the stack is empty for the last time before the loop's branch."""
     depth = found = 0
     for at, instruction in enumerate(body[:-1], 1):
         taken, left = _ARITY[_op(instruction)]
@@ -304,8 +307,8 @@ def _condition(body: Sequence[Instruction]) -> int:
 
 
 def _turn(body: Sequence[Instruction]) -> tuple[dict[int, _Value], dict[int, _Value], set[int]]:
-    """The addresses of a turn's loads by instruction, the variables as it leaves them, and which of them
-    it takes over."""
+    """Return the addresses of a turn's loads by instruction, the variables' values at the end of the turn,
+    and the set of variables whose values the turn takes from the one before."""
     stack: list[_Value] = []
     addresses: dict[int, _Value] = {}
     now: dict[int, _Value] = {}
@@ -353,7 +356,7 @@ def _value(instruction: Instruction, operands: Sequence[_Value]) -> _Value:
 def _address(
     value: _Value, now: Mapping[int, _Value], body: Sequence[Instruction], condition: int
 ) -> _Address | None:
-    """An address, if it grows by as much in every turn."""
+    """Return the address, if it grows by the same number of bytes in every turn; otherwise None."""
     stride = 0
     for variable, factor in value.terms:
         after = now.get(variable, _Value(terms=((variable, 1),)))

@@ -1,4 +1,4 @@
-"""What a module asks of WASI: parameters from a file, and the standard streams of a command."""
+"""A module's uses of WASI: parameters from a file, and the standard streams of a command."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _primes(count: int) -> list[int]:
 
 
 def _root(value: int, power: int) -> int:
-    """The largest whole number whose ``power`` is at most ``value``."""
+    """The largest integer that, raised to ``power``, is at most ``value``."""
     low, high = 0, 1 << (value.bit_length() // power + 1)
     while low < high:
         middle = (low + high + 1) // 2
@@ -38,7 +38,7 @@ def _fractions(count: int, power: int) -> str:
 
 
 def place_params(params: Path) -> str:
-    """Put the parameter file where modules look for it, beside the module; its sha256."""
+    """Put the parameter file where modules look for it, beside the module; return its sha256."""
     with params.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     folder = params.parent / PARAMS_FOLDER
@@ -48,7 +48,7 @@ def place_params(params: Path) -> str:
 
 
 def params_values(params: Path, digest: str) -> dict[str, str]:
-    """What ``csrc/params.c`` is filled with."""
+    """Values for the ``@KEYS@`` of ``csrc/params.c``."""
     return {
         "PARAM_BYTES": str(params.stat().st_size),
         "PARAMS_FILE": params_file(digest),
@@ -61,7 +61,7 @@ def params_values(params: Path, digest: str) -> dict[str, str]:
 def command_values(
     plan: Plan, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
 ) -> dict[str, str]:
-    """What ``csrc/command.c`` is filled with."""
+    """Values for the ``@KEYS@`` of ``csrc/command.c``."""
 
     def table(offsets: Sequence[int], specs: Sequence[TensorSpec]) -> str:
         return ", ".join(f"{{{at}u, {spec.nbytes}u}}" for at, spec in zip(offsets, specs, strict=True))

@@ -1,4 +1,4 @@
-"""Zig carries the C compiler, assembler, archiver and linker for every target in one wheel."""
+"""Zig provides the C compiler, assembler, archiver and linker for every target in one wheel."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _PATIENCE_S = 900  # the first call builds the C library
 
 @cache
 def _cache() -> str:
-    """Where Zig keeps the C library that it builds: where there is no cache, it would hang without HOME."""
+    """The folder for the C library that Zig builds. Without a cache folder, Zig would hang if HOME is not
+    set."""
     try:
         return str(cache_dir("zig"))
     except CacheError:
@@ -27,7 +28,7 @@ def _cache() -> str:
 
 
 def zig(*arguments: str | Path) -> None:
-    """Run one of Zig's tools; raise CompileError with its words if it fails."""
+    """Run one of Zig's tools; raise CompileError with its message if it fails."""
     command = [sys.executable, "-m", "ziglang", *map(str, arguments)]
     tool = " ".join(command[3:5])
     environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": _cache(), "ZIG_LOCAL_CACHE_DIR": _cache()}
@@ -42,10 +43,10 @@ def zig(*arguments: str | Path) -> None:
 
 
 def compile_object(source: Path, output: Path, target: Target, flags: Sequence[str] = ()) -> None:
-    """Compile one C or assembler file, which includes no header, for a target.
+    """Compile one C or assembler file for a target; the file must not include headers.
 
-    `zig clang`, not `zig cc`: the latter would keep a copy of every model's parameters in its
-    cache, and does not notice when an .incbin file has changed.
+    Uses `zig clang`, not `zig cc`, which would keep a copy of every model's parameters in its cache, and
+    does not notice when an .incbin file has changed.
     """
     if target.kind == "wasm":
         machine = ["--target=wasm32-unknown-unknown", "-mbulk-memory"]

@@ -1,1 +1,1 @@
-"""Stage 6: scheduled ``PrimFunc``s become an object of plain C functions over raw pointers."""
+"""Stage 6: compiles scheduled ``PrimFunc``s to an object file of plain C functions over raw pointers."""

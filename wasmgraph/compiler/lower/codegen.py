@@ -1,8 +1,8 @@
-"""Stage 6: scheduled kernels become an object file of plain functions over raw pointers.
+"""Stage 6: compiles scheduled kernels to an object file of plain functions over raw pointers.
 
 A kernel's C signature is ``int32_t kernel(T *input..., T *output..., T *workspace...)``; an input may also
-be a number, an ``int32_t``. It returns 0. There is no packed calling convention, no runtime to call,
-nothing to import. For a target with threads a kernel is several such functions (``phases.py``).
+be a scalar, an ``int32_t``. A kernel returns 0. It uses no packed calling convention, calls no runtime and
+imports nothing. For a target with threads a kernel is several such functions (``phases.py``).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from wasmgraph.targets import Target
 
 @dataclass(frozen=True)
 class Kernels:
-    """Compiled kernels; for each the bytes of the workspaces it takes after its outputs, and, for a target
-    with threads, its phases."""
+    """Compiled kernels; for each kernel the sizes in bytes of the workspaces that follow its outputs and,
+    for a target with threads, its phases."""
 
     library: tvm.runtime.Module
     workspaces: dict[str, tuple[int, ...]]
@@ -51,26 +51,26 @@ def tvm_target(target: Target) -> tvm.target.Target:
             "vector-width": 32 * target.lanes,
         }
         if target.exact_vectors:
-            config["cl-opt"] = ["-vectorize-slp:bool=false"]  # it joins them to wider ones
+            config["cl-opt"] = ["-vectorize-slp:bool=false"]  # SLP would join vectors into wider ones
     described = tvm.target.Target(config)
     return described.with_host(described)
 
 
 def _options(target: Target) -> list[str]:
-    """What LLVM is told about wasm, as its own command line's options."""
-    # Otherwise loops end on i + 1 != n, which Cranelift turns into i != n - 1: the old i then
-    # lives beside the new one, and every turn pays a copy and a second jump.
+    """LLVM's command-line options for wasm."""
+    # Otherwise a loop's exit test is i + 1 != n, which Cranelift turns into i != n - 1. The old i is then
+    # live together with the new one, and every iteration costs a copy and a second jump.
     options = ["-disable-lftr:bool=true"]
     if target.fma:
-        # Its vectors of weights are loaded one by one (tiled.py), and loop strength reduction
-        # adds up the address of each: without it they are offsets of one.
+        # Kernels for FMA load vectors of weights one by one (tiled.py). Loop strength reduction would
+        # increment an address for each of them; without it they are constant offsets from one address.
         options.append("-disable-lsr:bool=true")
     return options
 
 
 def lowering_passes() -> tuple[list[tvm.ir.transform.Pass], list[tvm.ir.transform.Pass]]:
-    """The CPU part of TVM's ``s_tir`` pipeline, short of the packed calling convention: what settles
-    loops, and what comes after."""
+    """The CPU passes of TVM's ``s_tir`` pipeline without the packed calling convention, in two parts: the
+    passes that determine the loops, and those that follow."""
     s, t = s_tir.transform, tirx.transform
     settling = [
         s.CanonicalizeLoop(),
@@ -84,12 +84,12 @@ def lowering_passes() -> tuple[list[tvm.ir.transform.Pass], list[tvm.ir.transfor
         t.FlattenBuffer(),
         t.BF16ComputeLegalize(),
         t.prim_func_pass(lambda function, *_: fetch_ahead(function), opt_level=0, name="FetchAhead"),
-        # Before NarrowDataType, which renames loops under the hints that name them.
+        # Before NarrowDataType, which renames loops but not the hints that refer to them by name.
         s.LoopPartition(),
         t.NarrowDataType(32),
     ]
     finishing = [
-        # Before loops become vectors, which TVM does not make of functions that vectors lack.
+        # Before VectorizeLoop, which cannot vectorise calls of functions that have no vector form.
         t.prim_func_pass(lambda function, *_: as_arithmetic(function), opt_level=0, name="Elementary"),
         t.VectorizeLoop(True),
         t.prim_func_pass(lambda function, *_: hold_arguments(function), opt_level=0, name="HoldArguments"),
@@ -140,7 +140,7 @@ def _pointer(name: str, dtype: str) -> tirx.Var:
 
 
 def _raw_pointers(function: tirx.PrimFunc, lift_large: bool) -> tuple[tirx.PrimFunc, tuple[int, ...]]:
-    """Turn buffer parameters, and if so asked large local arrays, into pointer parameters."""
+    """Turn buffer parameters into pointer parameters; with ``lift_large``, large local arrays too."""
     parameters: list[tirx.Var] = []
     declared: list[tirx.Stmt] = []
 

@@ -1,7 +1,8 @@
-"""exp, log, tanh, erf and the logistic function of float32 as arithmetic, which vectors can do.
+"""exp, log, tanh, erf and the logistic function of float32 as arithmetic, which can be vectorised.
 
-A call of the C library takes one number at a time. These are additions, multiplications, comparisons and
-shifts: a vector takes as many instructions as a number, and every engine gives the same bits.
+A call of the C library computes one number at a time. These functions consist of additions,
+multiplications, comparisons and shifts: a vector takes as many instructions as a scalar, and every engine
+computes the same bits.
 
 Range reductions are those of Cody & Waite, "Software Manual for the Elementary Functions" (1980).
 Coefficients are minimax fits of this project: for exp of ``(e^r - 1 - r) / r^2`` over log(2)/2 on both
@@ -44,9 +45,9 @@ _LOG = (
     *(0.14201761002405755, -0.13160198004142992, 0.12761562914756455, -0.07634437987985283),
 )
 _LOG2_E = 1.4426950408889634
-# log(2) in two parts; the first has so few bits that its multiples by an exponent are exact.
+# log(2) in two parts; the first has so few bits that its product with any exponent is exact.
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
-_ROUNDER = 12582912.0  # 1.5 × 2^23: what is added to it is rounded to an integer, in the lowest bits
+_ROUNDER = 12582912.0  # 1.5 × 2^23: a sum with it has the addend, rounded to an integer, in its lowest bits
 _ROUNDER_BITS = 0x4B400000
 _ONE_BITS, _SIGN_BIT = 0x3F800000, -0x80000000
 
@@ -54,7 +55,7 @@ Expr = Any
 
 
 class _Numbers:
-    """float32 and int32 arithmetic over as many lanes as an expression has."""
+    """float32 and int32 arithmetic over the lanes of an expression's dtype."""
 
     def __init__(self, dtype: str) -> None:
         self.float, self.int = dtype, dtype.replace("float", "int")
@@ -103,21 +104,21 @@ class _Numbers:
         return self.number(tirx.shift_left(exponent + self.i(127), self.i(23)))
 
     def exp(self, x: Expr) -> Expr:
-        # A comparison with NaN is false: NaN goes on.
+        # A comparison with NaN is false, so NaN is passed on.
         x = tirx.Select(x > self.f(89.0), self.f(89.0), x)
         x = self.let(x)
         value, exponent = self._exp_parts(tirx.Select(x < self.f(-104.0), self.f(-104.0), x))
-        # Twice half of the exponent: 2^128 is no number, and results may be subnormal.
+        # Two factors, each with half of the exponent: 2^128 is not a float32, and results may be subnormal.
         half = self.let(tirx.shift_right(exponent, self.i(1)))
         return value * self.power_of_two(half) * self.power_of_two(exponent - half)
 
     def moderate_exp(self, x: Expr) -> Expr:
-        """exp of -87 to 88."""
+        """exp of numbers from -87 to 88."""
         value, exponent = self._exp_parts(x)
         return value * self.power_of_two(exponent)
 
     def _exp_parts(self, x: Expr) -> tuple[Expr, Expr]:
-        """A number and the power of two that it is to be multiplied by."""
+        """A number, and the power of two by which to multiply it."""
         x = self.let(x)
         rounded = self.let(x * self.f(_LOG2_E) + self.f(_ROUNDER))
         n = self.let(rounded - self.f(_ROUNDER))
@@ -153,7 +154,8 @@ class _Numbers:
         x = self.let(x)
         small = x < self.f(1.17549435e-38)
         scaled = self.let(tirx.Select(small, x * self.f(8388608.0), x))
-        # The mantissa from √½ to √2: bits of √½ taken away leave an exponent that is one less below it.
+        # The mantissa is from √½ to √2: subtracting the bits of √½ lowers the exponent by one for mantissas
+        # below √½.
         shifted = self.let(self.bits(scaled) - self.i(0x3F3504F3))
         exponent = tirx.shift_right(shifted, self.i(23))
         mantissa = self.number(tirx.bitwise_and(shifted, self.i(0x007FFFFF)) + self.i(0x3F3504F3))
@@ -178,7 +180,7 @@ _FUNCTIONS: dict[str, Callable[[_Numbers, Expr], Expr]] = {
 
 
 def as_arithmetic(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    """A kernel whose elementary functions of float32 are arithmetic.
+    """Return the kernel with arithmetic in place of elementary functions of float32.
 
     An argument that contains another elementary function gets a name in a statement of its own, for
     :func:`hold_arguments`.

@@ -1,9 +1,9 @@
-"""Kernels for several threads. Each nest of loops becomes a function of its own, a *phase*, that runs the
-turns of the nest's outermost loops that it is told; the threads take turns until none is left, and meet
-at a barrier before the next phase begins (``csrc/pool.c``).
+"""Kernels for several threads. Each loop nest becomes a function of its own, a *phase*. A call of it runs a
+range of *turns*, which are iterations of the nest's outermost loops. The threads take ranges of turns until
+none is left, and meet at a barrier before the next phase begins (``csrc/pool.c``).
 
-Phases are functions, and not turns of one function, because of ``noalias``: LLVM may assume that nobody
-else writes to a kernel's buffers while the kernel runs.
+Phases are separate functions because of ``noalias``: LLVM may assume that no other thread writes to a
+kernel's buffers while the kernel runs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tvm import tirx
 from wasmgraph.compiler.schedule.blocks import SHARE
 from wasmgraph.compiler.sizes import buffer_bytes
 
-# Loops are joined until they have so many turns: enough for threads to end together.
+# Loops are joined until they have this many turns: enough for all threads to finish at about the same time.
 _TURNS = 128
 # Local arrays larger than this lie in the arena; a stack has 64 KiB.
 LOCAL_BYTES = 1024
@@ -26,7 +26,7 @@ LOCAL_BYTES = 1024
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase's symbol, and how many turns it has."""
+    """A phase's symbol, and its number of turns."""
 
     symbol: str
     turns: int
@@ -34,8 +34,8 @@ class Phase:
 
 @dataclass(frozen=True)
 class Divided:
-    """A module of phases; by kernel, its phases, and the bytes of the arrays that they take after the
-    kernel's own parameters."""
+    """A module of phases. For each kernel, its phases, and the sizes in bytes of the arrays that they take
+    after the kernel's own parameters."""
 
     module: tvm.IRModule
     phases: dict[str, tuple[Phase, ...]]
@@ -58,9 +58,10 @@ def divide(mod: tvm.IRModule) -> Divided:
 
 
 def _phases(function: tirx.PrimFunc) -> tuple[list[tuple[tirx.PrimFunc, int]], list[tirx.Buffer]]:
-    """The phases of a kernel with their turns, in order, and the arrays that they hand to each other or
-    that are too large for a stack. Parameters of a phase: the kernel's, those arrays, then ``begin`` and
-    ``end`` (int32), the turns to run. What cannot be shared is a phase of one turn.
+    """The phases of a kernel with their numbers of turns, in order, and the arrays that are shared between
+    phases or too large for a stack. The parameters of a phase are the kernel's, those arrays, then
+    ``begin`` and ``end`` (int32), the range of turns to run. Code that cannot be parallelised is a phase of
+    one turn.
     """
     declared = [s for s in _statements(function.body) if isinstance(s, tirx.DeclBuffer)]
     arrays: list[tirx.Buffer] = []
@@ -114,10 +115,10 @@ def _sequence(statements: list[tirx.Stmt]) -> tirx.Stmt:
 
 
 def _shared(nest: tirx.Stmt, begin: tirx.Var, end: tirx.Var) -> tuple[tirx.Stmt, int] | None:
-    """The nest with its outermost marked loops joined into one, of which some turns are run, and how many
-    there are.
+    """Join a nest's outermost marked loops into one loop that runs from ``begin`` to ``end``. Return the
+    nest and its total number of turns.
 
-    None if it has no such loop, or if a turn needs arrays too large for a stack.
+    None if the nest has no such loop, or if a turn needs arrays too large for a stack.
     """
     loops: list[tirx.For] = []
     body, turns = nest, 1

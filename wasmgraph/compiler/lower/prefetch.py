@@ -1,9 +1,10 @@
 """Stage 6, for targets that can prefetch: while a tile is computed, its share of the next block of weights
 is fetched into the second-level cache.
 
-Weights that outgrow the cache come from memory once an inference. The first tile of pixels that needs a
-block of them waits for memory; the others compute from the cache, and memory is idle: the two times add up.
-With prefetches spread over all tiles of a block, the one passes behind the other.
+Weights that do not fit the cache are read from memory once per inference. Without prefetching, the first
+tile of pixels that needs a block of weights waits for memory; the other tiles compute from the cache while
+memory is idle, so the two times add up. Prefetches that are spread over all tiles of a block let loading
+and computing overlap.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from wasmgraph.compiler.sizes import buffer_bytes, dtype_bytes
 # Weights of fewer bytes stay in the cache from one inference to the next, or nearly so.
 _OUTGROWN = 512 << 10
 _LINE = 64  # bytes
-_READ, _SECOND_LEVEL, _DATA = 0, 2, 1  # what llvm.prefetch is told
+_READ, _SECOND_LEVEL, _DATA = 0, 2, 1  # arguments of llvm.prefetch
 
 
 def fetch_ahead(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    """Add prefetches below the loops that are marked. Buffers are flat, and none is vectors yet."""
+    """Add prefetches inside marked loops. Buffers must be flat, and loops not yet vectorised."""
 
     def rewrite(loop: tirx.For) -> tirx.For:
         return _in_tiles(loop, []) if FETCH_AHEAD in loop.annotations else loop
@@ -43,7 +44,8 @@ def _in_tiles(loop: tirx.For, around: list[tirx.For]) -> tirx.For:
 
 
 def _in_reduction(loop: tirx.For, tiles: list[tirx.For], around: list[tirx.For]) -> tirx.For:
-    """``loop`` with prefetches in each turn, if it is the innermost of a reduction: those are serial."""
+    """Add prefetches to each iteration of ``loop`` if it is a reduction's innermost loop. A reduction's
+    loops are serial."""
     if loop.kind != tirx.ForKind.SERIAL:
         return loop
     reduction = [*around, loop]
@@ -55,7 +57,7 @@ def _in_reduction(loop: tirx.For, tiles: list[tirx.For], around: list[tirx.For])
 
 
 def _nested(body: tirx.Stmt, rewrite: Callable[[tirx.For], tirx.For]) -> tirx.Stmt:
-    """``body`` with its outermost loops rewritten."""
+    """Rewrite the outermost loops of ``body``."""
     if isinstance(body, tirx.For):
         return rewrite(body)
     if isinstance(body, tirx.SeqStmt):
@@ -74,7 +76,7 @@ def _with_body(loop: tirx.For, body: tirx.Stmt) -> tirx.For:
 
 
 def _prefetches(turn: tirx.Stmt, tiles: list[tirx.For], reduction: list[tirx.For]) -> list[tirx.Stmt]:
-    """What a turn of the reduction fetches: its share, by tiles and turns, of the block behind this one."""
+    """Prefetches for one iteration of the reduction: its tile's and its own share of the next block."""
     weights = _weights(turn, tiles)
     if weights is None:
         return []
@@ -89,7 +91,7 @@ def _prefetches(turn: tirx.Stmt, tiles: list[tirx.For], reduction: list[tirx.For
     tile = tirx.const(0, "int64")
     for loop in tiles:
         tile = tile * loop.extent + loop.loop_var
-    share = -(-width // count)  # elements a turn; tiles overlap where it was rounded up
+    share = -(-width // count)  # elements per iteration; shares overlap if rounded up
     ahead = block + size + tile * size // count + (first - block) // width * share
     step = _LINE // dtype_bytes(str(buffer.dtype))
     return [
@@ -108,8 +110,8 @@ def _prefetches(turn: tirx.Stmt, tiles: list[tirx.For], reduction: list[tirx.For
 
 
 def _weights(turn: tirx.Stmt, tiles: list[tirx.For]) -> tuple[TensorLoad, int] | None:
-    """What a turn multiplies by, one weight for each output channel: the load whose index has the lane in
-    it and no pixel; and how many channels there are."""
+    """The load of the weights by which an iteration multiplies, one for each output channel, and the number
+    of channels. It is the load whose index depends on the vector lane and on no pixel."""
     stored = [store.buffer for store in _within(turn, tirx.BufferStore)]
     lanes = [loop for loop in _loops(turn) if loop.kind == tirx.ForKind.VECTORIZED]
     for load in _within(turn, TensorLoad):
@@ -133,7 +135,7 @@ def _mentions(expression: tvm.ir.Expr, variable: tirx.Var) -> bool:
 
 
 def _within(tree: Any, kind: type) -> list[Any]:
-    """All nodes of a kind in a statement or expression."""
+    """All nodes of class ``kind`` in a statement or expression."""
     found: list[Any] = []
 
     def note(node: Any) -> Any:
@@ -145,7 +147,7 @@ def _within(tree: Any, kind: type) -> list[Any]:
 
 
 def _at_zero(expression: tvm.ir.Expr, loops: Sequence[tirx.For]) -> tvm.ir.Expr:
-    """An expression as it is in the first turns of some loops."""
+    """An expression's value in the first iteration of ``loops``."""
 
     def replace(variable: tirx.Var) -> tvm.ir.Expr:
         first = any(variable.same_as(loop.loop_var) for loop in loops)

@@ -1,4 +1,4 @@
-"""How Relax operators that matter for speed are computed: tensor expressions over packed weights."""
+"""Implementations of the Relax operators that matter for speed: tensor expressions over packed weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from wasmgraph.targets import Target
 
 
 def legalizations(target: Target, winograd: bool) -> dict[str, Legalize]:
-    """The operators computed here, for a target; variants that they decline are left to TVM."""
+    """The legalisations of this package for a target. Variants that they do not support are left to TVM."""
     return {
         "relax.nn.conv2d": lambda bb, call: legalize_convolution(bb, call, target, winograd),
         "relax.matmul": lambda bb, call: legalize_dense(bb, call, target),

@@ -1,6 +1,6 @@
-"""Convolutions as tensor expressions over packed weights: direct, of single channels, of single pixels.
+"""Convolutions as tensor expressions over packed weights: direct, depthwise and pointwise.
 
-The block called ``acc`` is what the schedule rules look for.
+The schedule rules look for the block called ``acc``.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from wasmgraph.targets import Target
 
 @dataclass(frozen=True)
 class _Window:
-    """Where the windows of a convolution lie; ``padding`` is top, left, bottom, right."""
+    """The positions of a convolution's windows; ``padding`` is top, left, bottom, right."""
 
     stride: tuple[int, int]
     padding: tuple[int, int, int, int]
     dilation: tuple[int, int]
 
     def pad(self, data: te.Tensor) -> te.Tensor:
-        """``[N][H][W][I]`` with its zeros around it."""
+        """Pad ``[N][H][W][I]`` with zeros."""
         top, left, bottom, right = self.padding
         if not any(self.padding):
             return data
@@ -63,7 +63,7 @@ def conv2d_compute(data: te.Tensor, weight: te.Tensor, channels: int, window: _W
     own = channels // groups
     ky = te.reduce_axis((0, kernel_h), "ky")
     if groups == 1 and dx == 1:
-        # A window's row is contiguous in data and weights alike: one long loop instead of two.
+        # A window's row is contiguous in both data and weights: use one long loop instead of two.
         row = te.reduce_axis((0, kernel_w * inner), "row")
         axes, kx, ki = [ky, row], row // inner, row % inner
     else:
@@ -85,9 +85,10 @@ def conv2d_compute(data: te.Tensor, weight: te.Tensor, channels: int, window: _W
 
 
 def depthwise_compute(data: te.Tensor, weight: te.Tensor, channels: int, window: _Window) -> te.Tensor:
-    """Convolution of groups narrower than a vector: every lane is a channel with a source of its own.
+    """Convolution of groups narrower than a vector: each lane is an output channel with its own input
+    channels.
 
-    ``[N][H][W][C]`` by packed weights ``[1][O/T][KH][KW][I][T]``, I channels to a group, to
+    ``[N][H][W][C]`` by packed weights ``[1][O/T][KH][KW][I][T]``, with I channels per group. The result is
     ``[N][OH][OW][O]``, ``channels`` = O.
     """
     groups_inner = int(data.shape[3])
@@ -100,7 +101,7 @@ def depthwise_compute(data: te.Tensor, weight: te.Tensor, channels: int, window:
     ky, kx, ki = (te.reduce_axis((0, extent), "k") for extent in (kernel_h, kernel_w, inner))
 
     def source(b: Any, lane: Any) -> Any:
-        # Padded lanes of the last block must stay inside the data; their weights are zero.
+        # Padded lanes of the last block must read inside the data; their weights are zero.
         channel = tirx.min(b * block + lane, channels - 1)
         return (channel if own == 1 else channel // own) * inner + ki
 
@@ -124,7 +125,8 @@ def pointwise_compute(
 ) -> te.Tensor:
     """1×1 convolution, ``[N][H][W][G·I]`` by packed weights ``[G][O/G/T][1][1][I][T]``.
 
-    A matrix product over all pixels at once: rows that no tile divides matter only at the end.
+    This is a matrix product over all pixels at once, so there is only one remainder that does not fill a
+    tile, instead of one per row.
     """
     n = int(data.shape[0])
     sy, sx = stride
@@ -151,7 +153,8 @@ def pointwise_compute(
 def legalize_convolution(
     bb: relax.BlockBuilder, call: relax.Call, target: Target, winograd: bool
 ) -> relax.Expr:
-    """A float32 convolution by known weights, with the algorithm of ``choose``; others are left to TVM."""
+    """Legalise a float32 convolution with known weights, by the algorithm that ``choose`` selects; others
+    are left to TVM."""
     data, weight = call.args
     attrs = call.attrs
     if (

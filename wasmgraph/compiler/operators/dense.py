@@ -1,4 +1,4 @@
-"""Matrix products by weights that are known, as tensor expressions over packed weights."""
+"""Matrix products with known weights, as tensor expressions over packed weights, and of two activations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from wasmgraph.compiler.operators.packing import (
 from wasmgraph.compiler.sizes import numbers, static_shape
 from wasmgraph.targets import Target
 
-# On the accumulating block of products whose first axis is a batch.
+# Marks the accumulating block of products whose first axis is a batch.
 BATCHED = "wasmgraph_batched"
 
 
@@ -45,7 +45,7 @@ def dense_compute(data: te.Tensor, weight: te.Tensor, channels: int) -> te.Tenso
 
 
 def _indices(flat: Any, sizes: Sequence[int]) -> list[Any]:
-    """The indices of an element, by its number in row-major order."""
+    """The indices of an element, from its position in row-major order."""
     found: list[Any] = []
     for size in reversed(sizes[1:]):
         found.insert(0, flat % size)
@@ -54,7 +54,7 @@ def _indices(flat: Any, sizes: Sequence[int]) -> list[Any]:
 
 
 def flat_index(indices: Sequence[Any], sizes: Sequence[int]) -> Any:
-    """An element's number in row-major order, by its indices."""
+    """An element's position in row-major order, from its indices."""
     flat: Any = 0
     for index, size in zip(indices, sizes, strict=True):
         flat = flat * size + index
@@ -64,7 +64,7 @@ def flat_index(indices: Sequence[Any], sizes: Sequence[int]) -> Any:
 def product_compute(left: te.Tensor, right: te.Tensor, block: int) -> te.Tensor:
     """Products of two activations, ``[...][M][K]`` by ``[...][K][N]``, whose leading dimensions broadcast.
 
-    T = ``block`` divides N: a tile reads its columns where they lie, a row of T at a time.
+    T = ``block`` divides N. A tile reads its columns without packing, one row of T elements at a time.
     """
     *outer_left, rows, inner = numbers(left.shape)
     *outer_right, _, columns = numbers(right.shape)
@@ -92,7 +92,7 @@ def product_compute(left: te.Tensor, right: te.Tensor, block: int) -> te.Tensor:
 
 
 def _packed(weight: GenericConst, block: int) -> GenericConst:
-    """Known weights ``[K][N]`` as ``[N/T][K][T]``, T = ``block``, the last block padded with zeros."""
+    """Pack known weights ``[K][N]`` to ``[N/T][K][T]``, T = ``block``; pad the last block with zeros."""
     values = array_of(weight)
     inner, channels = values.shape
     full, rest = divmod(channels, block)
@@ -107,7 +107,7 @@ def _packed(weight: GenericConst, block: int) -> GenericConst:
 
 
 def legalize_dense(bb: relax.BlockBuilder, call: relax.Call, target: Target) -> relax.Expr:
-    """A float32 product of a matrix and known weights; others are left to TVM."""
+    """Legalise a float32 product of a matrix and known weights; others are left to TVM."""
     data, weight = call.args
     if str(data.ty.dtype) != "float32" or min(len(static_shape(a)) for a in call.args) < 2:
         return default_legalize(bb, call)

@@ -1,5 +1,5 @@
-"""Weights in blocks: output channels lie in blocks as wide as a register tile (T below), padded with zeros,
-so that a tile reads its weights from consecutive bytes.
+"""Packed weights: output channels are stored in blocks as wide as a register tile (T below), padded with
+zeros, so that a tile reads its weights from consecutive bytes.
 """
 
 from __future__ import annotations
@@ -22,28 +22,29 @@ OUT_FUSIBLE = 4
 
 
 def default_legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """The operator as TVM computes it."""
+    """Legalise an operator as TVM does."""
     legalize: Legalize = call.op.get_attr("FLegalize")
     return legalize(bb, call)
 
 
 def channel_block(channels: int, target: Target) -> int:
-    """How many output channels a register tile takes: ``tile_channels``, or a half or a quarter of it
-    where that leaves less of the last block empty. A tile costs its channels and half a full tile
-    besides. Other parts than powers of two become odd vectors, which LLVM pads.
+    """The number of output channels in a register tile: ``tile_channels``, or a half or a quarter of it if
+    less of the last block is then empty. The cost of a tile is its channels plus half of ``tile_channels``.
+    Other fractions than these would give vectors of odd widths, which LLVM pads.
     """
     full = target.tile_channels
     return min(widths(target), key=lambda w: (-(-channels // w) * (w + full / 2), w))
 
 
 def lane_block(channels: int, target: Target) -> int:
-    """The same for :func:`depthwise_compute`, where a block that is not full costs every block its
-    vector loads: the widest that divides ``channels``, if one does."""
+    """The block for :func:`depthwise_compute`: the widest that divides ``channels``, if one does. If the
+    last block is not full, no block can use vector loads."""
     return next((w for w in widths(target) if channels % w == 0), target.tile_channels)
 
 
 def widths(target: Target) -> list[int]:
-    """Channels that a register tile may have: ``tile_channels``, or a half or a quarter of it."""
+    """The numbers of channels that a register tile may have: ``tile_channels``, a half or a quarter of
+    it."""
     full = target.tile_channels
     return [w for w in (full, full // 2, full // 4) if w and w % target.lanes == 0]
 
@@ -66,7 +67,7 @@ def pack_conv2d(weight: np.ndarray, block: int, groups: int = 1) -> np.ndarray:
 
 
 def pack_compute(weight: te.Tensor, block: int, groups: int = 1) -> te.Tensor:
-    """The same as a kernel, for weights that are known when the graph runs."""
+    """Like :func:`pack_conv2d`, as a kernel, for weights that are computed when the graph runs."""
     out, kh, kw, inner = numbers(weight.shape)
     own = out // groups
 
@@ -79,7 +80,7 @@ def pack_compute(weight: te.Tensor, block: int, groups: int = 1) -> te.Tensor:
 
 
 def pack(bb: relax.BlockBuilder, weight: relax.Expr, block: int, groups: int = 1) -> relax.Expr:
-    """Packed weights: at once where they are known, by a kernel where they are computed."""
+    """Pack weights: at compile time if they are known, otherwise by a kernel."""
     if isinstance(weight, GenericConst):
         values = array_of(weight)
         packed = pack_conv2d(values, block, groups)

@@ -1,8 +1,8 @@
 """Winograd's minimal filtering for 3×3 convolutions of stride 1, as tensor expressions.
 
-F(m×m, 3×3) computes m×m outputs from an (m+2)×(m+2) input tile with (m+2)² multiplications a
-channel pair instead of 9m²: Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks"
-(2016), after Winograd (1980). Matrices for the points 0, ±1 (and ±2 for m = 4).
+F(m×m, 3×3) computes m×m outputs from an (m+2)×(m+2) input tile with (m+2)² multiplications per pair of
+channels instead of 9m²: Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks" (2016), after
+Winograd (1980). The matrices are for the points 0, ±1 (and ±2 for m = 4).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def pack_weights(weight: np.ndarray, block: int, m: int) -> np.ndarray:
 def _combine(matrix: Matrix, row: Any, operand: Any) -> Any:
     """``Σₖ matrix[row][k] · operand(k)``, for a loop variable ``row`` that will be unrolled.
 
-    Every row is a case of its own, so that zeros and ones cost nothing once the row is known.
+    Every row is a separate case, so that zeros and ones cost nothing when unrolling has fixed the row.
     """
 
     def case(coefficients: list[float]) -> Any:
@@ -101,7 +101,7 @@ def winograd_compute(
     oh, ow = h + top + bottom - 2, w + left + right - 2
     down, across = -(-oh // m), -(-ow // m)
     count = n * down * across
-    # Zeros on the far sides up to whole tiles.
+    # Pad the bottom and right sides with zeros up to whole tiles.
     low = [0, bottom + down * m - oh, right + across * m - ow, 0]
     padded = topi.nn.pad(data, [0, top, left, 0], low, 0.0, name="pad")
     gather = te.compute(

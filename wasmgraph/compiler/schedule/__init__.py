@@ -1,8 +1,8 @@
-"""Stage 4: every kernel gets a loop nest that suits the target, by the first rule that fits.
+"""Stage 4: schedules every kernel's loops for the target, by the first rule that fits.
 
 A rule reads the properties of the :class:`~wasmgraph.targets.Target` (lanes, tile), never its name. A
-kernel that no rule takes is compiled as TVM wrote it: correct, but slow. Results count it under
-:data:`FALLBACK`.
+kernel that no rule fits is compiled with TVM's original loops, which is correct but slow. Results count it
+under :data:`FALLBACK`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from wasmgraph.compiler.schedule.tiled import (
 from wasmgraph.compiler.schedule.winograd import schedule_winograd
 from wasmgraph.targets import Target
 
-# Takes a decision to follow, or None for the rule's own. Returns the finished schedule and the decision, or
-# None if the rule does not fit; the schedule it was given is then spoilt.
+# A rule takes a decision to follow, or None to make its own. It returns the finished schedule and the
+# decision, or None if the rule does not fit; the given schedule is then no longer usable.
 Rule = Callable[[Schedule, Target, Decision | None], Scheduled | None]
 
 RULES: Mapping[str, Rule] = {
@@ -48,7 +48,8 @@ FALLBACK = "fallback"
 
 @dataclass(frozen=True)
 class Chosen:
-    """Which rule scheduled a kernel, and the decision it followed; None of a kernel that fell back."""
+    """The rule that scheduled a kernel, and the decision that it followed; None for a kernel without a
+    rule."""
 
     rule: str
     decision: Decision | None
@@ -57,7 +58,7 @@ class Chosen:
 def schedule_kernel(
     kernel: tirx.PrimFunc, target: Target, decision: Decision | None = None
 ) -> tuple[tirx.PrimFunc, Chosen]:
-    """Schedule a kernel by the first rule that fits. The rule follows ``decision`` if it has the rule's
+    """Schedule a kernel by the first rule that fits. The rule follows ``decision`` if this is of the rule's
     type."""
     for name, rule in RULES.items():
         try:
@@ -73,9 +74,9 @@ def schedule_kernel(
 def schedule_module(
     mod: tvm.IRModule, target: Target, decisions: Mapping[str, Decision] | None = None
 ) -> tuple[tvm.IRModule, dict[str, Chosen]]:
-    """Schedule every kernel of a module, by the decision under its name if there is one.
+    """Schedule every kernel of a module. If there is a decision under a kernel's name, the rule follows it.
 
-    Returns the module, and what was chosen for each kernel.
+    Returns the module, and the rule and decision of each kernel.
     """
     scheduled = tvm.IRModule(dict(mod.functions.items()), attrs=mod.attrs)
     chosen: dict[str, Chosen] = {}

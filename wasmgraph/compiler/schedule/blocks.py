@@ -17,12 +17,12 @@ from tvm.tirx import Add, BufferStore, FloatImm, FloorDiv, FloorMod, IndexMap, I
 
 from wasmgraph.targets import Target
 
-# LoopPartition then peels the rest of a non-dividing split, so that the main loop has no guard.
+# Makes LoopPartition peel the remainder of a non-dividing split, so that the main loop has no guard.
 PEEL = "pragma_loop_partition_hint"
-# A loop whose turns may run on different threads, together with all marked loops around it.
+# Marks a loop whose iterations may run on different threads, together with all marked loops around it.
 SHARE = "wasmgraph_share"
-# On the outermost loop over the tiles of pixels of a block of weights; its value is how many such loops
-# there are. While a tile is computed, its share of the next block is fetched
+# Marks the outermost loop over the tiles of pixels that use one block of weights; the value is the number
+# of such loops. While a tile is computed, its share of the next block is fetched
 # (``compiler/lower/prefetch.py``).
 FETCH_AHEAD = "wasmgraph_fetch_ahead"
 
@@ -34,7 +34,7 @@ def blocks(schedule: Schedule) -> list[SBlockRV]:
 
 
 def find(schedule: Schedule, name: str) -> SBlockRV | None:
-    """The block of that name, if the kernel has one."""
+    """The block with that name, or None."""
     for block in blocks(schedule):
         if schedule.get(block).name_hint == name:
             return block
@@ -59,7 +59,7 @@ def conditional(schedule: Schedule, block: SBlockRV) -> bool:
 
 
 def reads(schedule: Schedule, block: SBlockRV) -> int:
-    """How often other blocks read a block's result, counted in their text."""
+    """The number of places in other blocks' expressions that read a block's result."""
     written = schedule.get(block).writes[0].source
     found = []
 
@@ -80,10 +80,10 @@ def output(schedule: Schedule) -> SBlockRV | None:
 
 
 def reindex(schedule: Schedule, block: SBlockRV, axes: Callable[..., tuple[Any, ...]]) -> Schedule:
-    """Give ``block`` other axes, made from its own by ``axes``, in a new schedule.
+    """Replace the axes of ``block`` by those that ``axes`` computes from them; return a new schedule.
 
     ``transform_block_layout`` leaves indices such as ``(g * 8 + c) // 8``, on which region inference
-    gives up; they are simplified by what is known of the new axes.
+    fails. They are simplified with the ranges of the new axes.
     """
     rank = len(schedule.get(block).iter_vars)
     schedule.transform_block_layout(block, IndexMap.from_func(axes, ndim=rank))
@@ -96,7 +96,7 @@ def reindex(schedule: Schedule, block: SBlockRV, axes: Callable[..., tuple[Any, 
 
 
 def share(schedule: Schedule, *loops: LoopRV) -> None:
-    """Mark loops, from the outermost of a nest inwards, whose turns do not depend on each other."""
+    """Mark loops, from the outermost of a nest inwards, whose iterations do not depend on each other."""
     for loop in loops:
         schedule.annotate(loop, SHARE, 1)
 
@@ -112,7 +112,7 @@ def inline_between(schedule: Schedule, producer: SBlockRV, last: SBlockRV) -> No
 
 
 def vectorize_copy(schedule: Schedule, block: SBlockRV, lanes: int) -> None:
-    """Schedule an element-wise block of its own loops: innermost dimension in vectors."""
+    """Schedule an element-wise block with its own loops: vectorise the innermost dimension."""
     loops: list[LoopRV] = schedule.get_loops(block)
     if not loops:
         return  # a scalar
@@ -124,7 +124,8 @@ def vectorize_copy(schedule: Schedule, block: SBlockRV, lanes: int) -> None:
 
 
 def vectorize(schedule: Schedule, loop: LoopRV, target: Target) -> None:
-    """Make a loop over a tile's channels one vector, or several if they must be as wide as a register."""
+    """Vectorise a loop over a tile's channels: as one vector, or as several if vectors must have the width
+    of a register."""
     if target.exact_vectors and int(schedule.get(loop).extent) > target.lanes:
         several, loop = schedule.split(loop, [None, target.lanes])
         schedule.unroll(several)
@@ -132,10 +133,10 @@ def vectorize(schedule: Schedule, loop: LoopRV, target: Target) -> None:
 
 
 def begin_with_infinity(body: Any) -> Any:
-    """Begin maxima with -inf and minima with inf; a maximum's padding is -inf as well.
+    """Initialise maxima with -inf and minima with inf; padding of a maximum is -inf too.
 
-    TVM begins them with the largest finite numbers, which gives wrong results for infinities. Some
-    primitives recognise only that form, so this comes after all of them.
+    TVM initialises them with the largest finite numbers, which gives wrong results for infinities. Some
+    schedule primitives recognise only TVM's form, so this runs after all of them.
     """
 
     def padding(value: FloatImm) -> FloatImm:
@@ -154,7 +155,7 @@ def begin_with_infinity(body: Any) -> Any:
         inner = block.body
         if beginning is not None:
             beginning = tvm_ffi.structural_map(beginning, [(BufferStore, infinite)])
-        if block.name_hint == "pad_temp":  # topi's name for what it pads to pool
+        if block.name_hint == "pad_temp":  # topi's name for the padded input of a pooling
             inner = tvm_ffi.structural_map(inner, [(FloatImm, padding)])
         if block.name_hint.endswith("_init"):
             inner = tvm_ffi.structural_map(inner, [(BufferStore, infinite)])

@@ -1,5 +1,5 @@
-"""The choices of rules, as records of their own. A rule applies the decision that it is given, or makes
-one.
+"""Decisions of schedule rules, as separate records. A rule applies the decision that it is given, or makes
+its own.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from wasmgraph.targets import Target
 
 _CHUNK_PIXELS = 32
 _FEW_TILES = 4
-_INDEPENDENT = 8  # accumulators that hide the latency of multiply and add in two units
-_WEIGHTS_AT_HAND = 512 << 10  # bytes; a second-level cache holds them and a chunk's data
+_INDEPENDENT = 8  # accumulators needed to hide the latency of multiply and add in two units
+_WEIGHTS_AT_HAND = 512 << 10  # bytes of weights that fit a second-level cache with a chunk's data
 
 
 @dataclass(frozen=True)
 class Tile:
-    """How a convolution or a matrix product is divided.
+    """How a convolution or a matrix product is tiled.
 
     Attributes
     ----------
-    pixels, channels : the register tile
-    chunk : how many pixels get a number of channels before the next pixels do; None: all of them
-    blocks : blocks of channels that a chunk gets at a time
+    pixels, channels : size of the register tile
+    chunk : number of pixels that are computed for a group of channels before the next pixels; None: all
+    blocks : number of blocks of channels in such a group
     """
 
     pixels: int
@@ -36,27 +36,28 @@ class Tile:
 
 @dataclass(frozen=True)
 class Vector:
-    """How many elements of the innermost dimension are computed at a time."""
+    """The number of elements of the innermost dimension that are computed at a time."""
 
     width: int
 
 
 Decision: TypeAlias = Tile | Vector
-Scheduled: TypeAlias = tuple[Schedule, Decision]  # what a rule returns: the schedule, and what it followed
+Scheduled: TypeAlias = tuple[Schedule, Decision]  # a rule's result: the schedule and its decision
 
 
 def decide_tile(pixels: int, packed: int, target: Target) -> Tile:
-    """The register tile for so many pixels and weights in blocks of ``packed`` channels."""
+    """The register tile for ``pixels`` pixels and weights in blocks of ``packed`` channels."""
     return Tile(tile_pixels(pixels, target), min(packed, target.tile_channels))
 
 
 def decide_chunked(pixels: int, packed: int, blocks: int, inner: int, target: Target) -> Tile:
-    """The same for a product whose pixels may go in chunks: ``blocks`` blocks of weights of ``inner`` rows.
+    """The tile for a product whose pixels may be computed in chunks. There are ``blocks`` blocks of weights
+    with ``inner`` rows each.
 
-    A residual is then read, and the result written, in nearly the order of memory, which prefetchers
-    follow, and the input meets its next use in the cache; the price is that the weights come from the
-    second-level cache for every chunk. A chunk therefore gets as many blocks of channels at a time as have
-    weights that fit that cache beside it.
+    With chunks, a residual is read and the result is written nearly in the order of memory, which hardware
+    prefetchers follow, and the input is still in the cache at its next use. The price is that every chunk
+    loads the weights from the second-level cache. A chunk is therefore computed for as many blocks of
+    channels at a time as have weights that fit this cache together with the chunk.
     """
     tiles = [g for g in range(1, pixels) if pixels % (g * target.tile_pixels) == 0]
     chunk = max((n for g in tiles if (n := g * target.tile_pixels) <= _CHUNK_PIXELS), default=None)
@@ -71,10 +72,10 @@ def decide_chunked(pixels: int, packed: int, blocks: int, inner: int, target: Ta
 
 
 def tile_pixels(pixels: int, target: Target) -> int:
-    """How many of a loop's pixels a tile takes: ``target.tile_pixels``, or fewer if the tiles are few.
+    """The number of pixels in a tile: ``target.tile_pixels``, or fewer if a loop has few tiles.
 
-    No pixels are then left, because LLVM keeps a large remainder's accumulators in memory; but enough
-    accumulators must remain in the tile.
+    With few tiles, the number divides the loop's pixels, because LLVM keeps the accumulators of a large
+    remainder in memory. The tile must still have enough accumulators.
     """
     full = min(target.tile_pixels, pixels)
     if pixels % full == 0 or pixels > _FEW_TILES * full:

@@ -1,4 +1,4 @@
-"""Kernels without a reduction: one flat loop in vectors."""
+"""Kernels without a reduction: one flat, vectorised loop."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from wasmgraph.compiler.schedule.blocks import PEEL, blocks, output, reads, redu
 from wasmgraph.compiler.schedule.decisions import Decision, Scheduled, Vector
 from wasmgraph.targets import Target
 
-_COPIES = 8  # of an expression, in those that read it
+_COPIES = 8  # the most copies of an expression that inlining may make
 
 
 def schedule_elementwise(
     schedule: Schedule, target: Target, decision: Decision | None = None
 ) -> Scheduled | None:
-    """Inline everything into the block that writes the output; vectorize its fused loops.
+    """Inline all blocks into the block that writes the output; vectorise its fused loops.
 
-    A value that would be computed many times is computed once, into an array: a chain of operators that
-    each read the one before twice would double with every operator.
+    A value that inlining would compute many times is computed once, into an array: in a chain of operators
+    that each read the preceding one twice, the work would double with every operator.
     """
     order, last = blocks(schedule), output(schedule)
     if last is None or any(reduces(schedule, block) for block in order):

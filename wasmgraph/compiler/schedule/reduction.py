@@ -1,5 +1,5 @@
-"""Pooling and reductions whose result's innermost dimension is also the data's: each vector of
-channels is reduced in a register.
+"""Pooling and reductions that keep the data's innermost dimension: each vector of channels is reduced in a
+register.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from wasmgraph.targets import Target
 def schedule_reduction(
     schedule: Schedule, target: Target, decision: Decision | None = None
 ) -> Scheduled | None:
-    """One reducing block over NHWC-like data, with element-wise blocks before and after it."""
+    """Schedule one reducing block over NHWC-like data, with element-wise blocks before and after it."""
     order, last = blocks(schedule), output(schedule)
     reducing = [block for block in order if reduces(schedule, block)]
     if len(reducing) != 1 or last is None:
@@ -38,7 +38,7 @@ def schedule_reduction(
         region.region[-1].min for region in block.reads if not region.source.same_as(block.writes[0].source)
     ]
     if len(reads) != 1 or not reads[0].same_as(innermost):
-        return None  # the data's innermost dimension is reduced: its vectors would need shuffles
+        return None  # the innermost dimension is reduced, which would need shuffles
     for producer in order[: order.index(acc)]:
         vectorize_copy(schedule, producer, target.lanes)
     if last is acc or schedule.get(last).name_hint == block.name_hint:

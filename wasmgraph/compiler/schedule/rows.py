@@ -1,5 +1,5 @@
-"""Softmax, normalisation and reductions along the innermost dimensions: one row at a time, so that it
-stays in the cache between its passes; each lane of a vector reduces its share of the row.
+"""Softmax, normalisation and reductions along the innermost dimensions. One row is computed at a time, so
+that it stays in the cache between passes over it; each lane of a vector reduces its share of the row.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from wasmgraph.targets import Target
 
 
 def schedule_rows(schedule: Schedule, target: Target, decision: Decision | None = None) -> Scheduled | None:
-    """Any blocks with the same leading axes (the rows), of which at least one reduces the other axes."""
+    """Schedule blocks with the same leading axes (the rows), of which at least one reduces the other
+    axes."""
     reducing = [block for block in blocks(schedule) if reduces(schedule, block)]
     last = output(schedule)
     if not reducing or last is None:
@@ -45,13 +46,13 @@ def schedule_rows(schedule: Schedule, target: Target, decision: Decision | None 
 
 
 def _schedule_pass(schedule: Schedule, block: SBlockRV, own: list[LoopRV], lanes: int) -> None:
-    """One pass over a row: ``own`` are the block's loops below the row's."""
+    """Schedule one pass over a row; ``own`` are the block's loops inside the loops over rows."""
     if not reduces(schedule, block):
         if own:
             outer, lane = schedule.split(schedule.fuse(*own), [None, lanes])
             schedule.vectorize(lane)
-            # Where padding's conditions hang on the row as well, LoopPartition divides by negative numbers,
-            # and what comes of it is wrong.
+            # If the conditions of padding depend on the row too, LoopPartition divides by negative numbers
+            # and gives wrong results.
             if not conditional(schedule, block):
                 schedule.annotate(outer, PEEL, 1)
         return
@@ -70,14 +71,15 @@ def _spatial_extents(schedule: Schedule, block: SBlockRV) -> list[int]:
 
 
 def _width(schedule: Schedule, reducing: list[SBlockRV], lanes: int) -> int:
-    """Several vectors at a time, if all rows divide into them: sums that do not wait for each other."""
+    """The number of elements computed at a time: several vectors if they divide all rows, so that their
+    sums do not depend on each other."""
     rows = [int(schedule.get(schedule.get_loops(block)[-1]).extent) for block in reducing]
     several = (n * lanes for n in (4, 2) if lanes > 1 and all(row % (n * lanes) == 0 for row in rows))
     return next(several, lanes)
 
 
 def _reduce_in_lanes(schedule: Schedule, block: SBlockRV, lanes: int) -> None:
-    """Give every lane a partial result of its own, if the innermost dimension divides into vectors."""
+    """Give every lane its own partial result, if vectors divide the innermost dimension."""
     loops = schedule.get_loops(block)
     spatial = len(_spatial_extents(schedule, block))
     innermost = int(schedule.get(loops[-1]).extent)

@@ -1,5 +1,5 @@
-"""Convolution and matrix product: a tile of pixels × channels stays in registers while the
-reduction runs; bias, residual and activation are applied to it before it is written once.
+"""Convolution and matrix product: a tile of pixels × channels stays in registers during the reduction.
+Bias, residual and activation are applied to it before it is written, once.
 
 The reduction loop is not unrolled: Cranelift keeps every unrolled load live to the end of the block and
 spills, and V8 loses the offsets in its addresses.
@@ -28,8 +28,8 @@ from wasmgraph.compiler.schedule.blocks import (
 from wasmgraph.compiler.schedule.decisions import Decision, Scheduled, Tile, decide_chunked, decide_tile
 from wasmgraph.targets import Target
 
-# Where the group's axis is among the spatial axes of ``acc``, by how many of those there are:
-# conv2d_compute, depthwise_compute (none), pointwise_compute.
+# The position of the group's axis among the spatial axes of ``acc``, by the number of spatial axes:
+# conv2d_compute, depthwise_compute (no such axis), pointwise_compute.
 _GROUP_AXIS = {6: 1, 5: None, 4: 0}
 
 
@@ -38,7 +38,7 @@ def _spatial(schedule: Schedule, block: SBlockRV) -> list[IterVar]:
 
 
 def _packed(schedule: Schedule, acc: SBlockRV) -> int:
-    """Channels of one block of weights."""
+    """The number of channels in a block of weights."""
     return int(_spatial(schedule, acc)[-1].dom.extent)
 
 
@@ -49,7 +49,7 @@ def _extent(schedule: Schedule, loop: LoopRV) -> int:
 def follow(
     decision: Decision | None, schedule: Schedule, acc: SBlockRV, pixel: LoopRV, target: Target
 ) -> Tile:
-    """The decision, if it is a tile; otherwise the target's own tile for so many pixels."""
+    """Return ``decision`` if it is a tile, otherwise the target's own tile for the loop's pixels."""
     if isinstance(decision, Tile):
         return decision
     return decide_tile(_extent(schedule, pixel), _packed(schedule, acc), target)
@@ -58,8 +58,9 @@ def follow(
 def _parts(
     schedule: Schedule, spatial: tuple[int, ...], rank: int | None = None
 ) -> tuple[SBlockRV, SBlockRV, list[LoopRV]] | None:
-    """The accumulating block, the block that writes the output, and that block's loops. None if the first
-    has not one of ``spatial`` many axes, or the other not ``rank`` loops (any number from 2 on)."""
+    """Return the accumulating block, the block that writes the output, and the latter's loops. None if the
+    number of the accumulating block's spatial axes is not in ``spatial``, or if the output block does not
+    have ``rank`` loops (by default, at least 2)."""
     acc, last = find(schedule, "acc"), output(schedule)
     if acc is None or last is None or len(_spatial(schedule, acc)) not in spatial:
         return None
@@ -68,7 +69,7 @@ def _parts(
 
 
 def _group_channels(schedule: Schedule, acc: SBlockRV, channel: LoopRV) -> int:
-    """Output channels of one group."""
+    """The number of output channels in a group."""
     axes = _spatial(schedule, acc)
     index = _GROUP_AXIS[len(axes)]
     channels = int(schedule.get(channel).extent)
@@ -80,7 +81,7 @@ def schedule_conv2d(
 ) -> Scheduled | None:
     """Direct convolution (``operators.conv2d_compute``): channel block, row, pixel tile, reduction.
 
-    Also takes the 1×1 convolutions whose rows ``schedule_pointwise`` cannot join.
+    Also schedules the 1×1 convolutions whose rows ``schedule_pointwise`` cannot join.
     """
     parts = _parts(schedule, (4, 5, 6), 4)
     if parts is None or BATCHED in schedule.get(parts[0]).annotations:
@@ -174,9 +175,9 @@ def tile(
 ) -> None:
     """Tile ``pixel`` × ``channel`` of ``last`` and compute ``acc`` for each tile in registers.
 
-    From the outside in: ``outer``, blocks of channels, ``rows``, tiles of pixels; chunks of pixels, if they
-    are so decided, around as many blocks as the decision says. The loops inside the loop over blocks use
-    one block's weights, which stay in the cache.
+    The loops, from the outside in: ``outer``, blocks of channels, ``rows``, tiles of pixels. If the
+    decision has chunks, a loop over chunks of pixels is around as many blocks as the decision says. The
+    loops inside the loop over blocks use one block's weights, which stay in the cache.
     """
     inline_between(schedule, acc, last)
     packed = _packed(schedule, acc)
@@ -193,8 +194,8 @@ def tile(
     schedule.reorder(*outer, *blocks, *rows, tile, within, lane)
     schedule.compute_at(acc, tile, preserve_unit_loops=True)
     schedule.set_scope(acc, 0, "local")
-    # Below the tile: every spatial axis of acc again (unit loops but for pixel and lane), then
-    # the reduction axes.
+    # Inside the tile: every spatial axis of acc again (unit loops except for pixel and lane), then the
+    # reduction axes.
     own = schedule.get_loops(acc)[len(outer) + len(blocks) + len(rows) + 1 :]
     spatial = len(_spatial(schedule, acc))
     own_pixel, own_lane, reduction = own[spatial - 2], own[spatial - 1], own[spatial:]

@@ -1,5 +1,5 @@
-"""Winograd convolution: both transforms in registers, a vector of channels at a time; between
-them one matrix product for each position of the tile, under the same register tile as ``dense``.
+"""Winograd convolution. Both transforms are computed in registers, one vector of channels at a time.
+Between them is one matrix product for each position of the tile, with the same register tile as ``dense``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from wasmgraph.targets import Target
 def schedule_winograd(
     schedule: Schedule, target: Target, decision: Decision | None = None
 ) -> Scheduled | None:
-    """The blocks of ``winograd.winograd_compute``, and what was fused behind them."""
+    """Schedule the blocks of ``winograd.winograd_compute`` and the operators that were fused after them."""
     names = ("gather", "rows", "transformed", "acc", "product", "columns", "tiles")
     found = {name: find(schedule, name) for name in names}
     last = output(schedule)
@@ -30,7 +30,8 @@ def schedule_winograd(
         vectorize_copy(schedule, padding, target.lanes)
     _input(schedule, found["gather"], found["rows"], found["transformed"], target)
     position, pixel, channel = schedule.get_loops(found["product"])
-    # A position at a time: its slice of the transformed input stays in the cache for all channels.
+    # One position at a time, so that its slice of the transformed input stays in the cache for all
+    # channels.
     chosen = follow(decision, schedule, found["acc"], pixel, target)
     tile(schedule, found["acc"], found["product"], pixel, channel, target, chosen, outer=[position])
     _output(schedule, found["columns"], found["tiles"], last, target)
@@ -38,7 +39,7 @@ def schedule_winograd(
 
 
 def _below(schedule: Schedule, block: SBlockRV, at: LoopRV) -> None:
-    """Compute ``block`` at a loop, its small spatial loops unrolled, its channels a vector."""
+    """Compute ``block`` at a loop, with its small spatial loops unrolled and its channels vectorised."""
     depth = len(schedule.get_loops(block))
     schedule.compute_at(block, at, preserve_unit_loops=True)
     schedule.set_scope(block, 0, "local")

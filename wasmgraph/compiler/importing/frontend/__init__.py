@@ -1,7 +1,7 @@
-"""Stage 2, second half: a bound ONNX model becomes a Relax module.
+"""Stage 2, second half: converts a bound ONNX model to a Relax module.
 
 ``graph.py`` walks the graph; ``converters/`` has one file for each family of operators that TVM's
-frontend lacks or converts otherwise than ONNX defines.
+frontend lacks or does not convert as ONNX defines them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ Converted = tuple[
 
 
 def convert(proto: onnx.ModelProto, name: str, weights: Mapping[str, Array] | None = None) -> Converted:
-    """A model whose inputs have static shapes; ``name`` is for errors, ``weights`` lie apart from it.
+    """Convert a model whose inputs have static shapes. ``name`` is for error messages; ``weights`` are
+    tensors that are stored outside ``proto``.
 
     Returns
     -------
@@ -49,9 +50,9 @@ def convert(proto: onnx.ModelProto, name: str, weights: Mapping[str, Array] | No
     Raises
     ------
     UnsupportedOperatorError
-        An operator, or this use of it, has no implementation.
+        The model uses an operator, or a variant of it, that has no implementation.
     ModelError
-        It does not fit together, its shapes depend on data, or its inputs or outputs are no tensors.
+        The model is inconsistent, its shapes depend on data, or an input or output is not a tensor.
     """
     inputs, declared = check_border(proto, name)
     builder = relax.BlockBuilder()
@@ -77,12 +78,12 @@ def convert(proto: onnx.ModelProto, name: str, weights: Mapping[str, Array] | No
 
 
 def check_border(proto: onnx.ModelProto, name: str) -> tuple[list[TensorSpec], dict[str, str]]:
-    """The specs of the inputs that are fed, and the outputs' dtypes.
+    """Return the specs of the inputs that are fed, and the outputs' dtypes.
 
     Raises
     ------
     ModelError
-        An input or output is no tensor, or is of a dtype that none can have.
+        An input or output is not a tensor, or has a dtype that inputs and outputs cannot have.
     """
     constants = {tensor.name for tensor in proto.graph.initializer}
     inputs = [_spec(v, name) for v in proto.graph.input if v.name not in constants]
@@ -90,7 +91,7 @@ def check_border(proto: onnx.ModelProto, name: str) -> tuple[list[TensorSpec], d
 
 
 def _leave(value: Value, declared: tuple[str, str], walk: Walk) -> Value:
-    """An output in the dtype that the model declares: float16 is computed in float32."""
+    """Convert an output to the dtype that the model declares: float16 is computed in float32."""
     name, dtype = declared
     if value is None or isinstance(value, list):
         raise ModelError(f"its output {name!r} is a sequence or absent; outputs must be tensors")

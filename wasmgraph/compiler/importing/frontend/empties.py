@@ -1,5 +1,5 @@
-"""Operators over tensors without elements, which are known whoever fed them: caches before the first step,
-batches of nothing, selections that select nothing.
+"""Operators on tensors without elements: caches before the first step, empty batches, empty selections.
+Their values are known at compile time, even if they are inputs.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ def is_empty(value: Value) -> bool:
 
 
 def without_elements(node: onnx.NodeProto, inputs: Sequence[Value], opset: int) -> list[Value] | None:
-    """The outputs of a node whose inputs or outputs are empty; None where its converter finds them.
+    """Return the outputs of a node whose inputs or outputs are empty; None if its converter has to find
+    them.
 
     Raises
     ------
     ModelError
-        It would read an element of a tensor that has none.
+        The node would read an element of an empty tensor.
     """
     if domain_of(node) or not any(map(_matters, inputs)) or any(isinstance(v, list) for v in inputs):
         return None
@@ -45,7 +46,7 @@ def without_elements(node: onnx.NodeProto, inputs: Sequence[Value], opset: int) 
     if zeros and all(value is None or is_empty(value) for value in zeros):
         return zeros
     if kind == "ReduceMean" and is_empty(data):
-        return zeros  # ONNX leaves it open; onnxruntime, which may have folded another such node, says 0
+        return zeros  # undefined in ONNX; 0 in onnxruntime, which may have folded another such node
     if kind in _SCATTERS and is_empty(inputs[1]):
         return [data]
     if not is_empty(data):
@@ -58,14 +59,14 @@ def without_elements(node: onnx.NodeProto, inputs: Sequence[Value], opset: int) 
 
 
 def _matters(value: Value) -> bool:
-    """Whether a value is empty, or can be a shape or count that makes an output empty."""
+    """Whether a value is empty, or may be a shape or count that makes an output empty."""
     if not isinstance(value, np.ndarray):
         return False
     return not value.size or (value.size <= _FEW and value.dtype.kind == "i" and not value.all())
 
 
 def _zeros(node: onnx.NodeProto, inputs: Sequence[Value], opset: int) -> list[Value] | None:
-    """Zeros in the shapes that ONNX infers for the outputs; None if it does not infer all of them."""
+    """Zeros in the shapes that ONNX infers for the outputs; None if it cannot infer all of them."""
     alone = onnx.NodeProto()
     alone.CopyFrom(node)
     del alone.input[:]
@@ -78,7 +79,7 @@ def _zeros(node: onnx.NodeProto, inputs: Sequence[Value], opset: int) -> list[Va
         inferred = onnx.shape_inference.infer_node_outputs(
             schema(node, opset), alone, types, few, opset_imports=[helper.make_opsetid("", opset)]
         )
-    except Exception:  # the converter says what is wrong, if anything is
+    except Exception:  # if the node is invalid, its converter reports that
         return None
     zeros: list[Value] = []
     for name in alone.output:
@@ -92,7 +93,7 @@ def _zeros(node: onnx.NodeProto, inputs: Sequence[Value], opset: int) -> list[Va
 
 
 def _without_steps(node: onnx.NodeProto, inputs: Sequence[Value]) -> list[Value] | None:
-    """What a recurrent layer makes of a sequence of no steps: its state stays as it was."""
+    """The outputs of a recurrent layer for a sequence without steps: the state is unchanged."""
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     batchwise = bool(attributes.get("layout", 0))
     shape, dtype = shape_of(inputs[0]), dtype_of(inputs[0])

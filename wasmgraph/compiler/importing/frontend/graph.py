@@ -1,8 +1,8 @@
-"""The walk through an ONNX graph: what is known is computed now, the rest becomes Relax.
+"""The walk through an ONNX graph: known values are computed during the walk, the rest becomes Relax.
 
 Shapes are static, so everything that only depends on shapes and constants is known here: conditions,
-trip counts, axes, sizes. Control flow over known values is walked as it would run. What is left is a
-straight line of tensor operators.
+trip counts, axes, sizes. Control flow over known values is executed during the walk: branches are chosen
+and loops are unrolled. The result is a straight line of tensor operators.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ from wasmgraph.compiler.importing.static_inputs import STATIC_INPUTS
 from wasmgraph.compiler.tvm_private import frontend_converters, onnx_input
 from wasmgraph.errors import ModelError, UnsupportedOperatorError, WasmgraphError
 
-# The opset of operators that converters use to express others.
+# The opset of the operators by which converters express other operators.
 OWN_OPSET = 21
-_OPAQUE = 8  # what TVM's fusion calls a kernel that it cannot look into
+_OPAQUE = 8  # TVM's kind of kernel that fusion must leave alone
 
 
 @dataclass
 class Operator:
-    """One node as its converter sees it. Calling it applies another operator::
+    """One node, as its converter gets it. Calling this object applies another operator::
 
     op("Add", a, b)      # ONNX's Add, of opset OWN_OPSET
     """
@@ -65,7 +65,7 @@ class Operator:
         self.attributes = {a.name: helper.get_attribute_value(a) for a in self.node.attribute}
 
     def __call__(self, operator: str, *inputs: Value, outputs: int = 1, **attributes: Any) -> Any:
-        """The output of another operator, or all of several."""
+        """Apply another operator; return its output, or a list of its outputs if there are several."""
         names = [f"o{i}" for i in range(outputs)]
         node = helper.make_node(operator, [f"i{i}" for i in range(len(inputs))], names, **attributes)
         operands = [np.asarray(v) if isinstance(v, np.generic) else v for v in inputs]
@@ -83,19 +83,19 @@ class Operator:
 
     @property
     def outputs(self) -> int:
-        """How many outputs somebody may use: up to the last that has a name."""
+        """The number of outputs that may be used: all up to the last one that has a name."""
         return max((i + 1 for i, name in enumerate(self.node.output) if name), default=0)
 
     def emit(self, expr: relax.Expr) -> relax.Expr:
-        """Bind a Relax expression; its variable."""
+        """Bind a Relax expression; return its variable."""
         return self.walk.builder.emit(expr)
 
     def te(self, compute: Callable[..., Any], *inputs: Value) -> relax.Expr:
-        """Bind what a function of TE tensors computes."""
+        """Bind the result of a function of TE tensors."""
         return self.walk.te(compute, *inputs, name=self.node.op_type.lower())
 
     def tvm(self, *inputs: Value, without: Sequence[str] = (), **attributes: Any) -> Any:
-        """What TVM's frontend makes of this operator, with some attributes other than the node's."""
+        """Convert this operator by TVM's frontend, with some attributes changed or removed."""
         node = onnx.NodeProto()
         node.CopyFrom(self.node)
         kept = [a for a in self.node.attribute if a.name not in attributes and a.name not in without]
@@ -104,14 +104,14 @@ class Operator:
         return self.walk.convert_by_tvm(node, list(inputs), self.opset)
 
     def function(self, *inputs: Value) -> list[Value]:
-        """What ONNX says this operator is made of, walked."""
+        """Walk the function body by which ONNX defines this operator."""
         body = function_body(self.node, list(inputs), self.opset)
         if body is None:
             raise self.unsupported("has no function body for inputs of these types")
         return self.walk.call(body, self.node, list(inputs))
 
     def subgraph(self, attribute: str, *inputs: Value) -> list[Value]:
-        """Walk the graph in an attribute, which sees the names around this node."""
+        """Walk the graph in an attribute. It can refer to the names in the scope of this node."""
         graph = self.attributes[attribute]
         scope = {**self.scope, **dict(zip((v.name for v in graph.input), inputs, strict=True))}
         return self.walk.graph(graph, scope, self.walk.opsets)
@@ -123,20 +123,20 @@ class Operator:
 
 @dataclass
 class Walk:
-    """One import. ``builder`` is inside of ``main``; ``functions`` are the model's own."""
+    """The state of one import. ``builder`` is inside ``main``; ``functions`` are defined by the model."""
 
     builder: relax.BlockBuilder
     opsets: Mapping[str, int]
     functions: Mapping[tuple[str, str], onnx.FunctionProto]
     done: Callable[[int], None] = lambda _: None
     checks: list[tuple[IndexCheck, relax.Expr]] = field(default_factory=list)
-    # What must be true for the results of the nodes at hand to be used; None if they are in any case.
+    # The results of the current nodes are used only if this holds; None if they are used in any case.
     condition: Value = None
-    where: tuple[str, str] = ("", "")  # place and operator of the innermost named node at hand
+    where: tuple[str, str] = ("", "")  # place and operator of the innermost current node with a name
 
     @contextlib.contextmanager
     def only_if(self, condition: Value, apply: Callable[..., Any]) -> Iterator[None]:
-        """In this block nodes are applied whose results are used where ``condition`` holds."""
+        """Mark the nodes applied in this block: their results are only used where ``condition`` holds."""
         outer = self.condition
         self.condition = condition if outer is None else apply("And", outer, condition)
         try:
@@ -145,18 +145,18 @@ class Walk:
             self.condition = outer
 
     def te(self, compute: Callable[..., Any], *inputs: Value, name: str, alone: bool = False) -> relax.Expr:
-        """Bind what a function of TE tensors computes, in a kernel of that name; if ``alone`` nothing is
-        fused with it."""
+        """Bind the result of a function of TE tensors, in a kernel of that name. With ``alone``, nothing is
+        fused with the kernel."""
         operands = [expression(value) for value in inputs]
         attributes = {"op_pattern": _OPAQUE} if alone else None
         found = self.builder.call_te(compute, *operands, primfunc_name_hint=name, primfunc_attrs=attributes)
         return self.builder.emit(found)
 
     def enter(self, tensor: relax.Expr) -> Value:
-        """A tensor as converters get it: one without elements is known, and float16 is float32.
+        """Return a tensor in the form that converters expect: empty tensors are known, float16 is float32.
 
-        float16 is what tensors are stored in: arithmetic on it is done in float32 and rounded where the
-        graph casts, as onnxruntime does on processors without it.
+        float16 is only a storage format. Arithmetic on it is done in float32 and rounded where the graph
+        casts, as onnxruntime does on processors without float16 arithmetic.
         """
         shape = static_shape(tensor.ty)
         if 0 in shape:
@@ -166,7 +166,7 @@ class Walk:
     def graph(
         self, graph: onnx.GraphProto, scope: dict[str, Value], opsets: Mapping[str, int]
     ) -> list[Value]:
-        """The outputs of a graph; ``scope`` has its inputs and what it sees besides."""
+        """Return a graph's outputs. ``scope`` has its inputs and the values of the scope around it."""
         for tensor in graph.initializer:
             scope[tensor.name] = known(numpy_helper.to_array(tensor))
         self.nodes(graph.node, scope, opsets)
@@ -175,7 +175,7 @@ class Walk:
     def nodes(
         self, nodes: Sequence[onnx.NodeProto], scope: dict[str, Value], opsets: Mapping[str, int]
     ) -> None:
-        """Apply nodes in their order, which ONNX says is topological."""
+        """Apply nodes in their order, which ONNX requires to be topological."""
         for number, node in enumerate(nodes):
             inputs = [scope[name] if name else None for name in node.input]
             with _naming(node), self._at(node):
@@ -253,10 +253,10 @@ class Walk:
         if isinstance(found, tvm.ir.GenericConst):
             return [known(array_of(found))]
         if not isinstance(found, relax.Var):
-            # Not bound yet: the builder does that at the first use, which lets a residual's bias be added
-            # where its sum is, and kernels of equal blocks be equal.
+            # The expression is not bound yet: the builder binds it at its first use. A residual block's
+            # bias is then added next to its sum, and equal blocks get equal kernels.
             found = self.builder.normalize(found)
-            if isinstance(found, relax.TupleGetItem):  # TVM's converters know calls and variables only
+            if isinstance(found, relax.TupleGetItem):  # TVM's converters accept only calls and variables
                 found = self.builder.emit(found)
         if isinstance(found.ty, relax.TupleType):
             fields = range(len(found.ty.fields))
@@ -270,7 +270,7 @@ def _place(node: onnx.NodeProto) -> str:
 
 @contextlib.contextmanager
 def _naming(node: onnx.NodeProto) -> Iterator[None]:
-    """Say in an error at which node it happened: the innermost that has a name."""
+    """Add to an error the node at which it happened: the innermost one with a name."""
     where = _place(node)
     try:
         yield
@@ -279,7 +279,7 @@ def _naming(node: onnx.NodeProto) -> Iterator[None]:
             error.node = where  # type: ignore[attr-defined]
             error.args = (f"{where} ({node.op_type}): {error}",)
         raise
-    except Exception as error:  # converters, ours and TVM's, raise whatever they meet
+    except Exception as error:  # converters, including TVM's, raise errors of any class
         last = (str(error).strip() or repr(error)).splitlines()[-1]
         located = ModelError(f"{where} ({node.op_type}): {last}")
         located.node = where  # type: ignore[attr-defined]

@@ -1,8 +1,8 @@
-"""float16 to float32 and back, in integer arithmetic: LLVM would call functions of the C library, one
-element at a time, and for wasm some of those do not agree with their callers.
+"""float16 to float32 and back, in integer arithmetic. LLVM would call functions of the C library, one
+element at a time, and for wasm some of those are incompatible with their callers.
 
-Both are exact but for rounding to the nearest even, with the usual tricks of exponents (Fabian Giesen,
-"Half to float done quick", 2012).
+Both conversions are exact except for rounding to nearest even. They use the well-known exponent tricks
+(Fabian Giesen, "Half to float done quick", 2012).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def decode(data: te.Tensor) -> te.Tensor:
     def one(*index: Any) -> Any:
         bits = _bits(data(*index), "uint16").astype("uint32")
         magnitude, sign = bits & _u32(0x7FFF), (bits & _u32(0x8000)) << _u32(16)
-        # 2**112 moves the exponent from one bias to the other, subnormal numbers included.
+        # Multiplying by 2**112 changes the exponent's bias, for subnormal numbers too.
         scaled = _bits(magnitude << _u32(13), "float32") * _bits(_u32(239 << 23), "float32")
         special = tirx.Select(magnitude >= _u32(0x7C00), _u32(0x7F800000), _u32(0))
         return _bits(_bits(scaled, "uint32") | special | sign, "float32")
@@ -49,7 +49,7 @@ def _encoded(value: Any) -> Any:
 
 
 def encode(data: te.Tensor) -> te.Tensor:
-    """Numbers → float16, rounded to the nearest, ties to even."""
+    """Floats → float16, rounded to the nearest, ties to even."""
 
     def one(*index: Any) -> Any:
         return _bits(_encoded(data(*index)).astype("uint16"), "float16")

@@ -1,4 +1,4 @@
-"""Which operators there are, and who converts them."""
+"""The registry of operators and their converters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wasmgraph.compiler.tvm_private import frontend_converters
 
 # Operators whose result depends on their input's shape alone.
 SHAPE_ONLY = {"EyeLike", "Shape", "Size"}
-# TVM's frontend has these, but not as ONNX defines them.
+# Operators that TVM's frontend does not convert as ONNX defines them.
 _NOT_TVMS = {
     "AllClassNMS",
     "Attention",
@@ -27,13 +27,13 @@ _NOT_TVMS = {
 }
 
 
-# Of an Operator (graph.py) and its inputs, to its output or a tuple of outputs.
+# A function of an Operator (graph.py) and its inputs that returns its output or a tuple of outputs.
 Converter = Callable[..., Any]
 CONVERTERS: dict[tuple[str, str], Converter] = {}
 
 
 def converts(*operators: str, domain: str = "") -> Callable[[Converter], Converter]:
-    """Register a converter: a function of an :class:`Operator` and its inputs to its outputs."""
+    """Register a converter: a function of an :class:`Operator` and its inputs that returns its outputs."""
 
     def register(converter: Converter) -> Converter:
         CONVERTERS.update({(domain, operator): converter for operator in operators})
@@ -48,7 +48,7 @@ def tvm_has(domain: str, kind: str) -> bool:
 
 
 def missing(proto: onnx.ModelProto) -> dict[str, list[str]]:
-    """Operators without an implementation, each with the nodes that use it; subgraphs and functions too."""
+    """Operators without an implementation, with the nodes that use them, in subgraphs and functions too."""
     found: dict[str, list[str]] = {}
     own = {(f.domain, f.name) for f in proto.functions}
     opsets = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in proto.opset_import}
@@ -74,7 +74,7 @@ def missing(proto: onnx.ModelProto) -> dict[str, list[str]]:
 
 
 def implemented(domain: str, kind: str, opset: int) -> bool:
-    """Whether an operator can be converted, by us, by TVM, or by what ONNX says it is made of."""
+    """Whether an operator can be converted: by this package, by TVM, or by ONNX's function body for it."""
     if (domain, kind) in CONVERTERS or tvm_has(domain, kind) or (not domain and kind in SHAPE_ONLY):
         return True
     found = schema(helper.make_node(kind, [], [], domain=domain), opset)

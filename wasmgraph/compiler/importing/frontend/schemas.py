@@ -1,4 +1,4 @@
-"""What ONNX itself says of an operator: its schema, its reference implementation, its function body."""
+"""ONNX's own definition of an operator: its schema, its reference implementation, its function body."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from onnx import helper
 
 from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, is_known, shape_of
 
-# What ONNX's reference warns of is the model's business, or overflows as numpy does. The filter stays: a
-# filter for the time of a call would be every thread's.
+# Warnings from ONNX's reference implementation concern the model itself, or are numpy's about overflows.
+# The filter is permanent: one that is set for the time of a call would affect all threads anyway.
 warnings.filterwarnings("ignore", module=r"onnx\.reference")
 
 
@@ -25,14 +25,16 @@ def domain_of(node: onnx.NodeProto) -> str:
 
 
 def schema(node: onnx.NodeProto, opset: int) -> Any:
-    """A node's ``OpSchema`` (whose type stubs lack what we need of it); None for a foreign operator."""
+    """A node's ``OpSchema`` (its type stubs are incomplete); None for an operator that ONNX does not
+    define."""
     try:
         return onnx.defs.get_schema(node.op_type, opset, domain_of(node))
     except onnx.defs.SchemaError:
         return None
 
 
-# Where ONNX leaves a result open, or its reference has another than compiled code: converters fold these.
+# Operators whose result ONNX leaves open, or computes otherwise than compiled code in its reference
+# implementation. Converters fold these.
 _OWN = ("CastLike", "DynamicQuantizeLinear", "MaxPool", "QuantizeLinear", "ReduceLogSumExp")
 
 
@@ -54,7 +56,7 @@ def _left_open(node: onnx.NodeProto, inputs: Sequence[Value]) -> bool:
 
 
 def deterministic(node: onnx.NodeProto, opset: int) -> bool:
-    """Whether equal inputs give equal outputs, and ONNX's reference can be asked for them."""
+    """Whether equal inputs give equal outputs, and ONNX's reference can compute them."""
     found = schema(node, opset)
     subgraphs = any(a.type in (a.GRAPH, a.GRAPHS) for a in node.attribute)
     determined = onnx.defs.OpSchema.NodeDeterminism.Deterministic
@@ -62,7 +64,7 @@ def deterministic(node: onnx.NodeProto, opset: int) -> bool:
 
 
 def evaluate(node: onnx.NodeProto, inputs: Sequence[Value], opset: int) -> list[Value] | None:
-    """The outputs by ONNX's reference implementation; None if that has none."""
+    """The outputs by ONNX's reference implementation; None if it cannot compute them."""
     alone = onnx.NodeProto()
     alone.CopyFrom(node)
     feeds = {f"i{i}": value for i, value in enumerate(inputs) if value is not None}
@@ -77,14 +79,14 @@ def evaluate(node: onnx.NodeProto, inputs: Sequence[Value], opset: int) -> list[
     try:
         with np.errstate(all="ignore"):
             found = onnx.reference.ReferenceEvaluator(model).run(None, feeds)
-    except Exception:  # it has gaps; the converter then says what is wrong, if anything is
+    except Exception:  # it has gaps; if the node is invalid, its converter reports that
         return None
     results = dict(zip(filter(None, alone.output), found, strict=True))
     return [known(results.get(name)) for name in alone.output]
 
 
 def known(value: Any) -> Value:
-    """A known tensor or sequence as converters get it: float16 is float32."""
+    """Return a known tensor or sequence in the form that converters expect: float16 becomes float32."""
     if isinstance(value, list):
         return [known(item) for item in value]
     array = np.asarray(value)
@@ -92,7 +94,7 @@ def known(value: Any) -> Value:
 
 
 def function_body(node: onnx.NodeProto, inputs: list[Value], opset: int) -> onnx.FunctionProto | None:
-    """What ONNX says an operator is made of, for inputs of these types; None if it does not say."""
+    """ONNX's function body for an operator with inputs of these types; None if there is none."""
     found = schema(node, opset)
     if found is None:
         return None
@@ -112,7 +114,7 @@ def function_body(node: onnx.NodeProto, inputs: list[Value], opset: int) -> onnx
 
 
 def type_of(value: Value) -> onnx.TypeProto:
-    """A value's type as ONNX writes it."""
+    """A value's type as an ONNX ``TypeProto``."""
     if value is None:
         return onnx.TypeProto()
     if isinstance(value, list):
@@ -122,7 +124,7 @@ def type_of(value: Value) -> onnx.TypeProto:
 
 
 def input_name(node: onnx.NodeProto, position: int, opset: int) -> str:
-    """What ONNX calls an operator's input; its position if ONNX does not know the operator."""
+    """ONNX's name for an operator's input; its position if ONNX does not define the operator."""
     found = schema(node, opset)
     return str(found.inputs[position].name) if found is not None else f"input {position}"
 
@@ -134,7 +136,7 @@ def instantiate(function: onnx.FunctionProto, call: onnx.NodeProto) -> list[onnx
 
 
 def _bind_attributes(node: onnx.NodeProto, given: Mapping[str, onnx.AttributeProto]) -> onnx.NodeProto:
-    """A node of a function with its references to the function's attributes replaced, in subgraphs too."""
+    """Copy a function's node and replace its references to the function's attributes, in subgraphs too."""
     bound = onnx.NodeProto()
     bound.CopyFrom(node)
     del bound.attribute[:]

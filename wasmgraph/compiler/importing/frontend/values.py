@@ -1,4 +1,4 @@
-"""What flows along the edges of an ONNX graph while it is being imported."""
+"""The values on the edges of an ONNX graph during import."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from wasmgraph.compiler.sizes import numbers
 from wasmgraph.errors import ModelError
 from wasmgraph.tensors import Array
 
-# A tensor that is known now (numpy), one that is known when the graph runs (Relax), a sequence, or an
-# input that is not given.
+# A tensor that is known at compile time (numpy), one that is computed when the graph runs (Relax), a
+# sequence, or None for an input that is not given.
 Value: TypeAlias = "Array | relax.Expr | list[Value] | None"
 
 
 @dataclass(frozen=True)
 class IndexCheck:
-    """What the indices of a node must lie between, both included: from ``-high - 1`` on, or from 0 or 1.
+    """The range of a node's indices: ``low`` to ``high``, both included. ``low`` is ``-high - 1``, 0 or 1.
 
-    An index has a *code* that grows with its distance from the range: twice the index, or for a negative
-    one twice its distance from ``low`` counted from ``high`` on, and 1. It is above :attr:`limit` where the
-    index is out of range. What is beyond 2**60 counts as that.
+    An index has a *code* that grows with its distance from the range. For an index >= 0 the code is twice
+    the index. For a negative index it is ``2 * (high + low - index) + 1``. The code is above :attr:`limit`
+    if the index is out of range. The distance ``~index`` or ``index`` is cut off at 2**60.
     """
 
     node: str
@@ -35,7 +35,7 @@ class IndexCheck:
 
     @property
     def limit(self) -> int:
-        """The greatest code of an index in range."""
+        """The largest code of an index in range."""
         return 2 * self.high + 1
 
     @property
@@ -64,7 +64,8 @@ DTYPES = (
 
 
 def is_known(value: Value) -> bool:
-    """Whether a value, or every item of a sequence, is known at compile time; what is absent is."""
+    """Whether a value, or every item of a sequence, is known at compile time; an absent value counts as
+    known."""
     if isinstance(value, list):
         return all(map(is_known, value))
     return value is None or isinstance(value, np.ndarray)
@@ -88,7 +89,7 @@ def static_shape(ty: tvm.ir.Type) -> tuple[int, ...]:
     Raises
     ------
     ModelError
-        It is not a tensor, or its shape is not static: then it depends on data.
+        ``ty`` is not a tensor type, or its shape is not static, which means that it depends on data.
     """
     if (
         isinstance(ty, relax.TensorType)
@@ -100,14 +101,14 @@ def static_shape(ty: tvm.ir.Type) -> tuple[int, ...]:
 
 
 def expression(value: Value) -> relax.Expr:
-    """A tensor as Relax sees it; known ones become constants of their own dtype."""
+    """Return a tensor as a Relax expression; a known tensor becomes a constant of its own dtype."""
     if not isinstance(value, np.ndarray):
         return value
     return constant(value)
 
 
 def scalar(value: Value, default: Any = None) -> Any:
-    """A known tensor of one element as a Python number; ``default`` where there is none."""
+    """A known tensor of one element as a Python number; ``default`` if the value is absent."""
     if value is None:
         return default
     return required(value).reshape(-1)[0].item()
@@ -119,7 +120,7 @@ def integers(value: Value) -> list[int]:
 
 
 def required(value: Value) -> Array:
-    """A tensor that must be known at compile time, because shapes depend on it."""
+    """Return a tensor that must be known at compile time, because shapes depend on it."""
     if isinstance(value, np.ndarray):
         return value
     raise ModelError("an input that decides shapes is computed from data; it must be a constant")

@@ -1,5 +1,6 @@
-/* A graph as a WASI command: inputs as raw bytes on standard input, one after the other, outputs in the same
-   way on standard output, until the input ends. Filled from a plan. */
+/* A graph as a WASI command. It reads inputs as raw bytes from standard input, one after the other, and
+writes
+   outputs in the same way to standard output, until the input ends. Generated from a plan. */
 typedef __INT32_TYPE__ int32_t;
 typedef __UINT32_TYPE__ uint32_t;
 typedef unsigned char byte;
@@ -29,7 +30,7 @@ static void put(int32_t file, const void *bytes, uint32_t length) {
 
 #define END(status, text) (put(MESSAGES, text "\n", sizeof text), proc_exit(status))
 
-/* The next inputs; 0 if nothing is left to read. */
+/* Read the next inputs; return 0 at the end of the input. */
 static int32_t next(void) {
     int32_t any = 0;
     for (uint32_t i = 0; i < @INPUT_COUNT@; ++i)

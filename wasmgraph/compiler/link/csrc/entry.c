@@ -1,5 +1,6 @@
-/* The entry of a graph: calls its kernels in order. Generated from a plan; `arena` and
-   `wasmgraph_params` are where its addresses begin. Returns 0, or an error's code (docs/abi.md). */
+/* The entry of a graph: calls its kernels in order. Generated from a plan, whose addresses are relative to
+`arena`
+   and `wasmgraph_params`. Returns 0 or an error code (docs/abi.md). */
 typedef __INT32_TYPE__ int32_t;
 typedef __INT64_TYPE__ int64_t;
 typedef unsigned char byte;
@@ -9,12 +10,9 @@ typedef unsigned char byte;
 
 extern byte wasmgraph_params[];
 
-#ifdef __wasm_atomics__
-/* Every thread goes through every step, and takes turns of its phases until none is left (pool.c). */
-extern int32_t wasmgraph_take(int32_t turns, int32_t threads, int32_t *end);
-extern int32_t wasmgraph_barrier(int32_t threads);
-#define SHARE , int32_t threads
-#define SHARED , threads
+#ifdef __wasm_atomics__ /* Every thread executes every step, and takes turns (iterations) of its phases
+until none is left (pool.c). */ extern int32_t wasmgraph_take(int32_t turns, int32_t threads, int32_t *end);
+extern int32_t wasmgraph_barrier(int32_t threads); #define SHARE , int32_t threads #define SHARED , threads
 #define PHASE(turns, work)                                                                      \
     for (int32_t end, begin; (begin = wasmgraph_take(turns, threads, &end)) < turns;)           \
         work;                                                                                   \
@@ -23,7 +21,7 @@ extern int32_t wasmgraph_barrier(int32_t threads);
 #define SHARE
 #define SHARED
 #ifdef WASI_PARAMS
-extern int32_t wasmgraph_load(void); /* params.c; with threads, pool.c sees to it */
+extern int32_t wasmgraph_load(void); /* params.c; with threads, pool.c calls it */
 #define LOAD int32_t missing = wasmgraph_load(); if (missing) return missing;
 #else
 #define LOAD
@@ -40,7 +38,7 @@ static int32_t step(byte *arena, int32_t index SHARE) {
     }
 }
 
-/* Whether an index was out of range: each check's code against its limit. */
+/* Whether an index was out of range: compares each check's code with its limit. */
 static int32_t checked(byte *arena) {
     (void)arena;
 @CHECKS@
@@ -56,7 +54,7 @@ static int32_t run(byte *arena SHARE) {
 
 #ifdef __wasm__
 _Alignas(64) byte wasmgraph_arena[@ARENA_BYTES@];
-/* Not 0: kernels run as LLVM made them, which is best in V8 (pipelining.py). */
+/* If not 0, kernels run as LLVM compiled them, which is fastest in V8 (pipelining.py). */
 int32_t wasmgraph_plain_loops;
 #ifdef __wasm_atomics__
 int32_t wasmgraph_shared_step(int32_t index SHARE) {
@@ -67,7 +65,7 @@ int32_t wasmgraph_run(void) { LOAD return run(wasmgraph_arena); }
 int32_t wasmgraph_step(int32_t index) { LOAD return step(wasmgraph_arena, index); }
 #endif
 #else
-/* A library is loaded once a process: each session brings its own arena, 64-byte aligned. */
+/* A library is loaded once per process, so each session passes its own arena, 64-byte aligned. */
 int32_t wasmgraph_native_run(byte *arena) { return run(arena); }
 int32_t wasmgraph_native_step(byte *arena, int32_t index) { return step(arena, index); }
 #endif

@@ -1,5 +1,6 @@
-/* Parameters from a file of the preopened directory, through WASI alone. The module knows the file's name,
-   length and SHA-256 (FIPS 180-4): nothing is computed on any other. Filled from a plan. */
+/* Reads parameters from a file in the preopened directory, through WASI alone. The module knows the file's
+name,
+   length and SHA-256 (FIPS 180-4), and runs with no other parameters. Generated from a plan. */
 typedef __INT32_TYPE__ int32_t;
 typedef __UINT32_TYPE__ uint32_t;
 typedef __UINT64_TYPE__ uint64_t;
@@ -12,7 +13,7 @@ WASI(path_open) int32_t path_open(int32_t folder, int32_t lookup, const char *pa
 WASI(fd_read) int32_t fd_read(int32_t file, const struct piece *pieces, int32_t count, uint32_t *got);
 WASI(fd_close) int32_t fd_close(int32_t file);
 
-#define FOLDER 3 /* the first that a host opens beforehand */
+#define FOLDER 3 /* file descriptor of the first preopened directory */
 #define RIGHT_TO_READ 2
 #define AT_ONCE (1u << 20) /* Wasmtime refuses to read more than its allowance of host memory in one call */
 enum { MISSING = 1, UNREADABLE, WRONG_LENGTH, WRONG_CONTENT };
@@ -50,7 +51,7 @@ static void absorb(uint32_t state[8], const byte *block) {
     for (int32_t i = 0; i < 8; ++i) state[i] += s[i];
 }
 
-/* The parameters are a multiple of 64 bytes long: what is padded is a block of its own. */
+/* The parameters are a multiple of 64 bytes long, so SHA-256's padding is a block of its own. */
 static int32_t as_expected(void) {
     uint32_t state[8] = {@INITIAL_STATE@};
     for (uint32_t at = 0; at < sizeof wasmgraph_params; at += 64) absorb(state, wasmgraph_params + at);
@@ -62,8 +63,8 @@ static int32_t as_expected(void) {
     return 1;
 }
 
-/* Read and check the parameters, once; 0, or what is wrong. Until they are there, no step is run. */
-int32_t wasmgraph_load(void) {
+/* Read and check the parameters, once. Return 0 or the reason for failure. No step runs before this
+succeeds. */ int32_t wasmgraph_load(void) {
     if (loaded) return 0;
     int32_t file;
     if (path_open(FOLDER, 0, name, sizeof name - 1, 0, RIGHT_TO_READ, 0, 0, &file)) return MISSING;

@@ -1,8 +1,10 @@
-/* The threads of a graph. All of them go through the whole job, take turns of every phase, and wait for
-   each other at barriers. One is the host's caller; the others are host threads that call wasmgraph_worker
-   once, each on an instance of its own with a stack of its own, over one shared memory.
+/* The threads of a graph. All of them execute the whole job, take turns (iterations) of every phase, and
+wait
+   for each other at barriers. One is the host's caller. The others are host threads that call
+   wasmgraph_worker once, each on its own instance with its own stack, over one shared memory.
 
-   Who waits first spins for a moment, because phases are short, and then sleeps in memory.atomic.wait32. */
+   A waiting thread first spins for a moment, because phases are short, and then sleeps in
+   memory.atomic.wait32. */
 typedef __INT32_TYPE__ int32_t;
 typedef _Atomic int32_t word;
 
@@ -12,16 +14,16 @@ extern int32_t wasmgraph_load(void);
 #endif
 
 #define WHOLE_RUN (-1)
-#define SPINS 20000 /* tens of microseconds: what waking a sleeping thread costs */
+#define SPINS 20000 /* tens of microseconds: the cost of waking a sleeping thread */
 
 static int32_t threads = 1; /* written before the first worker begins */
 static int32_t job_index;
-static word job;     /* how many jobs there have been; workers sleep on it */
-static word idle;    /* workers that wait for a job; thread 0 sleeps on it */
-static word turn;    /* how many barriers have been passed; sleepers at a barrier sleep on it */
-static word arrived; /* threads at the barrier */
-static word taken;   /* turns of this phase that a thread has begun */
-static word failed;  /* a thread trapped: nobody may wait for it */
+static word job;     /* number of jobs so far; workers sleep on it */
+static word idle;    /* number of workers that wait for a job; thread 0 sleeps on it */
+static word turn;    /* number of barriers passed so far; threads at a barrier sleep on it */
+static word arrived; /* number of threads at the barrier */
+static word taken;   /* number of turns of this phase that threads have taken */
+static word failed;  /* a thread trapped: the others must not wait for it */
 static word stopped;
 
 static void sleep_while(word *place, int32_t value) {
@@ -37,8 +39,9 @@ static void wait_for_workers(void) {
     for (int32_t now = idle; now != threads - 1; now = idle) sleep_while(&idle, now);
 }
 
-/* The next turns of a phase that nobody has begun: half of a thread's share of what is left, so that all
-   end together. A thread whose processor others use as well gets less. */
+/* Take the next turns of a phase: half of a thread's share of the remaining turns, so that all threads end
+at
+   about the same time. A thread whose processor is shared with other programs thus gets less work. */
 int32_t wasmgraph_take(int32_t turns, int32_t count, int32_t *end) {
     int32_t begin = taken;
     do {
@@ -69,7 +72,7 @@ static int32_t work(int32_t index) {
     int32_t missing = wasmgraph_load();
     if (missing) return missing;
 #endif
-    wait_for_workers(); /* after a failure they may still be on their way back */
+    wait_for_workers(); /* after a failure they may not have returned yet */
     failed = arrived = taken = 0;
     if (threads == 1) return wasmgraph_shared_step(index, 1);
     idle = 0;
@@ -84,7 +87,7 @@ static int32_t work(int32_t index) {
 int32_t wasmgraph_run(void) { return work(WHOLE_RUN); }
 int32_t wasmgraph_step(int32_t index) { return work(index); }
 
-/* How many threads there will be; before the first worker begins. */
+/* Set the number of threads. The host calls this before the first worker begins. */
 void wasmgraph_threads(int32_t count) { threads = count; }
 
 /* Serve jobs until wasmgraph_stop. */
@@ -100,8 +103,8 @@ int32_t wasmgraph_worker(void) {
     }
 }
 
-/* For the host, after a trap in any thread: release those who wait for it. A worker that trapped then
-   calls wasmgraph_worker again. */
+/* The host calls this after a trap in any thread, to release the threads that wait for it. A worker that
+   trapped then calls wasmgraph_worker again. */
 void wasmgraph_fail(void) {
     failed = 1;
     ++turn;

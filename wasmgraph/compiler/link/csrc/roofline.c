@@ -1,7 +1,8 @@
-/* What a core can do at most: multiply-add on registers, in two forms, and reading memory once.
-   Steps 0 and 1 are arithmetic, step 2 writes the whole arena, step 3 reads it. LANES, CHAINS, ROWS, COLUMNS and the
-   sizes are given on the command line; operands come from memory, so that nothing can be computed ahead. Of several
-   threads, each does the whole of the arithmetic and its part of the memory. */
+/* Measures a core's peak performance: multiply-add on registers, in two forms, and reading memory once.
+   Steps 0 and 1 are arithmetic, step 2 writes the whole arena, step 3 reads it. LANES, CHAINS, ROWS,
+   COLUMNS and the sizes are given on the command line. Operands come from memory, so that the compiler
+   cannot compute results. With several threads, each does all of the arithmetic and its share of the
+   memory. */
 typedef __INT32_TYPE__ int32_t;
 typedef unsigned char byte;
 typedef float vec __attribute__((vector_size(4 * LANES)));
@@ -28,8 +29,9 @@ static int32_t chains(byte *arena) {
     return 0;
 }
 
-/* A register tile, ROWS vectors by COLUMNS, that only reads the rows: products wait for nothing, so that a processor
-   with more units than CHAINS can keep busy is busy. */
+/* A register tile, ROWS vectors by COLUMNS. Products do not depend on each other, so that this also keeps a
+processor
+   busy that has more units than CHAINS chains can use. */
 static int32_t tile(byte *arena) {
     vec *cell = (vec *)arena;
     vec y[COLUMNS], a[ROWS][COLUMNS];

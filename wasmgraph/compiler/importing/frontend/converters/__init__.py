@@ -1,4 +1,4 @@
-"""Converters by family of operators; importing this registers them all."""
+"""Converters by family of operators; importing this package registers all of them."""
 
 from wasmgraph.compiler.importing.frontend.converters import (
     arithmetic,

@@ -15,14 +15,14 @@ from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, expres
 
 
 def cast_to(op: Operator, value: Value, dtype: str) -> Any:
-    """A tensor in another dtype."""
+    """Convert a tensor to another dtype."""
     if dtype_of(value) == dtype:
         return value
     return op("Cast", value, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
 
 def elementwise(op: Operator, function: Callable[..., Any], *inputs: Value) -> Any:
-    """Apply a function of scalar TE expressions to tensors that are broadcast to each other."""
+    """Apply a function of scalar TE expressions to the elements of tensors, with broadcasting."""
     shape = np.broadcast_shapes(*(shape_of(value) for value in inputs))
 
     def compute(*tensors: te.Tensor) -> te.Tensor:
@@ -34,20 +34,21 @@ def elementwise(op: Operator, function: Callable[..., Any], *inputs: Value) -> A
 
 @converts("Sum")
 def sum_(op: Operator, *terms: Value) -> Any:
-    """Additions one after the other: TVM would stack the terms and reduce the stack."""
+    """Sum by a chain of additions. TVM's converter would stack the terms and reduce the stack."""
     return reduce(lambda a, b: op("Add", a, b), terms)
 
 
 @converts("Max", "Min")
 def extreme(op: Operator, *terms: Value) -> Any:
-    """One after the other: TVM would stack the terms and reduce the stack. NaN wins (lower/floats.py)."""
+    """Max or Min by a chain of operators. TVM's converter would stack the terms and reduce the stack. NaN
+    is propagated (lower/floats.py)."""
     chosen = relax.op.maximum if op.node.op_type == "Max" else relax.op.minimum
     return reduce(lambda a, b: op.walk.settle(chosen(expression(a), expression(b)))[0], terms)
 
 
 @converts("Clip")
 def clip(op: Operator, data: Value, least: Value = None, most: Value = None) -> Any:
-    """A limit that is NaN is none; where the limits cross, the upper one holds."""
+    """A limit that is NaN is ignored; if the lower limit exceeds the upper one, the upper one applies."""
     dtype = dtype_of(data)
     if op.opset < 11:
         least, most = (np.array(op.attr(name), dtype) for name in ("min", "max"))
@@ -65,14 +66,14 @@ def clip(op: Operator, data: Value, least: Value = None, most: Value = None) -> 
 
 @converts("Sign")
 def sign(op: Operator, data: Value) -> Any:
-    """Of NaN, NaN."""
+    """The sign of NaN is NaN."""
     found = op.walk.settle(op.tvm(data))[0]
     return op("Where", op("IsNaN", data), data, found) if dtype_of(data).startswith("float") else found
 
 
 @converts("ThresholdedRelu")
 def thresholded_relu(op: Operator, data: Value) -> Any:
-    """What is not above the threshold, NaN among it, is 0."""
+    """Elements that are not above the threshold become 0; so does NaN."""
     dtype = dtype_of(data)
     above = op("Greater", data, np.array(op.attr("alpha", 1.0), dtype))
     return op("Where", above, data, np.array(0, dtype))
@@ -80,7 +81,7 @@ def thresholded_relu(op: Operator, data: Value) -> Any:
 
 @converts("IsInf")
 def is_inf(op: Operator, data: Value) -> Any:
-    """One comparison for each sign that is asked for."""
+    """Compare with infinity, once for each sign that the attributes select."""
     limits = [np.inf] * bool(op.attr("detect_positive", 1)) + [-np.inf] * bool(
         op.attr("detect_negative", 1)
     )
@@ -93,7 +94,7 @@ def is_inf(op: Operator, data: Value) -> Any:
 
 @converts("Softplus")
 def softplus(op: Operator, data: Value) -> Any:
-    """max(x, 0) + log1p(e^-|x|), which neither overflows nor loses small results."""
+    """max(x, 0) + log1p(e^-|x|), which does not overflow and keeps small results accurate."""
 
     def one(x: Any) -> Any:
         return te.max(x, tirx.const(0, x.ty.dtype)) + tirx.log1p(tirx.exp(-tirx.abs(x)))
@@ -115,7 +116,7 @@ def mish(op: Operator, data: Value) -> Any:
 
 @converts("Cosh", "Sinh")
 def hyperbolic(op: Operator, data: Value) -> Any:
-    """By exponentials; sinh near 0, where they cancel, by its series."""
+    """Compute by exponentials; near 0, where they cancel in sinh, by the power series."""
     even = op.node.op_type == "Cosh"
 
     def one(x: Any) -> Any:
@@ -136,7 +137,7 @@ def hyperbolic(op: Operator, data: Value) -> Any:
 
 @converts("BitShift")
 def bit_shift(op: Operator, data: Value, by: Value) -> Any:
-    """A shift by the width or more, or by less than nothing, shifts everything out."""
+    """A shift by the dtype's width or more, or by a negative number, gives 0."""
     dtype = dtype_of(data)
     width = 8 * np.dtype(dtype).itemsize
     left = op.attr("direction") == "LEFT"
@@ -145,7 +146,7 @@ def bit_shift(op: Operator, data: Value, by: Value) -> Any:
 
     def one(x: Any, y: Any) -> Any:
         zero, most = tirx.const(0, dtype), tirx.const(width - 1, dtype)
-        # TVM's simplifier does not take a comparison of unsigned numbers with 0.
+        # TVM's simplifier fails on a comparison of unsigned numbers with 0.
         inside = tirx.all(y >= zero, y <= most) if signed else y <= most
         amount = tirx.Select(inside, y, most)
         if left:
@@ -157,7 +158,7 @@ def bit_shift(op: Operator, data: Value, by: Value) -> Any:
 
 @converts("Pow")
 def pow_(op: Operator, base: Value, exponent: Value) -> Any:
-    """The result is of the base's dtype; an integer to the power of an integer is exact."""
+    """The result has the base's dtype; an integer to the power of an integer is exact."""
     dtype, other = dtype_of(base), dtype_of(exponent)
     if dtype.startswith("float"):
         return op.tvm(base, cast_to(op, exponent, dtype))
@@ -168,7 +169,7 @@ def pow_(op: Operator, base: Value, exponent: Value) -> Any:
     def one(x: Any, y: Any) -> Any:
         unit, zero = tirx.const(1, dtype), tirx.const(0, dtype)
         power, square = unit, x
-        for bit in range(6):  # from 64 on only powers of -1, 0 and 1 fit, and those repeat
+        for bit in range(6):  # exponents from 64 on: only powers of -1, 0, 1 fit, and those repeat
             odd = ((y >> tirx.const(bit, other)) & tirx.const(1, other)) == tirx.const(1, other)
             power = tirx.Select(odd, power * square, power)
             square = square * square
@@ -185,5 +186,5 @@ def prelu(op: Operator, data: Value, slope: Value) -> Any:
     """max(x, 0) + slope·min(x, 0)."""
     shape, zero = shape_of(data), np.array(0, dtype_of(data))
     if len(shape) > 1 and len(shape_of(slope)) == 1 and shape_of(slope)[0] not in (1, shape[-1]):
-        slope = op("Reshape", slope, np.array([-1] + [1] * (len(shape) - 2), np.int64))  # a channel
+        slope = op("Reshape", slope, np.array([-1] + [1] * (len(shape) - 2), np.int64))  # per channel
     return op("Add", op("Max", data, zero), op("Mul", slope, op("Min", data, zero)))

@@ -1,8 +1,8 @@
-"""Indices that are data: each is compared with its range when the graph runs, and none reaches beyond it.
+"""Range checks of indices that are data. Indices are compared with their range when the graph runs.
 
-A kernel of its own reduces the indices to one number, which the entry looks at when all kernels have run
-(``csrc/entry.c``). Until then an index beyond its range counts as the nearest within it, so that nothing
-outside of a tensor is read or written, whatever the indices are.
+For each check a separate kernel reduces the indices to one number, which the graph's entry examines when
+all kernels have run (``csrc/entry.c``). Until then, an index out of range is replaced by the nearest one in
+range, so no memory outside a tensor is read or written, whatever the indices are.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from wasmgraph.errors import ModelError
 
 
 def checked(op: Operator, indices: Value, size: int, first: int | None = None) -> Value:
-    """Indices into ``size`` elements as int32 from 0 on; negative ones count from the end.
+    """Check indices into ``size`` elements; return them as non-negative int32. Negative indices count from
+    the end.
 
-    With ``first`` those from ``first`` to ``size`` - 1 are accepted instead, and stay as they are.
+    With ``first``, indices from ``first`` to ``size`` - 1 are accepted instead, and are not changed.
 
     Raises
     ------
     ModelError
-        An index that is known now is out of range, and no condition may keep it from being used.
+        An index known at compile time is out of range, and is used unconditionally.
     """
     low = -size if first is None else first
     check_range(op, indices, IndexCheck(*op.walk.where, low, size - 1))
@@ -45,7 +46,8 @@ def checked(op: Operator, indices: Value, size: int, first: int | None = None) -
 
 
 def check_range(op: Operator, indices: Value, check: IndexCheck, column: int | None = None) -> None:
-    """Have the graph report an index that is out of range, in one column of the last dimension if asked."""
+    """Make the graph report an index that is out of range. With ``column``, check only that column of the
+    last dimension."""
     if column is not None:
         shape = shape_of(indices)
         indices = op("Reshape", indices, np.array([prod(shape[:-1]), shape[-1]], np.int64))
@@ -76,8 +78,8 @@ def check_range(op: Operator, indices: Value, check: IndexCheck, column: int | N
 
 
 def flat_rows(op: Operator, indices: Value, shape: tuple[int, ...], batch_dims: int = 0) -> Value:
-    """Tuples of indices (the last dimension) as numbers of rows, in a tensor whose first dimensions, the
-    batch's and those that the tuples index, are one; the tuple's dimensions are checked one by one."""
+    """Turn index tuples (the last dimension) into row numbers of a tensor whose batch dimensions and
+    indexed dimensions are flattened into one. Each dimension of the tuples is checked separately."""
     depth, sizes = shape_of(indices)[-1], shape_of(indices)[:-1]
     extents = shape[batch_dims : batch_dims + depth]
     for column, extent in enumerate(extents):

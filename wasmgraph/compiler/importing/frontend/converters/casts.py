@@ -16,9 +16,9 @@ from wasmgraph.tensors import Array
 
 @converts("Cast")
 def cast(op: Operator, data: Value) -> Any:
-    """A cast to float16 rounds; what comes of it goes on as float32."""
+    """A cast to float16 rounds; its result is then represented as float32."""
     wanted = int(op.attr("to"))
-    if isinstance(data, np.ndarray):  # numbers to numbers: the rest has been folded
+    if isinstance(data, np.ndarray):  # floats to integers: other casts have been folded
         return whole_numbers(data, str(helper.tensor_dtype_to_np_dtype(wanted)))
     if wanted == TensorProto.FLOAT16:
         return op.walk.te(half.encode, data, name="to_half")
@@ -31,8 +31,8 @@ def cast(op: Operator, data: Value) -> Any:
 
 
 def whole_numbers(data: Array, dtype: str) -> Array:
-    """What compiled code makes of floats as integers (``lower/floats.py``): NaN is 0, and what does not fit
-    32 bits (64 for uint32, int64 and uint64) the nearest that does, of which the lowest bits are kept."""
+    """Cast floats to integers as compiled code does (``lower/floats.py``): NaN becomes 0, other values
+    saturate to 32 bits (64 for uint32, int64 and uint64), and narrower dtypes keep the lowest bits."""
     bits = 64 if dtype in ("uint32", "int64", "uint64") else 32
     limit = 2.0 ** (bits - 1)
     signed = f"int{bits}"
@@ -50,13 +50,13 @@ def whole_numbers(data: Array, dtype: str) -> Array:
 
 @converts("CastLike")
 def cast_like(op: Operator, data: Value, like: Value) -> Any:
-    """A cast to the dtype of another tensor."""
+    """Cast to the dtype of another tensor."""
     return op("Cast", data, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype_of(like))))
 
 
 @converts("BitCast")
 def bit_cast(op: Operator, data: Value) -> Any:
-    """The same bits as another dtype of the same size."""
+    """Reinterpret the bits as another dtype of the same size."""
     wanted = str(helper.tensor_dtype_to_np_dtype(int(op.attr("to"))))
     if wanted not in DTYPES or "float16" in (wanted, dtype_of(data)):
         raise op.unsupported(f"from {dtype_of(data)} to {wanted}")

@@ -1,4 +1,4 @@
-"""Control flow over what is known: conditions and trip counts decide here which nodes there are."""
+"""Control flow over known values: conditions and trip counts determine at compile time which nodes run."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from wasmgraph.compiler.importing.frontend.graph import Operator, converts
 from wasmgraph.compiler.importing.frontend.values import Value, is_known, scalar, shape_of
 from wasmgraph.errors import ModelError
 
-# So many nodes' worth of turns that whoever wrote the loop did not mean it to be unrolled.
+# Loops with more iterations than this are not unrolled but refused.
 MOST_TURNS = 10_000
 
 
 @converts("If")
 def if_(op: Operator, condition: Value) -> Any:
-    """The branch that is taken."""
+    """Convert the branch that is taken, if the condition is known."""
     if not is_known(condition):
         return _select(op, condition)
     return tuple(op.subgraph("then_branch" if scalar(condition) else "else_branch"))
 
 
 def _select(op: Operator, condition: Value) -> Any:
-    """Both branches, and a choice between their results: an index out of range is an error only where its
-    branch is the one that is taken."""
+    """Compute both branches and select between their results. An index out of range is an error only if its
+    branch is taken."""
     condition = op("Reshape", condition, np.array([], np.int64))
     branches = []
     for name, holds in (("then_branch", condition), ("else_branch", op("Not", condition))):
@@ -39,7 +39,7 @@ def _select(op: Operator, condition: Value) -> Any:
 
 @converts("Loop")
 def loop(op: Operator, count: Value, condition: Value, *carried: Value) -> Any:
-    """The body, as often as it runs."""
+    """Unroll the loop: convert the body once for each iteration."""
     if count is not None and not is_known(count):
         raise op.unsupported("has a trip count that depends on data")
     most = scalar(count, MOST_TURNS + 1)
@@ -62,7 +62,7 @@ def _holds(op: Operator, condition: Value) -> bool:
 
 
 class _Scans:
-    """What each turn of a body gives, besides its state."""
+    """The scan outputs of each iteration of a body."""
 
     def __init__(self, op: Operator, attribute: str, first: int) -> None:
         self.op = op
@@ -93,7 +93,7 @@ class _Scans:
 
 @converts("Scan")
 def scan(op: Operator, *inputs: Value) -> Any:
-    """The body, once for each slice of the scanned inputs."""
+    """Convert the body once for each slice of the scanned inputs."""
     if op.opset < 9:
         raise op.unsupported(
             f"of opset {op.opset} is not implemented; convert the model to opset 9 or later"

@@ -1,4 +1,4 @@
-"""Convolutions: ``auto_pad`` is spelled out, so that padding stays part of the kernel."""
+"""Convolutions: ``auto_pad`` is converted to explicit padding, so that padding stays part of the kernel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wasmgraph.tensors import Array
 
 
 def explicit_pads(op: Operator, data: Value, kernel: tuple[int, ...]) -> list[int]:
-    """The padding that ``auto_pad`` stands for, before and after each spatial dimension."""
+    """Return the padding that ``auto_pad`` means, before and after each spatial dimension."""
     rank, size = len(kernel), shape_of(data)[2:]
     mode = op.attr("auto_pad", "NOTSET")
     if mode == "NOTSET":
@@ -33,8 +33,8 @@ def explicit_pads(op: Operator, data: Value, kernel: tuple[int, ...]) -> list[in
 
 @converts("Conv")
 def conv(op: Operator, data: Value, weight: Value, bias: Value = None) -> Any:
-    """TVM's own ``auto_pad`` would be a kernel that copies. One dimension is a row of two, for which there
-    are rules.
+    """Make padding explicit: TVM would implement ``auto_pad`` by a kernel that copies. A 1-D convolution
+    becomes a 2-D convolution of height 1, for which schedule rules exist.
     """
     kernel = shape_of(weight)[2:]
     pads = explicit_pads(op, data, kernel)
@@ -53,7 +53,8 @@ def conv(op: Operator, data: Value, weight: Value, bias: Value = None) -> Any:
 
 @converts("ConvTranspose")
 def conv_transpose(op: Operator, data: Value, weight: Value, bias: Value = None) -> Any:
-    """``output_shape`` and ``auto_pad`` are spelled out as padding; known weights make it a convolution."""
+    """Convert ``output_shape`` and ``auto_pad`` to explicit padding. With known weights, use a
+    convolution."""
     kernel, size = shape_of(weight)[2:], shape_of(data)[2:]
     rank = len(kernel)
     mode, wanted = op.attr("auto_pad", "NOTSET"), op.attr("output_shape")
@@ -69,7 +70,7 @@ def conv_transpose(op: Operator, data: Value, weight: Value, bias: Value = None)
             wanted = full if mode == "VALID" else [size[i] * strides[i] for i in range(rank)]
         wanted = list(wanted)[-rank:]
         total = [full[i] - wanted[i] for i in range(rank)]
-        # What is missing is added at the end; it must not reach further than a stride.
+        # Missing elements are added at the end; there must be fewer than a stride.
         extra = [extra[i] + max(0, -total[i]) for i in range(rank)]
         total = [max(0, t) for t in total]
         before = [t // 2 if mode == "SAME_UPPER" else t - t // 2 for t in total]
@@ -81,7 +82,7 @@ def conv_transpose(op: Operator, data: Value, weight: Value, bias: Value = None)
 
 
 def _spread(weight: Array, dilations: Sequence[int]) -> Array:
-    """Weights ``[C, O, k...]`` with zeros between them, as far apart as the dilations say."""
+    """Dilate weights ``[C, O, k...]`` by inserting zeros."""
     sizes = [(k - 1) * d + 1 for k, d in zip(weight.shape[2:], dilations, strict=True)]
     spread = np.zeros((*weight.shape[:2], *sizes), weight.dtype)
     spread[:, :, *(slice(None, None, d) for d in dilations)] = weight
@@ -97,11 +98,12 @@ def _by_phases(
     pads: Sequence[int],
     extra: Sequence[int],
 ) -> Any:
-    """A transposed convolution of stride s as one convolution with s times the channels in each dimension.
+    """Convert a transposed convolution of stride s to a convolution with s times as many channels for each
+    dimension.
 
     An output ``s·q + r - p`` is the sum over j of ``x[q - j]`` times ``w[r + s·j]``: each phase r is a
-    convolution of x by itself, with ``ceil(k / s)`` taps (Shi et al., 2016). TVM's own dilates the input
-    with zeros and multiplies by them.
+    separate convolution of x with ``ceil(k / s)`` taps (Shi et al., 2016). TVM's own implementation dilates
+    the input with zeros and multiplies by them.
     """
     group, rank = op.attr("group", 1), len(strides)
     spatial = range(rank)
@@ -115,7 +117,7 @@ def _by_phases(
     phases = math.prod(strides)
     filters = parted.transpose(order).reshape(group * outer * phases, inner, *taps)
     filters = np.ascontiguousarray(np.flip(filters, tuple(range(2, 2 + rank))))
-    # Of all q, those that reach the output.
+    # Only the values of q that contribute to the output.
     length = [strides[i] * (size[i] - 1) + kernel[i] - pads[i] - pads[i + rank] + extra[i] for i in spatial]
     before = [max(0, taps[i] - 1 - pads[i] // strides[i]) for i in spatial]
     after = [max(0, -(-(pads[i] + length[i]) // strides[i]) - size[i]) for i in spatial]

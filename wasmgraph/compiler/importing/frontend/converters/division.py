@@ -1,7 +1,7 @@
-"""Division and remainder. Of integers they are defined for every divisor, so that nothing traps: a branch
-that is not taken is computed as well (``control.py``).
+"""Division and remainder. For integers they are defined for every divisor, so that nothing traps: a branch
+that is not taken is computed too (``control.py``).
 
-x / 0 = 0, x mod 0 = 0, and the least number divided by -1 is itself, as numpy has it.
+As in numpy, x / 0 = 0, x mod 0 = 0, and the smallest integer divided by -1 is itself.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from wasmgraph.compiler.importing.frontend.values import Value, dtype_of
 
 
 def _harmless(divisor: Value) -> bool:
-    """Whether a divisor is known, and divides everything as it stands."""
+    """Whether a divisor is known, and no division by it traps."""
     return isinstance(divisor, np.ndarray) and not np.isin(divisor, (0, -1)).any()
 
 
 def _divisor(x: Any, y: Any, dtype: str) -> Any:
-    """1 in the place of a divisor that the processor traps on."""
+    """Replace a divisor on which the processor traps by 1."""
     zero, unit = tirx.const(0, dtype), tirx.const(1, dtype)
     traps = y == zero
     if dtype.startswith("int"):
         least = tirx.const(np.iinfo(dtype).min, dtype)
-        # By its bits: TVM's simplifier takes it that no int32 equals the least.
+        # Compare bits with xor: TVM's simplifier assumes that no int32 equals the smallest one.
         traps = tirx.any(traps, tirx.all(y == -unit, (x ^ least) == zero))
     return tirx.Select(traps, unit, y)
 
 
 @converts("Div")
 def div(op: Operator, dividend: Value, divisor: Value) -> Any:
-    """Of integers, towards zero."""
+    """Integer division rounds towards zero."""
     dtype = dtype_of(dividend)
     if dtype.startswith("float") or _harmless(divisor):
         return op.tvm(dividend, divisor)

@@ -24,7 +24,8 @@ from wasmgraph.compiler.importing.frontend.values import (
 
 @converts("Pad")
 def pad(op: Operator, data: Value, pads: Value = None, fill: Value = None, axes: Value = None) -> Any:
-    """As TVM does it where nothing is cut off; by cutting first, and with a value of this run, here."""
+    """Use TVM's operator, except for negative pads in modes other than ``constant`` and for a fill value
+    that is computed when the graph runs."""
     mode, shape = op.attr("mode", "constant"), shape_of(data)
     amounts = list(op.attr("pads", op.attr("paddings", []))) if op.opset < 11 else integers(pads)
     chosen = range(len(shape)) if axes is None else integers(axes)
@@ -49,9 +50,9 @@ def pad(op: Operator, data: Value, pads: Value = None, fill: Value = None, axes:
 
 
 def _pad_by_places(op: Operator, data: Value, mode: str, before: list[int], after: list[int]) -> Any:
-    """Padding that also cuts, an axis at a time: each place of the result takes a place of the input.
+    """Pad with negative pads, one axis at a time: each index of the result takes an index of the input.
 
-    As onnxruntime does it: what is cut off is gone before anything is repeated.
+    As in onnxruntime, elements are cut off before any are repeated.
     """
     for axis, (front, back) in enumerate(zip(before, after, strict=True)):
         if not front and not back:
@@ -74,7 +75,7 @@ def _pad_by_places(op: Operator, data: Value, mode: str, before: list[int], afte
 
 @converts("OneHot")
 def one_hot(op: Operator, indices: Value, depth: Value, values: Value) -> Any:
-    """Off wherever an index does not point, also for one that points nowhere."""
+    """An index out of range gives only off values."""
     count, shape = int(scalar(depth)), shape_of(indices)
     axis = int(op.attr("axis", -1)) % (len(shape) + 1)
     dtype = dtype_of(indices)
@@ -91,7 +92,7 @@ def one_hot(op: Operator, indices: Value, depth: Value, values: Value) -> Any:
 
 
 def _reducers(dtype: str) -> dict[str, tuple[Callable[..., Any], Any]]:
-    """By ONNX's name, a TE reduction and its neutral element."""
+    """TE reductions and their neutral elements, by ONNX's name."""
     product = te.comm_reducer(lambda a, b: a * b, lambda t: tirx.const(1, t), name="prod")
     return {
         "add": (te.sum, tirx.const(0, dtype)),
@@ -118,10 +119,11 @@ def _scatter(
     points_at: Callable[..., Any],
     source: Callable[..., tuple[Any, ...]],
 ) -> Any:
-    """Every element asks which of ``count`` updates point at it: no two then write to one place.
+    """Scatter by gathering: each output element searches the ``count`` updates for those that point at it,
+    so no two updates write to the same element.
 
-    ``points_at(indices, n, i)`` says whether update n points at element i, ``source(n, i)`` is the update's
-    index.
+    ``points_at(indices, n, i)`` tells whether update n points at element i; ``source(n, i)`` is the index
+    of the update.
     """
     shape, dtype, how = shape_of(data), dtype_of(data), op.attr("reduction", "none")
     if dtype == "bool" and how != "none":
@@ -159,7 +161,7 @@ def _scatter(
 
 
 def take(op: Operator, data: Value, indices: Value, axis: int = 0) -> Value:
-    """Slices along an axis by their numbers, which are in range and not negative."""
+    """Take slices along an axis; ``indices`` must be in range and not negative."""
     if isinstance(data, np.ndarray) and isinstance(indices, np.ndarray):
         return np.asarray(np.take(data, indices, axis))
     shape, rank = shape_of(data), len(shape_of(indices))
@@ -174,7 +176,7 @@ def take(op: Operator, data: Value, indices: Value, axis: int = 0) -> Value:
 
 
 def take_along(op: Operator, data: Value, indices: Value, axis: int) -> relax.Expr:
-    """The element along an axis for each index; they are in range, and not negative."""
+    """Take one element along an axis for each index; ``indices`` must be in range and not negative."""
 
     def compute(x: te.Tensor, index: te.Tensor) -> te.Tensor:
         def one(*i: Any) -> Any:
@@ -187,7 +189,7 @@ def take_along(op: Operator, data: Value, indices: Value, axis: int) -> relax.Ex
 
 @converts("Gather")
 def gather(op: Operator, data: Value, indices: Value) -> Any:
-    """Slices by their numbers."""
+    """Take slices along an axis by their indices."""
     shape = shape_of(data)
     axis = int(op.attr("axis", 0)) % len(shape)
     places = checked(op, indices, shape[axis])
@@ -198,7 +200,7 @@ def gather(op: Operator, data: Value, indices: Value) -> Any:
 
 @converts("GatherElements")
 def gather_elements(op: Operator, data: Value, indices: Value) -> Any:
-    """An element along an axis for each index."""
+    """Take one element along an axis for each index."""
     shape = shape_of(data)
     axis = int(op.attr("axis", 0)) % len(shape)
     places = checked(op, indices, shape[axis])
@@ -209,7 +211,7 @@ def gather_elements(op: Operator, data: Value, indices: Value) -> Any:
 
 @converts("GatherND")
 def gather_nd(op: Operator, data: Value, indices: Value) -> Any:
-    """Slices by tuples of numbers, which become one number each."""
+    """Take slices by index tuples, each of which is converted to one row number."""
     shape, batch_dims = shape_of(data), int(op.attr("batch_dims", 0))
     *sizes, depth = shape_of(indices)
     rest = shape[batch_dims + depth :]
@@ -221,7 +223,7 @@ def gather_nd(op: Operator, data: Value, indices: Value) -> Any:
 
 @converts("ScatterElements", "Scatter")
 def scatter_elements(op: Operator, data: Value, indices: Value, updates: Value) -> Any:
-    """Updates along one axis."""
+    """Write updates along one axis."""
     shape, extent = shape_of(data), shape_of(indices)
     axis = int(op.attr("axis", 0)) % len(shape)
     if 0 in extent:
@@ -229,7 +231,7 @@ def scatter_elements(op: Operator, data: Value, indices: Value, updates: Value) 
     places = checked(op, indices, shape[axis])
 
     def source(n: Any, i: Any) -> tuple[Any, ...]:
-        # Elements beyond the indices have no update; their index must still be one.
+        # Elements outside the shape of the indices have no update, but need a valid index all the same.
         return tuple(n if a == axis else te.min(v, extent[a] - 1) for a, v in enumerate(i))
 
     def points_at(index: te.Tensor, n: Any, i: Any) -> Any:
@@ -241,7 +243,7 @@ def scatter_elements(op: Operator, data: Value, indices: Value, updates: Value) 
 
 @converts("ScatterND")
 def scatter_nd(op: Operator, data: Value, indices: Value, updates: Value) -> Any:
-    """Updates of whole slices."""
+    """Write updates of whole slices."""
     shape, depth = shape_of(data), shape_of(indices)[-1]
     count = prod(shape_of(indices)[:-1])
     if not count:
@@ -260,7 +262,7 @@ def scatter_nd(op: Operator, data: Value, indices: Value, updates: Value) -> Any
 
 @converts("TensorScatter")
 def tensor_scatter(op: Operator, past: Value, update: Value, starts: Value = None) -> Any:
-    """A cache with new rows written from a position on, one position a batch entry."""
+    """Write new rows into a cache, starting at one position per batch entry."""
     shape, rows = shape_of(past), shape_of(update)
     axis = int(op.attr("axis", -2)) % len(shape)
     circular = op.attr("mode", "linear") == "circular"
@@ -285,7 +287,7 @@ def tensor_scatter(op: Operator, past: Value, update: Value, starts: Value = Non
 
 @converts("ReverseSequence")
 def reverse_sequence(op: Operator, data: Value, lengths: Value) -> Any:
-    """The first elements of each sequence backwards, as many as it is long."""
+    """Reverse the first elements of each sequence, as many as its length says."""
     time, batch, shape = int(op.attr("time_axis", 0)), int(op.attr("batch_axis", 1)), shape_of(data)
     lengths = checked(op, lengths, shape[time] + 1, first=0)
 
@@ -302,7 +304,7 @@ def reverse_sequence(op: Operator, data: Value, lengths: Value) -> Any:
 
 @converts("Split")
 def split(op: Operator, data: Value, sizes: Value = None) -> Any:
-    """One operator of TVM's, unless a piece is empty."""
+    """Use TVM's split, unless a piece is empty; then use slices."""
     axis = int(op.attr("axis", 0)) % len(shape_of(data))
     length, count = shape_of(data)[axis], op.outputs
     if sizes is not None:
@@ -332,7 +334,7 @@ def slice_(
     axes: Value = None,
     steps: Value = None,
 ) -> Any:
-    """Every bound within the tensor, as ONNX clamps them."""
+    """Clamp all bounds to the tensor, as ONNX does."""
     shape = shape_of(data)
     if op.opset < 10:
         begin, end = list(op.attr("starts")), list(op.attr("ends"))
@@ -350,7 +352,7 @@ def slice_(
         return np.zeros(empty, dtype_of(data))
     if all(bound == (0, shape[a], 1) for bound, a in zip(bounds, along, strict=True)):
         return data
-    # TVM, like ONNX, takes an end before the first element to be one from the end.
+    # TVM, like ONNX, counts a negative end from the end of the axis, so pass a very small number instead.
     ends_ = [e if e >= 0 else -(1 << 31) for _, e, _ in bounds]
     return relax.op.strided_slice(
         expression(data), along, [b for b, _, _ in bounds], ends_, [s for _, _, s in bounds]
@@ -359,7 +361,7 @@ def slice_(
 
 @converts("SpaceToDepth")
 def space_to_depth(op: Operator, data: Value) -> Any:
-    """Blocks of pixels become channels: in the order depth, column, row or the reverse."""
+    """Rearrange blocks of pixels into channels, in the order depth, column, row or the reverse."""
     n, c, h, w = shape_of(data)
     b = int(op.attr("blocksize"))
     pixels = op("Reshape", data, np.array([n, c, h // b, b, w // b, b], np.int64))
@@ -370,7 +372,7 @@ def space_to_depth(op: Operator, data: Value) -> Any:
 
 @converts("Compress")
 def compress(op: Operator, data: Value, condition: Value) -> Any:
-    """What the condition selects, if it is known."""
+    """Take the elements that the condition selects; the condition must be known."""
     if not is_known(condition):
         raise op.unsupported("by a condition that is data has an output whose size depends on data")
     axis = op.attr("axis")
@@ -382,5 +384,5 @@ def compress(op: Operator, data: Value, condition: Value) -> Any:
 
 @converts("NonZero", "Unique", "NonMaxSuppression")
 def size_depends_on_data(op: Operator, *_: Value) -> Any:
-    """Not of a static shape unless its inputs are known."""
+    """Refuse an operator whose output shape depends on data, unless its inputs are known."""
     raise op.unsupported("has an output whose size depends on data, which a compiled graph cannot have")

@@ -1,4 +1,4 @@
-"""Linear models, trees and what goes before them, of ``ai.onnx.ml``, with numbers in and out."""
+"""Linear models, trees and their preprocessing, of ``ai.onnx.ml``, with numeric inputs and outputs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _axis(*values: int) -> Array:
 
 @converts("ArrayFeatureExtractor", domain=_DOMAIN)
 def array_feature_extractor(op: Operator, data: Value, places: Value) -> Any:
-    """Some columns."""
+    """Select columns."""
     rank = len(shape_of(data))
     found = op("Gather", data, op("Reshape", places, _axis(-1)), axis=rank - 1)
     return op("Reshape", found, _axis(1, -1)) if rank == 1 else found
@@ -43,14 +43,14 @@ def binarizer(op: Operator, data: Value) -> Any:
 
 @converts("Scaler", domain=_DOMAIN)
 def scaler(op: Operator, data: Value) -> Any:
-    """(x − offset)·scale, a feature each."""
+    """(x − offset)·scale, with an offset and a scale per feature."""
     offset, scale = (np.array(op.attr(name), np.float32) for name in ("offset", "scale"))
     return op("Mul", op("Sub", cast_to(op, data, "float32"), offset), scale)
 
 
 @converts("Normalizer", domain=_DOMAIN)
 def normalizer(op: Operator, data: Value) -> Any:
-    """Rows divided by their norm."""
+    """Divide rows by their norm."""
     data, norm = cast_to(op, data, "float32"), op.attr("norm", "MAX")
     last = _axis(len(shape_of(data)) - 1)
     if norm == "MAX":
@@ -63,7 +63,7 @@ def normalizer(op: Operator, data: Value) -> Any:
 
 @converts("LabelEncoder", domain=_DOMAIN)
 def label_encoder(op: Operator, data: Value) -> Any:
-    """Each key's value; the default for what is no key."""
+    """Map keys to values; elements that are not a key become the default."""
     keys, values, default = _table(op)
     if keys.dtype.kind not in "if" or values.dtype.kind not in "if":
         raise op.unsupported("of strings")
@@ -101,7 +101,7 @@ def _table(op: Operator) -> tuple[Array, Array, Array]:
 
 def _post_transform(op: Operator, scores: Value) -> Any:
     kind = op.attr("post_transform", "NONE")
-    if isinstance(kind, int):  # TreeEnsemble's numbers
+    if isinstance(kind, int):  # TreeEnsemble has numbers instead of names
         kind = ("NONE", "SOFTMAX", "LOGISTIC", "SOFTMAX_ZERO", "PROBIT")[kind]
     if kind == "NONE":
         return scores
@@ -119,7 +119,7 @@ def _rows(op: Operator, data: Value, dtype: str = "float32") -> Any:
 
 @converts("LinearRegressor", domain=_DOMAIN)
 def linear_regressor(op: Operator, data: Value) -> Any:
-    """A matrix product, and what each target begins with."""
+    """A matrix product, plus an intercept for each target."""
     targets = int(op.attr("targets", 1))
     weights = np.array(op.attr("coefficients"), np.float32).reshape(targets, -1)
     found = op("MatMul", _rows(op, data), np.ascontiguousarray(weights.T))
@@ -130,7 +130,7 @@ def linear_regressor(op: Operator, data: Value) -> Any:
 
 @converts("LinearClassifier", domain=_DOMAIN)
 def linear_classifier(op: Operator, data: Value) -> Any:
-    """Scores by a matrix product; the label is of the highest."""
+    """Scores by a matrix product; the label is that of the highest score."""
     labels = _labels(op, "classlabels_ints", "classlabels_strings")
     intercepts = np.array(op.attr("intercepts") or [0.0], np.float32)
     weights = np.array(op.attr("coefficients"), np.float32).reshape(len(intercepts), -1)
@@ -145,7 +145,7 @@ def _labels(op: Operator, integers: str, strings: str) -> Array:
 
 
 def _classified(op: Operator, scores: Value, labels: Array) -> Any:
-    """Labels and scores; of two classes one score is enough."""
+    """Labels and scores; for two classes there may be only one score."""
     if shape_of(scores)[1] == 1 and len(labels) == 2:
         positive = _post_transform(op, scores)
         limit = 0.5 if op.attr("post_transform", "NONE") == "LOGISTIC" else 0.0
@@ -159,7 +159,8 @@ def _classified(op: Operator, scores: Value, labels: Array) -> Any:
 
 @dataclass
 class _Trees:
-    """Nodes of all trees in a row: a leaf's successors are itself. ``weights`` are (nodes, targets)."""
+    """The nodes of all trees in flat arrays. A leaf is its own successor. ``weights`` are (nodes,
+    targets)."""
 
     roots: Array
     features: Array
@@ -184,7 +185,7 @@ class _Trees:
 
 
 def _leaves(op: Operator, data: Value, trees: _Trees) -> Any:
-    """For each row the leaf that it reaches in each tree, (rows, trees)."""
+    """Return the leaf that each row reaches in each tree, (rows, trees)."""
     batch, columns = shape_of(data)
     nodes = [*trees.roots, *trees.true, *trees.false]
     if not 0 <= min(nodes) <= max(nodes) < len(trees.modes):
@@ -213,7 +214,7 @@ def _leaves(op: Operator, data: Value, trees: _Trees) -> Any:
 
 
 def _aggregated(op: Operator, data: Value, trees: _Trees, how: str, base: Sequence[float]) -> Any:
-    """What the leaves say, over all trees, (rows, targets)."""
+    """Aggregate the weights of the leaves over all trees, (rows, targets)."""
     data = _rows(op, data, str(trees.thresholds.dtype))
     said = take(op, trees.weights, _leaves(op, data, trees))
     reduction = {"SUM": "ReduceSum", "AVERAGE": "ReduceSum", "MIN": "ReduceMin", "MAX": "ReduceMax"}[how]
@@ -226,7 +227,7 @@ def _aggregated(op: Operator, data: Value, trees: _Trees, how: str, base: Sequen
 
 
 def _classic_trees(op: Operator, prefix: str, targets: int) -> _Trees:
-    """The attributes of TreeEnsembleRegressor and TreeEnsembleClassifier."""
+    """Read the trees from the attributes of TreeEnsembleRegressor or TreeEnsembleClassifier."""
 
     def column(name: str, dtype: Any) -> Array:
         tensor = op.attributes.get(f"{name}_as_tensor")
@@ -268,7 +269,7 @@ def _classic_trees(op: Operator, prefix: str, targets: int) -> _Trees:
 
 @converts("TreeEnsembleRegressor", domain=_DOMAIN)
 def tree_ensemble_regressor(op: Operator, data: Value) -> Any:
-    """The trees' leaves, summed, averaged, or their extremes."""
+    """The sum, average, minimum or maximum of the trees' leaves."""
     trees = _classic_trees(op, "target", int(op.attr("n_targets", 1)))
     base = op.attr("base_values", [])
     found = _aggregated(op, data, trees, op.attr("aggregate_function", "SUM"), base)
@@ -277,14 +278,14 @@ def tree_ensemble_regressor(op: Operator, data: Value) -> Any:
 
 @converts("TreeEnsembleClassifier", domain=_DOMAIN)
 def tree_ensemble_classifier(op: Operator, data: Value) -> Any:
-    """Each class's leaves, summed; the label is of the highest."""
+    """The sums of each class's leaves; the label is that of the highest sum."""
     labels = _labels(op, "classlabels_int64s", "classlabels_strings")
     alone = set(op.attr("class_ids")) if len(labels) == 2 else set()
     if len(alone) == 1 and alone != {0}:
         raise op.unsupported(f"with scores for the class {alone.pop()} of two alone")
     trees = _classic_trees(op, "class", 1 if len(alone) == 1 else len(labels))
     scores = _aggregated(op, data, trees, "SUM", op.attr("base_values", []))
-    if len(alone) == 1:  # the score is the second class's
+    if len(alone) == 1:  # the only score belongs to the second class
         transformed = op.attr("post_transform", "NONE") not in ("NONE", "PROBIT")
         rest = op("Neg", scores) if transformed else op("Sub", np.array(1, np.float32), scores)
         scores = op("Concat", rest, scores, axis=1)
@@ -293,11 +294,11 @@ def tree_ensemble_classifier(op: Operator, data: Value) -> Any:
 
 @converts("TreeEnsemble", domain=_DOMAIN)
 def tree_ensemble(op: Operator, data: Value) -> Any:
-    """Trees as opset 5 writes them: branches and leaves apart."""
+    """Trees in the form of opset 5, which stores branches and leaves separately."""
     modes = numpy_helper.to_array(op.attributes["nodes_modes"]).astype(np.int64)
     splits = numpy_helper.to_array(op.attributes["nodes_splits"])
     if (modes > 5).any():
-        # Membership of a set would be one comparison for each of its members.
+        # Set membership would need one comparison for each member.
         raise op.unsupported("with branches on set membership; export it with one branch for each member")
     inner = len(modes)
     targets = int(op.attr("n_targets"))
@@ -315,7 +316,7 @@ def tree_ensemble(op: Operator, data: Value) -> Any:
     def padded(values: Any, fill: Any) -> Array:
         return np.concatenate([np.asarray(values), np.full(leaves, fill)])
 
-    # nodes_modes counts LEQ, LT, GTE, GT, EQ, NEQ, as _MODES does.
+    # nodes_modes numbers the modes LEQ, LT, GTE, GT, EQ, NEQ in the order of _MODES.
     trees = _Trees(
         np.array(op.attr("tree_roots"), np.int64),
         padded(op.attr("nodes_featureids"), 0).astype(np.int64),

@@ -18,7 +18,7 @@ def _normalized(op: Operator, data: Value) -> tuple[int, ...]:
 
 
 def _spread(op: Operator, value: Value, shape: tuple[int, ...]) -> Value:
-    """A scale or bias in the shape of what is normalised; it may have fewer dimensions, or ones."""
+    """Expand a scale or bias to the normalised shape. It may have fewer dimensions, or dimensions of 1."""
     if value is None or shape_of(value) == shape:
         return value
     return op("Expand", value, np.array(shape, np.int64))
@@ -30,7 +30,7 @@ def _exceeds(value: Value, shape: tuple[int, ...]) -> bool:
 
 
 def _flat(op: Operator, value: Value, shape: tuple[int, ...]) -> Value:
-    """Without leading dimensions of 1 beyond those of ``shape``."""
+    """Remove leading dimensions of 1 that ``shape`` does not have."""
     if value is None or len(shape_of(value)) <= len(shape):
         return value
     return op("Reshape", value, np.array(shape_of(value)[-len(shape) :], np.int64))
@@ -38,7 +38,7 @@ def _flat(op: Operator, value: Value, shape: tuple[int, ...]) -> Value:
 
 @converts("LayerNormalization")
 def layer_normalization(op: Operator, data: Value, scale: Value, bias: Value = None) -> Any:
-    """One kernel, unless the means and deviations are asked for."""
+    """Use one kernel, unless the means and deviations are outputs too."""
     shape = _normalized(op, data)
     if _exceeds(scale, shape) or _exceeds(bias, shape):
         found = op("LayerNormalization", data, np.ones(shape, dtype_of(data)), **_options(op))
@@ -50,7 +50,7 @@ def layer_normalization(op: Operator, data: Value, scale: Value, bias: Value = N
 
 @converts("RMSNormalization")
 def rms_normalization(op: Operator, data: Value, scale: Value) -> Any:
-    """One kernel over the last axis, else what ONNX says it is made of."""
+    """Use one kernel if only the last axis is normalised, otherwise ONNX's function body."""
     shape = _normalized(op, data)
     if _exceeds(scale, shape):
         found = op("RMSNormalization", data, np.ones(shape, dtype_of(data)), **_options(op))
@@ -67,7 +67,7 @@ def _options(op: Operator) -> dict[str, Any]:
 
 @converts("LRN")
 def local_response_normalization(op: Operator, data: Value) -> Any:
-    """TVM knows windows of odd sizes; of even ones the larger half lies after the channel."""
+    """TVM supports windows of odd size. In a window of even size the larger half is after the channel."""
     size = int(op.attr("size"))
     if size % 2:
         return op.tvm(data)
@@ -91,7 +91,7 @@ def local_response_normalization(op: Operator, data: Value) -> Any:
 def batch_normalization(
     op: Operator, data: Value, scale: Value, bias: Value, mean: Value, variance: Value
 ) -> Any:
-    """In training mode by the batch's own mean and variance, and with the running ones."""
+    """In training mode, normalise by the batch's own mean and variance, and return the running ones too."""
     if not op.attr("training_mode", 0):
         if op.opset < 14 and op.outputs > 1:
             raise op.unsupported(f"of opset {op.opset} has running means; convert the model to opset 14")
@@ -118,7 +118,7 @@ def batch_normalization(
 
 @converts("LpNormalization")
 def lp_normalization(op: Operator, data: Value) -> Any:
-    """Divided by its norm; what has none stays 0."""
+    """Divide by the norm; vectors whose norm is 0 stay 0."""
     norm = "ReduceL1" if int(op.attr("p", 2)) == 1 else "ReduceL2"
     length = op(norm, data, np.array([op.attr("axis", -1)], np.int64), keepdims=1)
     zero = np.array(0, dtype_of(data))
@@ -127,7 +127,7 @@ def lp_normalization(op: Operator, data: Value) -> Any:
 
 @converts("Dropout")
 def dropout(op: Operator, data: Value, ratio: Value = None, training: Value = None) -> Any:
-    """Nothing is dropped but in training."""
+    """Pass the data through: elements are only dropped in training, which is not supported."""
     if scalar(training, False) and not (is_known(ratio) and scalar(ratio, 0.5) == 0):
         raise op.unsupported("in training mode is random")
     return (data, np.ones(shape_of(data), bool))[: max(1, op.outputs)]

@@ -1,4 +1,4 @@
-"""Pooling that also says where, and its inverses."""
+"""Pooling with indices, its inverses, and pooling of regions."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, intege
 
 @converts("MaxPool")
 def max_pool(op: Operator, data: Value) -> Any:
-    """The indices are found by comparing with the maxima: the first place that holds one,
-    or NaN."""
+    """Find the indices by comparing the data with the maxima: the first position in a window that equals
+    the maximum, or is NaN."""
     found = op.walk.settle(op.tvm(data))[0]
     if op.outputs == 1:
         return found
@@ -57,7 +57,7 @@ def max_pool(op: Operator, data: Value) -> Any:
 
 @converts("MaxUnpool")
 def max_unpool(op: Operator, data: Value, indices: Value, shape: Value = None) -> Any:
-    """Maxima back where they came from, zeros elsewhere."""
+    """Write the maxima back to their positions, with zeros elsewhere."""
     kernel = op.attr("kernel_shape")
     rank = len(kernel)
     strides, pads = op.attr("strides", [1] * rank), op.attr("pads", [0] * 2 * rank)
@@ -78,7 +78,7 @@ def max_unpool(op: Operator, data: Value, indices: Value, shape: Value = None) -
 
 @converts("Col2Im")
 def col2im(op: Operator, data: Value, image: Value, block: Value) -> Any:
-    """Columns of blocks, summed where blocks overlap."""
+    """Assemble an image from columns of blocks; overlapping blocks are summed."""
     size, kernel = integers(image), integers(block)
     rank = len(size)
     strides, dilations = op.attr("strides", [1] * rank), op.attr("dilations", [1] * rank)
@@ -112,9 +112,10 @@ def col2im(op: Operator, data: Value, image: Value, block: Value) -> Any:
 
 @converts("RoiAlign")
 def roi_align(op: Operator, data: Value, rois: Value, batches: Value) -> Any:
-    """Averages of bilinear samples, or the largest of what each sample's four corners contribute.
+    """Average the bilinear samples, or take the largest contribution of any sample's four corners.
 
-    Half a pixel is one of the data, not of the regions: TVM takes it off before it scales.
+    The offset of half a pixel is in pixels of the data, but TVM subtracts it from the regions before
+    scaling them. The regions are therefore moved to compensate.
     """
     batches = checked(op, batches, shape_of(data)[0], first=0)
     half = op.opset >= 16 and op.attr("coordinate_transformation_mode", "half_pixel") == "half_pixel"
@@ -129,9 +130,9 @@ def roi_align(op: Operator, data: Value, rois: Value, batches: Value) -> Any:
 def _roi_maxima(
     op: Operator, data: Value, rois: Value, batches: Value, offset: float, scale: float
 ) -> relax.Expr:
-    """RoiAlign of mode ``max``, as ONNX's reference and onnxruntime have it: corners are weighted one by
-    one, and the largest product of all samples is the result. Without a ``sampling_ratio`` a region has as
-    many samples as it has pixels a bin."""
+    """RoiAlign of mode ``max``, as in ONNX's reference and onnxruntime: each corner is multiplied by its
+    weight, and the largest product over all samples is the result. Without a ``sampling_ratio`` there are
+    as many samples per bin as a bin has pixels."""
     rows, columns = int(op.attr("output_height", 1)), int(op.attr("output_width", 1))
     ratio, dtype = int(op.attr("sampling_ratio", 0)), dtype_of(data)
     _, channels, height, width = shape_of(data)
@@ -174,7 +175,7 @@ def _roi_maxima(
 
 
 def _corners(place: Any, size: int, dtype: str) -> list[tuple[Any, Any]]:
-    """The two elements around a place along an axis, with their weights."""
+    """The two elements around a position on an axis, with their weights."""
     held = tirx.max(place, tirx.const(0, dtype))
     low = tirx.min(te.floor(held).astype("int32"), tirx.const(size - 1, "int32"))
     high = tirx.min(low + 1, tirx.const(size - 1, "int32"))
@@ -185,7 +186,7 @@ def _corners(place: Any, size: int, dtype: str) -> list[tuple[Any, Any]]:
 
 @converts("MaxRoiPool")
 def max_roi_pool(op: Operator, data: Value, rois: Value) -> Any:
-    """A region's first number says which image it is of."""
+    """The first number of a region is the index of its image."""
     batches, corners = op("Split", rois, np.array([1, 4], np.int64), axis=1, outputs=2)
     whole = cast_to(op, batches, "int32")
     images = cast_to(op, checked(op, whole, shape_of(data)[0], first=0), dtype_of(rois))

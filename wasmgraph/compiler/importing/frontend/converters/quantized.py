@@ -14,7 +14,8 @@ _QUANTIZED = ("int8", "uint8", "int16", "uint16", "int32")
 
 
 def _spread(op: Operator, value: Value, data: Value, default_axis: int = 1) -> Any:
-    """A scale or zero point so that it broadcasts to ``data``: one, one a channel, or one a block."""
+    """Reshape a scale or zero point so that it broadcasts to ``data``. There is one value, or one per
+    channel or per block."""
     rank, size = len(shape_of(data)), shape_of(value)
     if not size or (size == (1,) and rank != 1):
         return op("Reshape", value, np.array([], np.int64))
@@ -29,7 +30,7 @@ def _spread(op: Operator, value: Value, data: Value, default_axis: int = 1) -> A
 
 
 def saturated(op: Operator, value: Value, dtype: str) -> Any:
-    """Rounded numbers as ``dtype``, the nearest where one does not fit."""
+    """Convert rounded numbers to ``dtype`` with saturation."""
     if dtype not in _QUANTIZED:
         raise op.unsupported(f"to {dtype}")
     limits, kind = np.iinfo(dtype), dtype_of(value)
@@ -67,7 +68,7 @@ def dequantize_linear(op: Operator, data: Value, scale: Value, zero: Value = Non
 
 
 def _centred(op: Operator, data: Value, zero: Value, axis: int) -> Any:
-    """q − zero in int32; a vector of zero points is one for each index of an axis."""
+    """q − zero in int32; a vector of zero points has one for each index of ``axis``."""
     wide = cast_to(op, data, "int32")
     if zero is None:
         return wide
@@ -98,7 +99,7 @@ def _requantized(op: Operator, total: Value, factor: Value, zero: Value) -> Any:
 
 
 def _vector(op: Operator, value: Value, shape: list[int]) -> Any:
-    """A scale for each of an axis's indices, or one for all."""
+    """Reshape a scale, of which there is one for all indices of an axis, or one for each."""
     size = shape_of(value)
     value = cast_to(op, value, "float32")
     return op("Reshape", value, np.array(shape if size not in ((), (1,)) else [], np.int64))
@@ -116,7 +117,7 @@ def qlinear_matmul(
     y_scale: Value,
     y_zero: Value,
 ) -> Any:
-    """Quantised matrices in, a quantised product out."""
+    """The quantised product of quantised matrices."""
     total = op("MatMul", _centred(op, a, a_zero, -2), _centred(op, b, b_zero, -1))
     scales = op("Mul", _vector(op, a_scale, [-1, 1]), _vector(op, b_scale, [-1]))
     return _requantized(op, total, op("Div", scales, _vector(op, y_scale, [-1])), y_zero)

@@ -1,4 +1,4 @@
-"""Recurrent layers, their steps written one after the other: how many there are is static.
+"""Recurrent layers, unrolled: the number of steps is static.
 
 Gate orders and equations are those of ONNX's operator documentation.
 """
@@ -25,8 +25,9 @@ _BETAS = ("affine", "scaledtanh", "hardsigmoid")
 def _parameters(
     op: Operator, before: int, functions: Sequence[str]
 ) -> Iterator[tuple[str, float | None, float | None]]:
-    """Functions with their alphas and betas, which the node lists for those functions alone that take one,
-    in the order of the functions of both directions; ``before`` are the functions of the directions before.
+    """Activation functions with their alphas and betas. The node lists alphas and betas only for functions
+    that take one, in the order of the functions of both directions. ``before`` is the number of functions
+    of the preceding directions.
     """
     names = [name.lower() for name in op.attr("activations", [])]
     alphas, betas = list(op.attr("activation_alpha", [])), list(op.attr("activation_beta", []))
@@ -87,7 +88,7 @@ class _Direction:
         return self.op("Slice", value, *(np.array([n], np.int64) for n in (begin, end, axis)))
 
     def parts(self, value: Value, count: int | None = None) -> list[Any]:
-        """A tensor's gates: equal parts of its last axis."""
+        """Split a tensor into its gates, which are equal parts of its last axis."""
         axis = len(shape_of(value)) - 1
         return [
             self.cut(value, n * self.hidden, (n + 1) * self.hidden, axis)
@@ -150,7 +151,7 @@ def _layer(
     initial: list[Value],
     peepholes: Value,
 ) -> Any:
-    """Outputs of a layer: every step's hidden state, and the last states."""
+    """Convert a layer. Return every step's hidden state, and the last states."""
     data, w, r, b, lengths = inputs
     batchwise = bool(op.attr("layout", 0))
     if batchwise:
@@ -165,7 +166,7 @@ def _layer(
     for number in range(directions):
         chosen = named[number * len(functions) : (number + 1) * len(functions)]
         d = _Direction(op, number, gates, [w, r, b, peepholes], chosen)
-        # One product for all steps; only the recurrent one has to wait for its turn.
+        # One product for all steps; only the recurrent product has to be computed step by step.
         projected = op("Add", op("MatMul", data, d.w), d.wb)
         state: State = tuple(
             np.zeros((batch, hidden), dtype) if s is None else op("Gather", s, np.array(number), axis=0)
@@ -202,7 +203,7 @@ def _stack(op: Operator, values: list[Value], axis: int) -> Any:
 def _within(
     op: Operator, lengths: Value, t: int, new: State, old: State, dtype: str
 ) -> tuple[Value, State]:
-    """Beyond a sequence's end its output is 0 and its state stays."""
+    """Handle steps after a sequence's end: the output is 0 and the state does not change."""
     if lengths is None:
         return new[0], new
     inside = op("Less", np.array(t, dtype_of(lengths)), op("Unsqueeze", lengths, np.array([1], np.int64)))

@@ -1,4 +1,4 @@
-"""Reductions of dtypes that have no least or greatest value in TVM, and of NaN and infinities."""
+"""Reductions of dtypes for which TVM has no minimum or maximum value, and of NaN and infinities."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, intege
 
 @converts("ReduceMax", "ReduceMin")
 def reduce_extreme(op: Operator, data: Value, axes: Value = None) -> Any:
-    """Truth values are reduced as numbers."""
+    """Reduce booleans as numbers."""
     if dtype_of(data) != "bool":
         return op.tvm(data, axes)
     return cast_to(op, op.walk.settle(op.tvm(cast_to(op, data, "uint8"), axes))[0], "bool")
@@ -22,7 +22,7 @@ def reduce_extreme(op: Operator, data: Value, axes: Value = None) -> Any:
 
 @converts("ArgMax", "ArgMin")
 def arg_extreme(op: Operator, data: Value) -> Any:
-    """The first place (or the last) that holds the extreme, or NaN where there is one, as in numpy."""
+    """The first (or last) position of the extreme value, or of NaN if there is one, as in numpy."""
     shape, dtype = shape_of(data), dtype_of(data)
     axis = int(op.attr("axis", 0)) % len(shape)
     along = np.array([axis], np.int64)
@@ -49,7 +49,7 @@ def arg_extreme(op: Operator, data: Value) -> Any:
 
 @converts("Hardmax")
 def hardmax(op: Operator, data: Value) -> Any:
-    """1 at the first place of the maximum; before opset 13 over all axes from one on."""
+    """1 at the first position of the maximum; before opset 13 over ``axis`` and all axes after it."""
     shape, dtype = shape_of(data), dtype_of(data)
     axis = int(op.attr("axis", -1 if op.opset >= 13 else 1))
     if op.opset < 13:
@@ -63,7 +63,7 @@ def hardmax(op: Operator, data: Value) -> Any:
 
 @converts("ReduceLogSumExp")
 def reduce_log_sum_exp(op: Operator, data: Value, axes: Value = None) -> Any:
-    """m + log Σ e^(x − m), m the maximum, or 0 where that is infinite, because ∞ − ∞ is NaN."""
+    """m + log Σ e^(x − m), where m is the maximum, or 0 if the maximum is infinite: ∞ − ∞ is NaN."""
     rank, dtype = len(shape_of(data)), dtype_of(data)
     chosen = list(op.attr("axes", [])) if axes is None else integers(axes)
     if not chosen:

@@ -1,4 +1,4 @@
-"""Resize, axis by axis: which elements make an output and with which weights is known here.
+"""Resize, axis by axis. The input elements of each output and their weights are computed at compile time.
 
 Coordinates, nearest modes and weights are those of ONNX's operator documentation; the cubic kernel is
 Keys', "Cubic convolution interpolation for digital image processing", 1981.
@@ -21,10 +21,10 @@ from wasmgraph.tensors import Array
 
 @converts("Resize")
 def resize(op: Operator, data: Value, *rest: Value) -> Any:
-    """Interpolation along one axis after the other; an axis that keeps its size and place is left alone.
+    """Interpolate along one axis after the other. Axes whose size and position do not change are skipped.
 
-    Integers are interpolated as float32 and lose their fractions at the end, as in onnxruntime, which with
-    ``antialias`` rounds them after each axis.
+    Integers are interpolated as float32 and truncated at the end, as in onnxruntime. With ``antialias``
+    they are rounded after each axis, as in onnxruntime.
     """
     roi, scales, sizes = _arguments(op, rest)
     shape = shape_of(data)
@@ -48,7 +48,7 @@ def resize(op: Operator, data: Value, *rest: Value) -> Any:
         indices, weights, outside = _taps(op, at, shape[axis], factors[n])
         fill = op.attr("extrapolation_value", 0.0) if mode == "tf_crop_and_resize" else None
         if whole and fill is None and not op.attr("antialias", 0):
-            if indices.shape[1] == 2:  # as onnxruntime computes them: a fraction of 1e-7 decides
+            if indices.shape[1] == 2:  # as in onnxruntime: a difference of 1e-7 matters
                 narrow = _coordinates(mode, shape[axis], wanted[n], factors[n], region, np.float32)
                 place = np.clip(narrow, 0, np.float32(shape[axis] - 1))
                 low = place.astype(np.int64)
@@ -66,7 +66,7 @@ def resize(op: Operator, data: Value, *rest: Value) -> Any:
 
 
 def _interpolate_together(op: Operator, data: Value, axes: list[tuple[int, Array, Array]]) -> Any:
-    """All axes at once: where the fraction is cut off, the order of the sums decides what is left."""
+    """Interpolate along all axes at once. Before truncation, the order of additions affects the result."""
     shape = list(shape_of(data))
     for axis, indices, _ in axes:
         shape[axis] = len(indices)
@@ -97,7 +97,7 @@ def _interpolate_together(op: Operator, data: Value, axes: list[tuple[int, Array
 
 
 def _within(op: Operator, value: Value, dtype: str) -> Any:
-    """Cubic weights reach beyond the numbers of a dtype."""
+    """Clip to the range of a dtype, which cubic interpolation can exceed."""
     limits = np.iinfo(dtype)
     least, most = (np.array(v, np.float32) for v in (limits.min, limits.max))
     return op("Clip", value, least, most)
@@ -114,7 +114,7 @@ def _arguments(op: Operator, rest: tuple[Value, ...]) -> tuple[Value, Value, Val
 def _sizes(
     op: Operator, shape: tuple[int, ...], axes: list[int], scales: Value, sizes: Value
 ) -> tuple[list[float], list[int]]:
-    """Each axis's scale and the size of the result."""
+    """Each axis's scale, and the size of the result."""
     if sizes is None:
         given = [float(s) for s in required(scales).reshape(-1)]
         return given, [floor(s * shape[a]) for s, a in zip(given, axes, strict=True)]
@@ -135,7 +135,7 @@ def _coordinates(
     region: tuple[float, float],
     dtype: type[np.floating[Any]] = np.float64,
 ) -> Array:
-    """Where each output lies in the input."""
+    """The position of each output in the input."""
     x = np.arange(wanted, dtype=dtype)
     scale = float(dtype(scale)) if dtype is np.float64 else dtype(scale)  # type: ignore[assignment]
     if mode == "half_pixel":
@@ -147,7 +147,7 @@ def _coordinates(
     if mode == "pytorch_half_pixel":
         return (x + 0.5) / scale - 0.5 if wanted > 1 else np.zeros_like(x)
     if mode == "align_corners":
-        # ONNX takes the size before it is rounded.
+        # ONNX uses the output size before it is rounded.
         return x * (length - 1) / (scale * length - 1) if wanted > 1 else np.zeros_like(x)
     if mode == "asymmetric":
         return x / scale
@@ -158,7 +158,7 @@ def _coordinates(
 
 
 def _taps(op: Operator, at: Array, length: int, scale: float) -> tuple[Array, Array, Array]:
-    """For each output the inputs it is made of, their weights, and whether it lies outside."""
+    """For each output, the indices and weights of its inputs, and whether it is outside the input."""
     mode = op.attr("mode", "nearest")
     outside = (at < 0) | (at > length - 1)
     if mode == "nearest":
@@ -229,7 +229,7 @@ def _interpolate(
 
 @converts("Upsample")
 def upsample(op: Operator, data: Value, scales: Value = None) -> Any:
-    """Resize as it was called before opset 10."""
+    """Upsample, the name of Resize before opset 10."""
     factors = np.array(op.attr("scales"), np.float32) if scales is None else scales
     mode = op.attr("mode", "nearest")
     return op(

@@ -14,7 +14,7 @@ from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, scalar
 
 @converts("CumSum", "CumProd")
 def cumulative(op: Operator, data: Value, axis: Value) -> Any:
-    """By doubling steps: after k of them every element has taken in 2^k of its predecessors
+    """Scan by recursive doubling: after k steps every element combines 2^k elements up to itself
     (Hillis & Steele, "Data Parallel Algorithms", 1986).
     """
     combine, neutral = ("Add", 0) if op.node.op_type == "CumSum" else ("Mul", 1)
@@ -37,7 +37,7 @@ def cumulative(op: Operator, data: Value, axis: Value) -> Any:
 
 
 def _ordered(x: Any) -> Any:
-    """An integer that orders floats as ONNX does: -0 equals 0, NaN equals NaN and is the greatest."""
+    """Map floats to integers with ONNX's order: -0 equals 0, NaN equals NaN and is the greatest."""
     dtype = str(x.ty.dtype)
     whole = dtype.replace("float", "int")
     most = tirx.const(np.iinfo(whole).max, whole)
@@ -48,7 +48,7 @@ def _ordered(x: Any) -> Any:
 
 @converts("TopK")
 def top_k(op: Operator, data: Value, k: Value = None) -> Any:
-    """Each element's rank is the number of those before it; the k first ranks are gathered."""
+    """An element's rank is the number of elements ordered before it. The first k ranks are gathered."""
     count = scalar(k, op.attr("k"))
     shape, dtype = shape_of(data), dtype_of(data)
     axis = int(op.attr("axis", -1)) % len(shape)
@@ -82,7 +82,7 @@ def top_k(op: Operator, data: Value, k: Value = None) -> Any:
     if dtype == "bool":
         raise op.unsupported("of truth values")
     keys: Value = data
-    if dtype.startswith("float"):  # a kernel of its own: every key is read as often as there are elements
+    if dtype.startswith("float"):  # a separate kernel, because each key is read once for every element
         keys = op.walk.te(
             lambda x: te.compute(shape, lambda *i: _ordered(x(*i)), name="keys"),
             data,

@@ -1,4 +1,4 @@
-"""Sequences and optionals inside of a graph: their lengths are static, so they are lists here."""
+"""Sequences and optionals inside a graph: their lengths are static, so they are Python lists here."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ def _items(sequence: Value) -> list[Value]:
 
 @converts("SequenceEmpty")
 def sequence_empty(op: Operator) -> Any:
-    """No tensors."""
+    """An empty sequence."""
     return []
 
 
 @converts("SequenceConstruct")
 def sequence_construct(op: Operator, *items: Value) -> Any:
-    """These tensors."""
+    """A sequence of the given tensors."""
     return list(items)
 
 
 @converts("SequenceLength")
 def sequence_length(op: Operator, sequence: Value) -> Any:
-    """How many there are."""
+    """The number of tensors in a sequence."""
     return np.array(len(_items(sequence)), np.int64)
 
 
 @converts("SequenceAt")
 def sequence_at(op: Operator, sequence: Value, position: Value) -> Any:
-    """One of them."""
+    """One tensor of a sequence."""
     item = _items(sequence)[scalar(position)]
     return [item] if isinstance(item, list) else item
 
 
 @converts("SequenceInsert")
 def sequence_insert(op: Operator, sequence: Value, item: Value, position: Value = None) -> Any:
-    """One more of them."""
+    """A sequence with one more tensor."""
     items = list(_items(sequence))
     at = scalar(position, len(items))
     items.insert(at if at >= 0 else len(items) + at, item)
@@ -51,7 +51,7 @@ def sequence_insert(op: Operator, sequence: Value, item: Value, position: Value 
 
 @converts("SequenceErase")
 def sequence_erase(op: Operator, sequence: Value, position: Value = None) -> Any:
-    """One fewer."""
+    """A sequence with one tensor removed."""
     items = list(_items(sequence))
     del items[scalar(position, -1)]
     return items
@@ -59,7 +59,7 @@ def sequence_erase(op: Operator, sequence: Value, position: Value = None) -> Any
 
 @converts("SequenceMap")
 def sequence_map(op: Operator, sequence: Value, *others: Value) -> Any:
-    """The body, once for each of them."""
+    """Convert the body once for each tensor of the sequence."""
     items = _items(sequence)
     rows = [
         op.subgraph("body", item, *(o[i] if isinstance(o, list) else o for o in others))
@@ -71,7 +71,7 @@ def sequence_map(op: Operator, sequence: Value, *others: Value) -> Any:
 
 @converts("ConcatFromSequence")
 def concat_from_sequence(op: Operator, sequence: Value) -> Any:
-    """All of them in one tensor."""
+    """Join all tensors of a sequence into one."""
     items, axis = _items(sequence), int(op.attr("axis"))
     if op.attr("new_axis", 0):
         axis %= len(shape_of(items[0])) + 1
@@ -81,7 +81,8 @@ def concat_from_sequence(op: Operator, sequence: Value) -> Any:
 
 @converts("SplitToSequence")
 def split_to_sequence(op: Operator, data: Value, split: Value = None) -> Any:
-    """A tensor in pieces; without ``split`` of one, by a scalar of as many, else of these lengths."""
+    """Split a tensor. Without ``split`` the pieces have length 1; a scalar gives the length of each piece;
+    a vector lists their lengths."""
     axis = int(op.attr("axis", 0)) % len(shape_of(data))
     length = shape_of(data)[axis]
     if split is None:
@@ -100,19 +101,19 @@ def split_to_sequence(op: Operator, data: Value, split: Value = None) -> Any:
 
 @converts("Optional")
 def optional(op: Operator, value: Value = None) -> Any:
-    """Something, or nothing."""
+    """An optional with or without a value."""
     return value
 
 
 @converts("OptionalHasElement")
 def optional_has_element(op: Operator, value: Value = None) -> Any:
-    """Whether it is something."""
+    """Whether an optional has a value."""
     return np.array(value is not None)
 
 
 @converts("OptionalGetElement")
 def optional_get_element(op: Operator, value: Value) -> Any:
-    """What it is."""
+    """The value of an optional."""
     if value is None:
         raise op.unsupported("of an empty optional")
     return value

@@ -1,7 +1,7 @@
 """Fourier transforms, in mixed radix: the smallest factor of a length first.
 
-Decimation in frequency (Gentleman & Sande, "Fast Fourier transforms: for fun and profit", 1966); of an
-odd factor pairs of samples are added and subtracted first, which halves its products.
+Decimation in frequency (Gentleman & Sande, "Fast Fourier transforms: for fun and profit", 1966). For an odd
+factor, pairs of samples are added and subtracted first, which halves the number of products.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from wasmgraph.compiler.importing.frontend.graph import Operator, converts
 from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, scalar, shape_of
 from wasmgraph.tensors import Array
 
-_LARGEST_RADIX = 31  # a prime factor above is transformed by its matrix
+_LARGEST_RADIX = 31  # larger prime factors are transformed by a matrix product
 
 Complex = tuple[Any, Any]
 
 
 def _roots(count: int, powers: Array, inverse: bool, dtype: str) -> tuple[Array, Array]:
-    """Powers of the root of unity, real and imaginary parts."""
+    """Real and imaginary parts of powers of the root of unity."""
     angle = (2 if inverse else -2) * np.pi * (powers % count) / count
     return np.cos(angle).astype(dtype), np.sin(angle).astype(dtype)
 
@@ -32,7 +32,7 @@ def _product(op: Operator, x: Complex, w: tuple[Array, Array]) -> Complex:
 
 
 def _butterfly(op: Operator, x: list[Complex], inverse: bool, dtype: str) -> list[Complex]:
-    """The transform of as many numbers as there are in ``x``; two, or an odd count."""
+    """The transform of the numbers in ``x``, of which there are two or an odd count."""
 
     def both(kind: str, a: Complex, b: Complex) -> Complex:
         return op(kind, a[0], b[0]), op(kind, a[1], b[1])
@@ -96,10 +96,10 @@ def _fft(op: Operator, x: Complex, length: int, inverse: bool) -> Complex:
 
 
 def _transform(op: Operator, real: Value, imaginary: Value, length: int, inverse: bool) -> Complex:
-    """The transform along the last axis, of which samples are cut or zeros added.
+    """The transform along the last axis, which is truncated or padded with zeros to ``length``.
 
-    Forward in float64, so that frequencies that cancel come out as 0; backward in the tensor's own dtype.
-    ONNX's reference does the same.
+    The forward transform is computed in float64, so that frequencies that cancel become 0; the inverse is
+    computed in the tensor's own dtype. ONNX's reference does the same.
     """
     precise = dtype_of(real) if inverse else "float64"
     original, real = dtype_of(real), cast_to(op, real, precise)
@@ -132,7 +132,7 @@ def _pair(op: Operator, real: Value, imaginary: Value) -> Any:
 
 @converts("DFT")
 def dft(op: Operator, data: Value, length: Value = None, axis: Value = None) -> Any:
-    """Complex numbers are a last axis of two; real ones of one."""
+    """The last axis has size 2 for complex numbers, and size 1 for real numbers."""
     rank = len(shape_of(data))
     along = scalar(axis, -2) if op.opset >= 20 else int(op.attr("axis", 1))
     along %= rank
@@ -158,7 +158,7 @@ def dft(op: Operator, data: Value, length: Value = None, axis: Value = None) -> 
 
 
 def _mirrored(op: Operator, real: Value, imaginary: Value, count: int) -> tuple[Any, Any]:
-    """All frequencies of a real signal from the first half."""
+    """Complete the frequencies of a real signal from their first half."""
     axis = len(shape_of(real)) - 1
     half = shape_of(real)[-1]
     if imaginary is None:

@@ -13,7 +13,7 @@ _DOMAIN = "ai.onnx.preview.training"
 
 
 def _groups(values: tuple[Value, ...], kinds: int) -> list[tuple[Value, ...]]:
-    """Inputs come by kind: all tensors, all gradients, …; here by tensor."""
+    """Regroup inputs by tensor. The node lists them by kind: all tensors, then all gradients, …"""
     count = len(values) // kinds
     return [tuple(values[kind * count + n] for kind in range(kinds)) for n in range(count)]
 
