@@ -1,6 +1,5 @@
 /* A graph as a WASI command. It reads inputs as raw bytes from standard input, one after the other, and
-writes
-   outputs in the same way to standard output, until the input ends. Generated from a plan. */
+   writes outputs in the same way to standard output, until the input ends. Generated from a plan. */
 typedef __INT32_TYPE__ int32_t;
 typedef __UINT32_TYPE__ uint32_t;
 typedef unsigned char byte;

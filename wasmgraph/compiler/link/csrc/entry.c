@@ -1,6 +1,5 @@
 /* The entry of a graph: calls its kernels in order. Generated from a plan, whose addresses are relative to
-`arena`
-   and `wasmgraph_params`. Returns 0 or an error code (docs/abi.md). */
+   `arena` and `wasmgraph_params`. Returns 0 or an error code (docs/abi.md). */
 typedef __INT32_TYPE__ int32_t;
 typedef __INT64_TYPE__ int64_t;
 typedef unsigned char byte;
@@ -10,9 +9,12 @@ typedef unsigned char byte;
 
 extern byte wasmgraph_params[];
 
-#ifdef __wasm_atomics__ /* Every thread executes every step, and takes turns (iterations) of its phases
-until none is left (pool.c). */ extern int32_t wasmgraph_take(int32_t turns, int32_t threads, int32_t *end);
-extern int32_t wasmgraph_barrier(int32_t threads); #define SHARE , int32_t threads #define SHARED , threads
+#ifdef __wasm_atomics__
+/* Every thread executes every step, and takes turns (iterations) of its phases until none is left (pool.c). */
+extern int32_t wasmgraph_take(int32_t turns, int32_t threads, int32_t *end);
+extern int32_t wasmgraph_barrier(int32_t threads);
+#define SHARE , int32_t threads
+#define SHARED , threads
 #define PHASE(turns, work)                                                                      \
     for (int32_t end, begin; (begin = wasmgraph_take(turns, threads, &end)) < turns;)           \
         work;                                                                                   \

@@ -1,6 +1,6 @@
-/* Reads parameters from a file in the preopened directory, through WASI alone. The module knows the file's
-name,
-   length and SHA-256 (FIPS 180-4), and runs with no other parameters. Generated from a plan. */
+/* Reads parameters from a file in the preopened directory, through WASI alone. The module knows the
+   file's name, length and SHA-256 (FIPS 180-4), and runs with no other parameters. Generated from a
+   plan. */
 typedef __INT32_TYPE__ int32_t;
 typedef __UINT32_TYPE__ uint32_t;
 typedef __UINT64_TYPE__ uint64_t;
@@ -64,7 +64,7 @@ static int32_t as_expected(void) {
 }
 
 /* Read and check the parameters, once. Return 0 or the reason for failure. No step runs before this
-succeeds. */ int32_t wasmgraph_load(void) {
+   succeeds. */ int32_t wasmgraph_load(void) {
     if (loaded) return 0;
     int32_t file;
     if (path_open(FOLDER, 0, name, sizeof name - 1, 0, RIGHT_TO_READ, 0, 0, &file)) return MISSING;

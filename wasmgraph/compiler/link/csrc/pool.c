@@ -1,6 +1,5 @@
 /* The threads of a graph. All of them execute the whole job, take turns (iterations) of every phase, and
-wait
-   for each other at barriers. One is the host's caller. The others are host threads that call
+   wait for each other at barriers. One is the host's caller. The others are host threads that call
    wasmgraph_worker once, each on its own instance with its own stack, over one shared memory.
 
    A waiting thread first spins for a moment, because phases are short, and then sleeps in
@@ -39,9 +38,9 @@ static void wait_for_workers(void) {
     for (int32_t now = idle; now != threads - 1; now = idle) sleep_while(&idle, now);
 }
 
-/* Take the next turns of a phase: half of a thread's share of the remaining turns, so that all threads end
-at
-   about the same time. A thread whose processor is shared with other programs thus gets less work. */
+/* Take the next turns of a phase: half of a thread's share of the remaining turns, so that all threads
+   end at about the same time. A thread whose processor is shared with other programs thus gets less
+   work. */
 int32_t wasmgraph_take(int32_t turns, int32_t count, int32_t *end) {
     int32_t begin = taken;
     do {

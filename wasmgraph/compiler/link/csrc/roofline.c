@@ -29,9 +29,8 @@ static int32_t chains(byte *arena) {
     return 0;
 }
 
-/* A register tile, ROWS vectors by COLUMNS. Products do not depend on each other, so that this also keeps a
-processor
-   busy that has more units than CHAINS chains can use. */
+/* A register tile, ROWS vectors by COLUMNS. Products do not depend on each other, so that this also
+   keeps a processor busy that has more units than CHAINS chains can use. */
 static int32_t tile(byte *arena) {
     vec *cell = (vec *)arena;
     vec y[COLUMNS], a[ROWS][COLUMNS];
