@@ -26,7 +26,7 @@ from rich.progress import track
 from trials.fuzzing.graphs import histogram
 from trials.fuzzing.modules import EVERY_CHECK
 from wasmgraph.errors import ProcessError
-from wasmgraph.files import write_atomically
+from wasmgraph.files import cache_dir, write_atomically
 from wasmgraph.processes import Child
 
 ROOT = Path(__file__).parent.parent
@@ -60,7 +60,11 @@ class Worker:
     """A process that runs cases; it is restarted when it dies or hangs."""
 
     def __init__(self, kind: str, cache: Path) -> None:
-        self._kind, self._environment = kind, {**os.environ, "WASMGRAPH_CACHE": str(cache)}
+        self._kind = kind
+        # Zig's cache is shared: building the C library again for every worker would look like a hang.
+        zig = str(cache_dir("zig"))
+        zigs = {"ZIG_GLOBAL_CACHE_DIR": zig, "ZIG_LOCAL_CACHE_DIR": zig}
+        self._environment = {**os.environ, **zigs, "WASMGRAPH_CACHE": str(cache)}
         self._child: Child | None = None
 
     def do(self, seed: int) -> tuple[int, str, str | None]:

@@ -31,7 +31,7 @@ def zig(*arguments: str | Path) -> None:
     """Run one of Zig's tools; raise CompileError with its message if it fails."""
     command = [sys.executable, "-m", "ziglang", *map(str, arguments)]
     tool = " ".join(command[3:5])
-    environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": _cache(), "ZIG_LOCAL_CACHE_DIR": _cache()}
+    environment = {"ZIG_GLOBAL_CACHE_DIR": _cache(), "ZIG_LOCAL_CACHE_DIR": _cache(), **os.environ}
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, env=environment, timeout=_PATIENCE_S
