@@ -76,7 +76,7 @@ def test_a_closed_session_says_so(path: Path, small_input: np.ndarray) -> None:
 
 def test_choosing_a_runtime(small_onnx: Path, small_artifact) -> None:
     with pytest.raises(
-        UsageError, match="unknown runtime 'v8'; there are wasmtime, .*node, tvm, onnxruntime"
+        UsageError, match="unknown runtime 'v8'; there are wasmtime, .*node, native, onnxruntime"
     ):
         wg.load(small_onnx, runtime="v8")
     with pytest.raises(UsageError, match="is a wasm file; tvm runs native files"):

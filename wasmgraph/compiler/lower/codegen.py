@@ -13,7 +13,7 @@ import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
 
-from wasmgraph.compiler.lower.elementary import as_arithmetic, hold_arguments
+from wasmgraph.compiler.lower.elementary import as_arithmetic
 from wasmgraph.compiler.lower.floats import define_floats
 from wasmgraph.compiler.lower.phases import LOCAL_BYTES, Phase, divide
 from wasmgraph.compiler.lower.prefetch import fetch_ahead
@@ -92,7 +92,6 @@ def lowering_passes() -> tuple[list[tvm.ir.transform.Pass], list[tvm.ir.transfor
         # Before VectorizeLoop, which cannot vectorise calls of functions that have no vector form.
         t.prim_func_pass(lambda function, *_: as_arithmetic(function), opt_level=0, name="Elementary"),
         t.VectorizeLoop(True),
-        t.prim_func_pass(lambda function, *_: hold_arguments(function), opt_level=0, name="HoldArguments"),
         t.StorageRewrite(),
         s.HoistIfThenElse(),
         t.UnrollLoop(),

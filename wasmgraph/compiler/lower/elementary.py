@@ -180,58 +180,22 @@ _FUNCTIONS: dict[str, Callable[[_Numbers, Expr], Expr]] = {
 
 
 def as_arithmetic(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    """Return the kernel with arithmetic in place of elementary functions of float32.
+    """A kernel whose elementary functions of float32 are arithmetic.
 
-    An argument that contains another elementary function gets a name in a statement of its own, for
-    :func:`hold_arguments`.
+    A function whose argument contains another stays a call of the C library, a slow one. TVM replaces names
+    by their values where it analyses an expression for LLVM, which takes a time exponential in the depth of
+    functions of functions: minutes for tanh(log(1 + exp(x))).
     """
 
-    def store(found: tirx.BufferStore) -> Any:
-        held: list[tuple[tirx.Var, Expr]] = []
-        value = tvm_ffi.structural_map(found.value, [(Call, lambda call: _arithmetic(call, held))])
-        last = tirx.BufferStore(found.buffer, value, found.indices)
-        return tirx.SeqStmt([*(tirx.Bind(*each) for each in held), last]) if held else last
+    def rewrite(call: Call) -> Any:
+        name = call.op.name if isinstance(call.op, tvm.ir.Op) else ""
+        dtype = str(call.ty.dtype) if name in _FUNCTIONS else ""
+        if not dtype.startswith("float32") or _binds(call.args[0]):
+            return call
+        numbers = _Numbers(dtype)
+        return numbers.result(_FUNCTIONS[name](numbers, call.args[0]))
 
-    body = tvm_ffi.structural_map(function.body, [(tirx.BufferStore, store)])
-    # Conditions of statements have no statement of their own before them.
-    return function.with_body(tvm_ffi.structural_map(body, [(Call, _arithmetic)]))
-
-
-def hold_arguments(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    """A kernel whose named arguments are local variables in memory, which LLVM puts into registers.
-
-    TVM replaces names by their values where it analyses an expression for LLVM. The time would be
-    exponential in the depth of functions of functions: minutes for tanh(log(1 + exp(x))).
-    """
-    locals_: dict[tirx.Var, tirx.Buffer] = {}
-
-    def hold(found: tirx.Bind) -> Any:
-        if not _binds(found.value):
-            return found
-        local = tirx.decl_buffer((1,), str(found.value.ty.dtype), found.var.name, scope="local")
-        locals_[found.var] = local
-        return tirx.SeqStmt([tirx.AllocBuffer(local), tirx.BufferStore(local, found.value, [0])])
-
-    def use(found: tirx.Var) -> Expr:
-        return tirx.BufferLoad(locals_[found], [0]) if found in locals_ else found
-
-    return function.with_body(tvm_ffi.structural_map(function.body, [(tirx.Bind, hold), (tirx.Var, use)]))
-
-
-def _arithmetic(call: Call, held: list[tuple[tirx.Var, Expr]] | None = None) -> Expr:
-    """What stands for a call; ``held`` gets the names of arguments that must have their values before."""
-    name = call.op.name if isinstance(call.op, tvm.ir.Op) else ""
-    if name == "tirx.if_then_else" and held:
-        return _restore(call, held)  # only one side may be computed
-    dtype = str(call.ty.dtype) if name in _FUNCTIONS else ""
-    if not dtype.startswith("float32"):
-        return call
-    argument = call.args[0]
-    if held is not None and _binds(argument):
-        held.append((tirx.Var("argument", dtype), argument))
-        argument = held[-1][0]
-    numbers = _Numbers(dtype)
-    return numbers.result(_FUNCTIONS[name](numbers, argument))
+    return function.with_body(tvm_ffi.structural_map(function.body, [(Call, rewrite)]))
 
 
 def _binds(expression: Expr) -> bool:
@@ -245,23 +209,3 @@ def _binds(expression: Expr) -> bool:
 
     tvm_ffi.structural_map(expression, [(tirx.Let, note)])
     return found
-
-
-def _restore(expression: Expr, held: list[tuple[tirx.Var, Expr]]) -> Expr:
-    """The expression with the held arguments that are in it in their places again."""
-    while held:
-        name, value = held[-1]
-        inside = False
-
-        def put_back(found: tirx.Var, name: tirx.Var = name, value: Expr = value) -> Expr:
-            nonlocal inside
-            if not found.same_as(name):
-                return found
-            inside = True
-            return value
-
-        expression = tvm_ffi.structural_map(expression, [(tirx.Var, put_back)])
-        if not inside:
-            break
-        held.pop()
-    return expression
