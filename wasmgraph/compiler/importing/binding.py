@@ -132,7 +132,7 @@ def _note_symbols(
 ) -> None:
     """Note the values that a shape binds names to. A name must have the same value everywhere."""
     for dim, size in zip(value.type.tensor_type.shape.dim, shape, strict=False):
-        if not dim.dim_param:
+        if dim.dim_param in ("", "?"):  # exporters write "?" where there is no name
             continue
         other, where = symbols.setdefault(dim.dim_param, (int(size), value.name))
         if other != size:
