@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from wasmgraph.compiler.importing.frontend.schemas import deterministic, domain_of, evaluate
+from wasmgraph.compiler.importing.frontend.schemas import deterministic, domain_of, evaluate, subgraphs
 from wasmgraph.tensors import Array
 
 _OPEN = ("Cast", "CastLike", "Div", "Mod", "QuantizeLinear")
@@ -31,13 +31,8 @@ def leaves_open(model: onnx.ModelProto) -> bool:
 def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     for node in graph.node:
         yield node
-        for attribute in node.attribute:
-            for inner in _graphs(attribute):
-                yield from _all_nodes(inner)
-
-
-def _graphs(attribute: onnx.AttributeProto) -> list[onnx.GraphProto]:
-    return [attribute.g] if attribute.type == attribute.GRAPH else list(attribute.graphs)
+        for inner in subgraphs(node):
+            yield from _all_nodes(inner)
 
 
 def _leaves_open(graph: onnx.GraphProto, opset: int, outer: Mapping[str, Array | None]) -> bool:
@@ -46,9 +41,8 @@ def _leaves_open(graph: onnx.GraphProto, opset: int, outer: Mapping[str, Array |
         small = np.prod(tensor.dims, dtype=np.int64) <= _LARGE
         values[tensor.name] = numpy_helper.to_array(tensor) if small else None
     for node in graph.node:
-        for attribute in node.attribute:
-            if any(_leaves_open(inner, opset, values) for inner in _graphs(attribute)):
-                return True
+        if any(_leaves_open(inner, opset, values) for inner in subgraphs(node)):
+            return True
         if domain_of(node) or not all(name in values for name in node.input if name):
             continue
         if not deterministic(node, opset):

@@ -17,6 +17,7 @@ from onnx.external_data_helper import uses_external_data
 
 from wasmgraph.compiler.constants import allocate, let_go
 from wasmgraph.compiler.importing import frontend
+from wasmgraph.compiler.importing.frontend.schemas import subgraphs
 from wasmgraph.compiler.importing.onnx_private import external_bytes, parser_error
 from wasmgraph.compiler.importing.weights import check_size, hide, large_names
 from wasmgraph.errors import ModelError, UnsupportedOperatorError, UsageError
@@ -166,8 +167,8 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _tensors(inner)
+        for inner in subgraphs(node):
+            yield from _tensors(inner)
 
 
 def _check_text(graph: onnx.GraphProto, where: str) -> None:
@@ -178,8 +179,8 @@ def _check_text(graph: onnx.GraphProto, where: str) -> None:
         texts += [node.op_type, node.domain, node.name, *node.input, *node.output]
         for attribute in node.attribute:
             texts += [attribute.name, attribute.ref_attr_name]
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                _check_text(inner, where)
+        for inner in subgraphs(node):
+            _check_text(inner, where)
     wrong = next((text for text in texts if isinstance(text, bytes)), None)
     if wrong is not None:
         raise ModelError(f"{where} is not a valid ONNX model: the name {wrong!r:.80} is not UTF-8.")
@@ -280,8 +281,8 @@ def _densify(graph: onnx.GraphProto, where: str) -> None:
             if node.op_type == "Constant" and attribute.HasField("sparse_tensor"):
                 value = numpy_helper.from_array(_dense(attribute.sparse_tensor, where))
                 attribute.CopyFrom(helper.make_attribute("value", value))
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                _densify(inner, where)
+        for inner in subgraphs(node):
+            _densify(inner, where)
 
 
 def _dense(sparse: onnx.SparseTensorProto, where: str) -> Array:

@@ -8,7 +8,7 @@ from typing import Any
 import onnx
 from onnx import helper
 
-from wasmgraph.compiler.importing.frontend.schemas import domain_of, schema
+from wasmgraph.compiler.importing.frontend.schemas import domain_of, schema, subgraphs
 from wasmgraph.compiler.tvm_private import frontend_converters
 
 # Operators whose result depends on their input's shape alone.
@@ -56,10 +56,8 @@ def missing(proto: onnx.ModelProto) -> dict[str, list[str]]:
     def look(nodes: Sequence[onnx.NodeProto], opsets: Mapping[str, int], at: str | None) -> None:
         for node in nodes:
             domain, kind = domain_of(node), node.op_type
-            for attribute in node.attribute:
-                graphs = [attribute.g] if attribute.type == attribute.GRAPH else list(attribute.graphs)
-                for graph in graphs:
-                    look(graph.node, opsets, at)
+            for graph in subgraphs(node):
+                look(graph.node, opsets, at)
             if (domain, kind) in own or implemented(domain, kind, opsets.get(domain, 1)):
                 continue
             name = f"{domain}.{kind}" if domain else kind

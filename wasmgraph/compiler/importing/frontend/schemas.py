@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,14 @@ warnings.filterwarnings("ignore", module=r"onnx\.reference")
 def domain_of(node: onnx.NodeProto) -> str:
     """A node's domain; ONNX's own is empty."""
     return "" if node.domain == "ai.onnx" else str(node.domain)
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs in a node's attributes."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
 
 
 def schema(node: onnx.NodeProto, opset: int) -> Any:
