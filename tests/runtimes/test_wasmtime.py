@@ -36,6 +36,32 @@ def test_a_damaged_cache_entry_is_replaced(
         session.run({"x": small_input})
 
 
+def test_a_file_that_is_replaced_while_it_is_loaded(
+    empty_cache: Path,
+    small_artifact,
+    tmp_path: Path,
+    small_input: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The other file's code stood in the cache under this file's digest, for every later load."""
+    path = tmp_path / "graph.wasm"
+    path.write_bytes(small_artifact("wasm32").read_bytes())
+    other, opened = small_artifact("wasm32-simd128").read_bytes(), wg.Artifact.open
+
+    def open_and_replace(path: Path) -> wg.Artifact:
+        artifact = opened(path)
+        path.write_bytes(other)
+        return artifact
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wg.Artifact, "open", open_and_replace)
+        with pytest.raises(ArtifactError, match="was replaced while it was loaded"):
+            wg.load(path)
+    assert not list((empty_cache / "compiled").glob("*.cwasm"))
+    with wg.load(path) as session:
+        session.run({"x": small_input})
+
+
 def test_works_without_a_usable_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_artifact, small_input: np.ndarray
 ) -> None:

@@ -132,10 +132,13 @@ def compiled_module(artifact: Artifact, config: EngineConfig) -> wasmtime.Module
 
 def _compile(artifact: Artifact, config: EngineConfig) -> wasmtime.Module:
     try:
-        return wasmtime.Module.from_file(engine(config), str(artifact.path))
+        module = wasmtime.Module.from_file(engine(config), str(artifact.path))
     except wasmtime.WasmtimeError as error:
         needs = ", ".join(artifact.manifest.features) or "nothing beyond WebAssembly 1.0"
         raise ArtifactError(
             f"{artifact.path}: Wasmtime ({config}) refuses the module, which needs {needs}: {error}",
             check="engine",
         ) from error
+    with Path(os.devnull).open("wb") as nowhere:  # it refuses a file that was replaced since it was opened
+        artifact.copy_to(nowhere)
+    return module

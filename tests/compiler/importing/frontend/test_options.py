@@ -187,3 +187,18 @@ def test_several_threads_compile_at_once() -> None:
     assert len(found) == 4
     for result in found:
         np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize("target", ["wasm32-simd128", "native"])
+def test_padding_beyond_the_size(target: str) -> None:
+    """Reflected or wrapped more often than once: it read beyond the tensor, natively until a SIGSEGV."""
+    x = draw(4, 5)
+    amounts = [(0, 9, 0, 9), (5, 0, 6, 0), (4, 0, 0, 5), (3, 4, 3, 4)]
+    constants = {f"p{n}": np.array(pads, np.int64) for n, pads in enumerate(amounts)}
+    modes = ("reflect", "wrap")
+    nodes = [node("Pad", f"x p{n}", f"{m}{n}", mode=m) for m in modes for n in range(len(amounts))]
+    found = run(model(nodes, {"x": x}, [each.output[0] for each in nodes], constants), {"x": x}, target)
+    for mode in modes:
+        for n, (top, left, bottom, right) in enumerate(amounts):
+            expected = np.pad(x, ((top, bottom), (left, right)), mode=mode)
+            np.testing.assert_array_equal(found[f"{mode}{n}"], expected)

@@ -24,15 +24,17 @@ from wasmgraph.compiler.importing.frontend.values import (
 
 @converts("Pad")
 def pad(op: Operator, data: Value, pads: Value = None, fill: Value = None, axes: Value = None) -> Any:
-    """Use TVM's operator, except for negative pads in modes other than ``constant`` and for a fill value
-    that is computed when the graph runs."""
+    """Use TVM's operator, except in two cases: modes other than ``constant`` whose pads are negative or
+    repeat an axis more than once, where TVM reads outside of the tensor, and a fill value that is computed
+    when the graph runs."""
     mode, shape = op.attr("mode", "constant"), shape_of(data)
     amounts = list(op.attr("pads", op.attr("paddings", []))) if op.opset < 11 else integers(pads)
     chosen = range(len(shape)) if axes is None else integers(axes)
     before, after = [0] * len(shape), [0] * len(shape)
     for n, axis in enumerate(chosen):
         before[axis], after[axis] = amounts[n], amounts[n + len(amounts) // 2]
-    if mode != "constant" and min(*before, *after) < 0:
+    often = any(max(b, a) >= d for b, a, d in zip(before, after, shape, strict=True))
+    if mode != "constant" and (often or min(*before, *after) < 0):
         return _pad_by_places(op, data, mode, before, after)
     if op.opset < 11 or fill is None or is_known(fill) or mode != "constant":
         return op.tvm(data, pads, fill, axes)
@@ -50,7 +52,7 @@ def pad(op: Operator, data: Value, pads: Value = None, fill: Value = None, axes:
 
 
 def _pad_by_places(op: Operator, data: Value, mode: str, before: list[int], after: list[int]) -> Any:
-    """Pad with negative pads, one axis at a time: each index of the result takes an index of the input.
+    """Pad with any pads, one axis at a time: each index of the result takes an index of the input.
 
     As in onnxruntime, elements are cut off before any are repeated.
     """
