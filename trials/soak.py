@@ -30,6 +30,7 @@ _GROWTH_BYTES = 2 << 20  # allowed for allocators; no inference may add to it
 _WARM = 0.3  # of a run, before memory is sampled: V8's heap reaches its size after 100,000 inferences
 _LOOKS = 200  # samples of memory; V8's varies with garbage collection, so medians of halves are compared
 _PATIENCE_S = 1800.0
+_ENDING_S = 1.0  # for a joined thread to disappear from the system's list
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,14 @@ def _memory() -> int:
     return sum(p.memory_info().rss for p in (process, *process.children(recursive=True)))
 
 
+def _threads(process: psutil.Process, before: int) -> int:
+    """The process's threads, once those that were joined have ended: the system takes a moment for each."""
+    until = time.monotonic() + _ENDING_S
+    while (now := process.num_threads()) > before and time.monotonic() < until:
+        time.sleep(0.01)
+    return now
+
+
 def _same(outputs: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
     return all(np.array_equal(outputs[name], array) for name, array in expected.items())
 
@@ -174,8 +183,8 @@ def cycles(paths: Mapping[tuple[str, str], Path], count: int, console: Console) 
         with wg.load(paths[soak.target, soak.params], threads=soak.threads) as session:
             run(session)
         if number % max(1, count // 20) == 0:
-            time.sleep(0.02)  # the system takes a moment to end a thread that was joined
-            held.append((_memory(), process.num_threads(), process.num_fds()))
+            threads = _threads(process, held[-1][1] if held else 0)
+            held.append((_memory(), threads, process.num_fds()))
     warm = held[len(held) // 4 :]
     growth = warm[-1][0] - warm[0][0]
     return {

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from wasmgraph.measure.accuracy import augment, judge
@@ -55,6 +55,15 @@ def test_the_interval_holds_the_ratio() -> None:
     assert noisy.high - noisy.low > ratio.high - ratio.low
     single = ratio_of_medians([2.0, 2.0], [1.0, 1.0], Schedule(1, 2))
     assert (single.low, single.value, single.high) == (2, 2, 2)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.tuples(st.floats(0.5, 2), st.floats(0.5, 2)), min_size=4, max_size=4))
+@example([(0.9, 0.6), (3.1, 3.5), (3.7, 3.9), (3.9, 3.9)])  # an end differed from the ratio in its last bit
+def test_the_interval_of_few_rounds_contains_the_ratio(rounds: list[tuple[float, float]]) -> None:
+    ours, theirs = map(list, zip(*rounds, strict=True))
+    ratio = ratio_of_medians(ours, theirs, Schedule(2, 2))
+    assert ratio.low <= ratio.value <= ratio.high
 
 
 def test_accuracy_counts() -> None:

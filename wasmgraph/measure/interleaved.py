@@ -105,7 +105,8 @@ def ratio_of_medians(rounds: list[float], reference: list[float], schedule: Sche
     """Median of ``rounds`` over median of ``reference``, both from one :func:`interleave`.
 
     The interval resamples whole blocks, in pairs (percentile bootstrap: Efron & Tibshirani,
-    1993, ch. 13): rounds of one block share whatever disturbed it.
+    1993, ch. 13): rounds of one block share whatever disturbed it. The interval always contains the ratio, whose
+    last bits may differ from those of the resamples that equal it.
     """
     shape = (schedule.blocks, schedule.calls)
     ours, theirs = np.reshape(rounds, shape), np.reshape(reference, shape)
@@ -126,4 +127,5 @@ def ratio_of_medians(rounds: list[float], reference: list[float], schedule: Sche
         method="percentile",
         rng=np.random.default_rng(_SEED),
     )
-    return Ratio(value, float(found.confidence_interval.low), float(found.confidence_interval.high))
+    low, high = found.confidence_interval
+    return Ratio(value, min(value, float(low)), max(value, float(high)))
