@@ -8,7 +8,6 @@ import multiprocessing
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from wasmgraph.artifact import Artifact
 from wasmgraph.backends import REFERENCE, Backend
 from wasmgraph.compiler import CompileLog
 from wasmgraph.compiler.importing import bind_shapes
-from wasmgraph.errors import ModelError, WasmgraphError
+from wasmgraph.errors import ModelError, ProcessError, WasmgraphError
 from wasmgraph.files import sha256_file
 from wasmgraph.measure.accuracy import Doubt
 from wasmgraph.measure.interleaved import Block, Schedule, block_of, interleave, ratio_of_medians
@@ -36,6 +35,8 @@ from wasmgraph.records import Record
 from wasmgraph.runtimes import LoadOptions, Session
 from wasmgraph.runtimes.metrics import metrics
 from wasmgraph.tensors import Array
+
+_PATIENCE_S = 600.0  # for a process that loads and runs one session
 
 
 class ReplayClock:
@@ -137,8 +138,13 @@ class Bench:
     def memory(self, backend: Backend) -> int:
         """Bytes of one more session, found in a process of its own."""
         question = (backend.runtime, self.source(backend), backend.threads, self.inputs[0])
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-            return fresh.submit(session_bytes, *question).result()
+        with multiprocessing.get_context("spawn").Pool(1) as fresh:  # ends its process, whatever it does
+            try:
+                return fresh.apply_async(session_bytes, question).get(_PATIENCE_S)
+            except multiprocessing.TimeoutError as error:
+                raise ProcessError(
+                    f"{backend.name}: measuring a session's memory took longer than {_PATIENCE_S:g} s."
+                ) from error
 
     def session(self, backend: Backend) -> Session:
         """The session that all tests share; a failure is remembered and raised every time."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,12 @@ def test_pruning_takes_the_longest_unread_first(tmp_path: Path) -> None:
         os.utime(path, (1_000_000 - age, 1_000_000))
     prune(tmp_path, 25)
     assert {path.name for path in tmp_path.iterdir()} == {"new", "middle"}
+
+
+def test_pruning_takes_parts_of_files_that_nobody_writes(tmp_path: Path) -> None:
+    for name, age in (("abandoned.part", 2 * 86400), ("written.part", 0)):
+        path = tmp_path / name
+        path.write_bytes(b"x")
+        os.utime(path, (time.time() - age,) * 2)
+    prune(tmp_path, 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["written.part"]

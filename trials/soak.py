@@ -108,9 +108,9 @@ def _memory() -> int:
 def _threads(process: psutil.Process, before: int) -> int:
     """The process's threads, once those that were joined have ended: the system takes a moment for each."""
     until = time.monotonic() + _ENDING_S
-    while (now := process.num_threads()) > before and time.monotonic() < until:
+    while process.num_threads() > before and time.monotonic() < until:
         time.sleep(0.01)
-    return now
+    return int(process.num_threads())
 
 
 def _same(outputs: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:

@@ -147,11 +147,31 @@ class Artifact:
                     stream.write(chunk)
             stream.flush()
         except FileNotFoundError as error:
-            raise ArtifactError(f"{self.path} is not there any more.") from error
+            raise self._gone() from error
         if digest.hexdigest() != self.sha256:
-            raise ArtifactError(
-                f"{self.path} was replaced while it was loaded. Load it again.", check="digest"
-            )
+            raise self._replaced()
+
+    def check_unchanged(self) -> None:
+        """Check that the file at the path is still the one that was opened, after something else read it.
+
+        Raises
+        ------
+        ArtifactError
+            It is not there any more, or is another one.
+        """
+        try:
+            digest = sha256_file(self.path, self._covered)
+        except FileNotFoundError as error:
+            raise self._gone() from error
+        if digest != self.sha256:
+            raise self._replaced()
+
+    def _gone(self) -> ArtifactError:
+        return ArtifactError(f"{self.path} is not there any more.")
+
+    def _replaced(self) -> ArtifactError:
+        said = f"{self.path} was replaced while it was loaded. Load it again."
+        return ArtifactError(said, check="digest")
 
     def __reduce__(self) -> tuple[Callable[[Path, str], Artifact], tuple[Path, str]]:
         if self._owner is not None:

@@ -20,6 +20,7 @@ from wasmgraph.errors import CacheError
 
 _CHUNK = 1 << 22
 _RENEW_S = 3600.0
+_ABANDONED_S = 24 * 3600.0  # since a partial file was last written
 _DIGESTS_BYTES = 1 << 20  # of remembered digests, some 8,000
 
 
@@ -99,13 +100,16 @@ def renew(path: Path) -> None:
 
 
 def prune(directory: Path, limit_bytes: int) -> None:
-    """Delete the files that were longest not used, until the rest is within the limit. Locks stay: another
-    process may hold one, and would not know that it is no longer the one that all others take."""
+    """Delete the files that were longest not used, until the rest is within the limit, and parts of files
+    whose process died. Locks stay: another process may hold one, and would not know that it is no longer
+    the one that all others take."""
     held: list[tuple[int, int, Path]] = []
     for path in directory.iterdir():
         with suppress(OSError):  # another process deletes, too
             status = path.stat()
-            if stat.S_ISREG(status.st_mode) and path.suffix not in (".lock", ".part"):
+            if path.suffix == ".part" and time.time() - status.st_mtime > _ABANDONED_S:
+                path.unlink(missing_ok=True)
+            elif stat.S_ISREG(status.st_mode) and path.suffix not in (".lock", ".part"):
                 held.append((status.st_atime_ns, status.st_size, path))
     excess = sum(size for _, size, _ in held) - limit_bytes
     for _, size, path in sorted(held):

@@ -27,6 +27,8 @@ def test_a_pool_runs_as_a_session_does(small_artifact, small_input: np.ndarray) 
                 np.testing.assert_array_equal(found[name], array)
         with pytest.raises(FeedError):
             pool.run({})
+        assert repr(pool) == f"<SessionPool of 2: {pool._sessions[0]!r}>"
+    assert ", closed: " in repr(pool)
     with pytest.raises(UsageError, match="closed"):
         pool.run({"x": small_input})
     pool.close()

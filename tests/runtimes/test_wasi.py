@@ -20,6 +20,7 @@ from wasmgraph.artifact import PARAMS_FOLDER
 from wasmgraph.cli import main
 from wasmgraph.errors import ArtifactError, UsageError
 from wasmgraph.runtimes.wasmtime_engine import EngineConfig, engine
+from wasmgraph.runtimes.wasmtime_private import SharedMemory
 from wasmgraph.runtimes.wasmtime_wasi import instantiate
 
 WASM_TARGETS = ("wasm32", "wasm32-simd128", "wasm32-relaxed-simd", "wasm32-simd128-threads")
@@ -115,10 +116,8 @@ def test_the_module_itself_runs_on_no_other_parameters(separate, tmp_path: Path,
     module = wasmtime.Module.from_file(engine(config), str(artifact.path))
     store, memory = wasmtime.Store(engine(config)), None
     if artifact.module.memory_shared:
-        from wasmgraph.runtimes.wasmtime_pool import _SharedMemory
-
         limits = wasmtime.Limits(*artifact.module.shared_pages)
-        memory = _SharedMemory(engine(config), wasmtime.MemoryType(limits, shared=True))
+        memory = SharedMemory(engine(config), wasmtime.MemoryType(limits, shared=True))
     exports = instantiate(store, module, config, path.parent, memory)
     if memory is not None:
         exports["wasmgraph_init"](store)
@@ -131,7 +130,7 @@ def test_parameters_may_lie_elsewhere(
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
     (moved.parent / PARAMS_FOLDER).rename(elsewhere)
-    with pytest.raises(ArtifactError, match=r"cannot be opened.*params=DIR"):
+    with pytest.raises(ArtifactError, match=r"cannot be opened.*params_folder=DIR"):
         wg.load(moved)
     for untrusted in (False, True):
         with (

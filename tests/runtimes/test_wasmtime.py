@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -57,6 +58,10 @@ def test_a_file_that_is_replaced_while_it_is_loaded(
         patch.setattr(wg.Artifact, "open", open_and_replace)
         with pytest.raises(ArtifactError, match="was replaced while it was loaded"):
             wg.load(path)
+        path.write_bytes(small_artifact("wasm32").read_bytes())
+        if shutil.which("node"):
+            with pytest.raises(ArtifactError, match="was replaced while it was loaded"):
+                wg.load(path, runtime="node")
     assert not list((empty_cache / "compiled").glob("*.cwasm"))
     with wg.load(path) as session:
         session.run({"x": small_input})

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
 import tvm
+from tvm import relax
 from tvm.relax.frontend.onnx import onnx_frontend
 
 # The frontend prints and warns about what an error says better. It finds both names in its own module, so
@@ -28,3 +30,10 @@ def llvm_builder() -> Callable[[tvm.IRModule, tvm.target.Target], tvm.runtime.Mo
     build: Callable[[tvm.IRModule, tvm.target.Target], tvm.runtime.Module]
     build = tvm.get_global_func("target.build.llvm")
     return build
+
+
+def end_blocks(builder: relax.BlockBuilder) -> None:
+    """End the block that an exception left unfinished: a builder that is released with one prints a warning
+    to the standard error."""
+    with suppress(Exception):  # there is none
+        builder._end_block()

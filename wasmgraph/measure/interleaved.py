@@ -105,8 +105,8 @@ def ratio_of_medians(rounds: list[float], reference: list[float], schedule: Sche
     """Median of ``rounds`` over median of ``reference``, both from one :func:`interleave`.
 
     The interval resamples whole blocks, in pairs (percentile bootstrap: Efron & Tibshirani,
-    1993, ch. 13): rounds of one block share whatever disturbed it. The interval always contains the ratio, whose
-    last bits may differ from those of the resamples that equal it.
+    1993, ch. 13): rounds of one block share whatever disturbed it. The interval always
+    contains the ratio, whose last bits may differ from those of the resamples that equal it.
     """
     shape = (schedule.blocks, schedule.calls)
     ours, theirs = np.reshape(rounds, shape), np.reshape(reference, shape)

@@ -25,6 +25,7 @@ from wasmgraph.tensors import Array, TensorSpec
 _RELAXED_SIMD = "0061736d0100000001060160017b017b030201000a0d010b00200020002000fd85020b"
 # Seconds within which a call must end, including the compilation of a load: far more than any graph takes.
 PATIENCE_S = 600.0
+_STARTING_S = 60.0  # for one expression; far more than Node.js takes to start
 _RUNNER = Path(__file__).with_name("node_runner.mjs")
 
 
@@ -35,11 +36,19 @@ def _node() -> str:
     return found
 
 
+def _evaluate(program: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    command = [_node(), *flags, "-e", program]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=_STARTING_S)
+    except subprocess.TimeoutExpired as error:
+        raise MissingDependencyError(f"`node` does not answer within {_STARTING_S:g} s.") from error
+
+
 @cache
 def node_versions() -> dict[str, str]:
     """Versions of Node.js and its components: ``node``, ``v8`` and more."""
     program = "console.log(JSON.stringify(process.versions))"
-    done = subprocess.run([_node(), "-e", program], capture_output=True, text=True, check=False)
+    done = _evaluate(program)
     if done.returncode:
         raise MissingDependencyError(f"`node` does not run: {done.stderr.strip()[-500:]}")
     versions: dict[str, str] = json.loads(done.stdout)
@@ -57,8 +66,7 @@ def relaxed_simd_flags() -> tuple[str, ...] | None:
     support relaxed SIMD at all."""
     program = f"process.exit(WebAssembly.validate(Buffer.from('{_RELAXED_SIMD}', 'hex')) ? 0 : 1)"
     for flags in ((), ("--experimental-wasm-relaxed-simd",)):
-        done = subprocess.run([_node(), *flags, "-e", program], capture_output=True, check=False)
-        if done.returncode == 0:
+        if _evaluate(program, *flags).returncode == 0:
             return flags
     return None
 
@@ -154,9 +162,13 @@ class NodeSession(ProcessSession):
             path = str(artifact.path.resolve())
             given = None if params is None else str(params)
             self.process.ask({"command": "load", "path": path, "threads": threads, "params": given})
+            artifact.check_unchanged()
         except ExecutionError as error:
             self.close()
             raise ArtifactError(f"V8 refuses the module: {error}", check="engine") from error
+        except ArtifactError:
+            self.close()
+            raise
 
     def _run_step(self, index: int) -> None:
         self._ask({"command": "step", "index": index})

@@ -37,6 +37,6 @@ def refusal(artifact: Artifact, path: Path, code: int) -> ArtifactError:
     complaint = _COMPLAINTS.get(code, f"was refused ({code})")
     return ArtifactError(
         f"{artifact.path} reads its parameters from {path}, which {complaint}. Say where they are with"
-        " params=DIR (--params-dir DIR), or compile the model again.",
+        " params_folder=DIR (--params-dir DIR), or compile the model again.",
         check="params",
     )

@@ -118,6 +118,9 @@ class SessionPool:
                 session = self._sessions[index] = session._another()
         return session
 
+    def __repr__(self) -> str:
+        return f"<SessionPool of {self.size}: {self._sessions[0]!r}>"
+
     def _check_process(self) -> None:
         if os.getpid() != self._process:
             raise UsageError(

@@ -20,6 +20,7 @@ from wasmgraph.runtimes.untrusted import layout, views
 from wasmgraph.tensors import Array
 from wasmgraph.wasm.wasmfile import PAGE_BYTES
 
+_LAST_WORDS_BYTES = 64 << 10
 _NO_MEMORY = f"(os error {errno.ENOMEM})"  # in Wasmtime's error message
 
 
@@ -77,7 +78,8 @@ class Child:
             )
         options = LoadOptions(int(request["threads"]), request["sha256"], request["params"])
         self._session = get_runtime("wasmtime").load(artifact.path, options)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # Wasmtime has made its memory images
+        # Wasmtime has made its memory images; the standard error is a file and keeps the last words.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (_LAST_WORDS_BYTES, _LAST_WORDS_BYTES))
         sides = {
             side: [(s.name, s.shape, s.dtype) for s in getattr(self._session, side)]
             for side in ("inputs", "outputs")

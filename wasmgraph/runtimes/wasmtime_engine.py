@@ -139,6 +139,5 @@ def _compile(artifact: Artifact, config: EngineConfig) -> wasmtime.Module:
             f"{artifact.path}: Wasmtime ({config}) refuses the module, which needs {needs}: {error}",
             check="engine",
         ) from error
-    with Path(os.devnull).open("wb") as nowhere:  # it refuses a file that was replaced since it was opened
-        artifact.copy_to(nowhere)
+    artifact.check_unchanged()  # the code is cached under its digest
     return module

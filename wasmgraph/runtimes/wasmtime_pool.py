@@ -5,7 +5,6 @@ The code that they run in the module is ``compiler/link/csrc/pool.c``.
 
 from __future__ import annotations
 
-import ctypes
 import threading
 import time
 from contextlib import suppress
@@ -15,25 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import wasmtime
-from wasmtime import _ffi as ffi
 
 from wasmgraph.abi import LOAD, STACK_POINTER
 from wasmgraph.errors import ExecutionError, UsageError
 from wasmgraph.runtimes.wasmtime_engine import EngineConfig, engine, new_store
+from wasmgraph.runtimes.wasmtime_private import SharedMemory, call
 from wasmgraph.runtimes.wasmtime_wasi import instantiate
 from wasmgraph.wasm.wasmfile import PAGE_BYTES, Module
 
 _PATIENCE_S = 5.0  # how long to wait for workers that were told to end
 _RETURNING = ("wasmgraph_run", "wasmgraph_step", "wasmgraph_worker", LOAD)
-
-
-class _SharedMemory(wasmtime.SharedMemory):  # type: ignore[misc]
-    """Works around a bug in Wasmtime 50: its class passes a pointer to its pointer, and instantiation
-    fails."""
-
-    def _as_extern(self) -> ffi.wasmtime_extern_t:
-        union = ffi.wasmtime_extern_union(sharedmemory=self.ptr())
-        return ffi.wasmtime_extern_t(ffi.WASMTIME_EXTERN_SHAREDMEMORY, union)
 
 
 @dataclass
@@ -54,40 +44,12 @@ class Thread:
         wasmtime.WasmtimeError, wasmtime.Trap
         """
         try:
-            return self._invoke(self.exports[name], arguments, int(name in _RETURNING))
+            return call(self.store, self.exports[name], arguments, int(name in _RETURNING))
         except (wasmtime.WasmtimeError, wasmtime.Trap):
             if self.stack_top:
                 self.exports[STACK_POINTER].set_value(self.store, self.stack_top)
                 self.exports["wasmgraph_fail"](self.store)
             raise
-
-    def _invoke(self, function: wasmtime.Func, arguments: tuple[int, ...], results: int) -> int | None:
-        """Do the same as ``function(store, *arguments)`` for 32-bit integers. That call queries the
-        function's type every time, which costs as much as the rest of a call; here Wasmtime checks types.
-        """
-        given = (ffi.wasmtime_val_t * len(arguments))()
-        for place, number in zip(given, arguments, strict=True):
-            place.kind, place.of.i32 = ffi.WASMTIME_I32, number
-        taken = (ffi.wasmtime_val_t * results)()
-        trap = ctypes.POINTER(ffi.wasm_trap_t)()
-        error = ffi.wasmtime_func_call(
-            self.store._context(),
-            ctypes.byref(function._func),
-            given,
-            len(arguments),
-            taken,
-            results,
-            ctypes.byref(trap),
-        )
-        if error:
-            raise wasmtime.WasmtimeError._from_ptr(error)
-        if trap:
-            raise wasmtime.Trap._from_ptr(trap)
-        if not results:
-            return None
-        if taken[0].kind != ffi.WASMTIME_I32.value:
-            raise wasmtime.WasmtimeError("the result is no i32")
-        return int(taken[0].of.i32)
 
 
 @dataclass
@@ -121,7 +83,7 @@ class Pool:
     ) -> None:
         least, most = shape.shared_pages
         limits = wasmtime.Limits(least + threads - 1, most)
-        self.memory = _SharedMemory(engine(config), wasmtime.MemoryType(limits, shared=True))
+        self.memory = SharedMemory(engine(config), wasmtime.MemoryType(limits, shared=True))
         self._condition = Condition()
         self._instances: list[Thread] = []
         self._workers: list[threading.Thread] = []

@@ -273,6 +273,25 @@ def test_a_model_that_is_not_simplified_says_so() -> None:
     assert "onnxruntime could not simplify the model" in note
 
 
+@pytest.mark.usefixtures("everything_is_large")
+def test_weights_beyond_one_message_leave_normalizations_and_say_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def normalized() -> onnx.ModelProto:
+        nodes = [
+            helper.make_node("Conv", ["x", "w"], ["c"]),
+            helper.make_node("BatchNormalization", ["c", "s", "b", "m", "v"], ["y"]),
+        ]
+        ones = np.ones(2, np.float32)
+        constants = {"w": np.ones((2, 2, 1, 1), np.float32), "s": ones, "b": ones, "m": ones, "v": ones}
+        return model_of(nodes, {"x": [1, 2, 3, 3]}, ["y"], constants)
+
+    assert not lost(normalized).notes
+    monkeypatch.setattr(weights, "_MESSAGE_BYTES", 0)
+    (note,) = lost(normalized).notes
+    assert "weights of convolutions are larger" in note
+
+
 def test_a_newer_version_of_the_format_loses_nothing(small_onnx: Path) -> None:
     def newer() -> onnx.ModelProto:
         model = onnx.load(small_onnx)

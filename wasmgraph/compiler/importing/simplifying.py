@@ -13,7 +13,7 @@ import onnxruntime
 
 from wasmgraph.compiler.importing.binding import fed_inputs
 from wasmgraph.compiler.importing.open_constants import leaves_open
-from wasmgraph.compiler.importing.weights import hide
+from wasmgraph.compiler.importing.weights import FOLDED, hide
 from wasmgraph.errors import ModelError
 from wasmgraph.tensors import Array
 
@@ -34,6 +34,13 @@ def optimize(
     fed = {value.name for value in fed_inputs(proto)}
     hide(proto, weights or {})
     simplified, notes = _simplified(proto, name)
+    nodes = simplified.graph.node
+    hidden = any(n.op_type in FOLDED and not set(weights or {}).isdisjoint(n.input) for n in nodes)
+    if hidden and any(n.op_type in ("BatchNormalization", "Pad") for n in nodes):
+        notes.append(
+            "the weights of convolutions are larger than a message to onnxruntime may be, so that"
+            " normalizations and paddings stay as they are"
+        )
     # onnxruntime folds initializers away but leaves their entries among the inputs.
     kept = [value for value in simplified.graph.input if value.name in fed]
     del simplified.graph.input[:]

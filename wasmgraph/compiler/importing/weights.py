@@ -19,7 +19,7 @@ from wasmgraph.tensors import Array
 LARGE_MODEL, LARGE_TENSOR = 256 << 20, 1 << 20
 _MESSAGE_BYTES = 2_000_000_000  # of weights for onnxruntime: protobuf's limit, less room for the graph
 # Operators into whose weights onnxruntime folds a normalisation or a padding.
-_FOLDED = ("Conv", "ConvTranspose", "BatchNormalization")
+FOLDED = ("Conv", "ConvTranspose", "BatchNormalization")
 
 
 def tensor_bytes(tensor: onnx.TensorProto) -> int:
@@ -38,7 +38,7 @@ def large_names(proto: onnx.ModelProto) -> set[str]:
     if sum(sizes.values()) < LARGE_MODEL:
         return set()
     large = {name for name, size in sizes.items() if size >= LARGE_TENSOR}
-    folded = {name for node in proto.graph.node if node.op_type in _FOLDED for name in node.input}
+    folded = {name for node in proto.graph.node if node.op_type in FOLDED for name in node.input}
     kept = sum(size for name, size in sizes.items() if name not in large or name in folded)
     return large - folded if kept < _MESSAGE_BYTES else large
 

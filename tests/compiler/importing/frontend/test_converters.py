@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
+from onnx.reference import ReferenceEvaluator
 
 import wasmgraph as wg
 from tests.compiler.importing.frontend.conftest import agrees, model, several
@@ -439,3 +441,40 @@ def test_transposed_convolutions(
     }
     used = {name: value for name, value in weights.items() if name in layer.input}
     agrees(model([layer], {"x": x}, ["y"], used), {"x": x})
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+def test_cubic_resize_of_integers_rounds_as_the_reference_does(dtype: type) -> None:
+    """It was truncated; onnxruntime has no kernel for it."""
+    x = np.random.default_rng(0).integers(0, 120, (1, 1, 4, 4)).astype(dtype)
+    resize = helper.make_node("Resize", ["x", "", "", "sizes"], ["y"], mode="cubic")
+    proto = model([resize], {"x": x}, ["y"], {"sizes": np.array([1, 1, 7, 5])})
+    (expected,) = ReferenceEvaluator(proto).run(None, {"x": x})
+    for target in ("native", "wasm32-simd128"):
+        with wg.load(wg.compile(proto, target=target)) as session:
+            np.testing.assert_array_equal(session.run({"x": x})["y"], expected)
+
+
+def test_a_slope_beyond_numbers_leaves_positive_elements_alone() -> None:
+    """inf · 0 made them NaN."""
+    x = np.array([[-2.0, -0.0, 0.0, 3.0, np.inf, np.nan]], np.float32)
+    slopes = np.array([np.inf, np.nan, np.inf, np.nan, np.inf, 2], np.float32)
+    node = helper.make_node("PRelu", ["x", "s"], ["y"])
+    agrees(model([node], {"x": x}, ["y"], {"s": slopes}), {"x": x})
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"), [("Pad", "pads"), ("Split", "split"), ("CumSum", "axis"), ("ReduceSum", "axes")]
+)
+def test_a_computed_input_that_decides_shapes_is_named(
+    kind: str, what: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    x, by = normal(2, 3), np.array([1, 1, 1, 1] if kind == "Pad" else [1, 1] if kind == "Split" else [1])
+    by = by[0] if kind == "CumSum" else by
+    outputs = ["y", "z"] if kind == "Split" else ["y"]
+    node = helper.make_node(kind, ["x", "by"], outputs, name="here")
+    proto = model([node], {"x": x, "by": np.asarray(by, np.int64)}, outputs)
+    with pytest.raises(UnsupportedOperatorError, match=f"'here'.*{kind} takes its '{what}' from data"):
+        wg.compile(proto, target="native")
+    gc.collect()
+    assert "BlockBuilder" not in capfd.readouterr().err

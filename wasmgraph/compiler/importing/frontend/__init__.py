@@ -26,6 +26,7 @@ from wasmgraph.compiler.importing.frontend.values import (
     expression,
     shape_of,
 )
+from wasmgraph.compiler.tvm_private import end_blocks
 from wasmgraph.errors import ModelError, WasmgraphError
 from wasmgraph.tensors import Array, TensorSpec
 
@@ -72,6 +73,8 @@ def convert(proto: onnx.ModelProto, name: str, weights: Mapping[str, Array] | No
     except WasmgraphError as error:
         error.args = (f"{name}: {error}.",)
         raise
+    finally:
+        end_blocks(builder)
     outputs = tuple(TensorSpec(o, shape_of(v), dtype_of(v)) for o, v in zip(declared, results, strict=True))
     constant = tuple(o for o, v in zip(declared, results, strict=True) if isinstance(v, np.ndarray))
     return builder.get(), tuple(inputs), outputs, constant, tuple(check for check, _ in walk.checks)

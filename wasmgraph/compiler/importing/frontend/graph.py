@@ -31,6 +31,7 @@ from wasmgraph.compiler.importing.frontend.schemas import (
     known,
 )
 from wasmgraph.compiler.importing.frontend.values import (
+    ComputedError,
     IndexCheck,
     Value,
     dtype_of,
@@ -209,7 +210,13 @@ class Walk:
             return found
         if (domain, kind) in CONVERTERS:
             operator = Operator(self, node, opset, scope)
-            return self.settle(CONVERTERS[domain, kind](operator, *inputs))
+            try:
+                return self.settle(CONVERTERS[domain, kind](operator, *inputs))
+            except ComputedError as error:
+                position = next((i for i, value in enumerate(inputs) if value is error.value), None)
+                if position is None:
+                    raise
+                raise _computed(node, position, opset) from None
         if tvm_has(domain, kind):
             return self.settle(self.convert_by_tvm(node, inputs, opset))
         body = function_body(node, inputs, opset)
@@ -229,11 +236,7 @@ class Walk:
         """Let TVM's frontend convert a node."""
         for position in STATIC_INPUTS.get(node.op_type, ()):
             if position < len(inputs) and not is_known(inputs[position]):
-                what = input_name(node, position, opset)
-                raise UnsupportedOperatorError(
-                    f"{node.op_type} takes its {what!r} from data, and shapes must be known while"
-                    f" compiling; export the model with a constant {what}"
-                )
+                raise _computed(node, position, opset)
         converter = frontend_converters()[node.op_type].get_converter(opset)
         attributes: dict[str, Any] = {}
         for a in node.attribute:
@@ -262,6 +265,14 @@ class Walk:
             fields = range(len(found.ty.fields))
             return [v for i in fields for v in self.settle(relax.TupleGetItem(found, i))]
         return [self.enter(found)]
+
+
+def _computed(node: onnx.NodeProto, position: int, opset: int) -> UnsupportedOperatorError:
+    what = input_name(node, position, opset)
+    return UnsupportedOperatorError(
+        f"{node.op_type} takes its {what!r} from data, and shapes must be known while compiling; export the"
+        f" model with {what!r} as a constant"
+    )
 
 
 def _place(node: onnx.NodeProto) -> str:

@@ -19,9 +19,17 @@ from wasmgraph.tensors import Array
 Value: TypeAlias = "Array | relax.Expr | list[Value] | None"
 
 
+class ComputedError(ModelError):
+    """A value that must be known at compile time is computed when the graph runs."""
+
+    def __init__(self, value: Value) -> None:
+        super().__init__("an input that decides shapes is computed from data; it must be a constant")
+        self.value = value
+
+
 @dataclass(frozen=True)
 class IndexCheck:
-    """The range of a node's indices: ``low`` to ``high``, both included. ``low`` is ``-high - 1``, 0 or 1.
+    """The range of a node's indices: ``low`` to ``high``, both included. ``low`` is ``-high - 1`` or 0.
 
     An index has a *code* that grows with its distance from the range. For an index >= 0 the code is twice
     the index. For a negative index it is ``2 * (high + low - index) + 1``. The code is above :attr:`limit`
@@ -123,4 +131,4 @@ def required(value: Value) -> Array:
     """Return a tensor that must be known at compile time, because shapes depend on it."""
     if isinstance(value, np.ndarray):
         return value
-    raise ModelError("an input that decides shapes is computed from data; it must be a constant")
+    raise ComputedError(value)

@@ -183,8 +183,12 @@ def pow_(op: Operator, base: Value, exponent: Value) -> Any:
 
 @converts("PRelu")
 def prelu(op: Operator, data: Value, slope: Value) -> Any:
-    """max(x, 0) + slope·min(x, 0)."""
-    shape, zero = shape_of(data), np.array(0, dtype_of(data))
+    """x for x ≥ 0, slope·x below and for NaN."""
+    shape = shape_of(data)
     if len(shape) > 1 and len(shape_of(slope)) == 1 and shape_of(slope)[0] not in (1, shape[-1]):
         slope = op("Reshape", slope, np.array([-1] + [1] * (len(shape) - 2), np.int64))  # per channel
-    return op("Add", op("Max", data, zero), op("Mul", slope, op("Min", data, zero)))
+
+    def one(x: Any, by: Any) -> Any:
+        return tirx.Select(x >= tirx.const(0, x.ty.dtype), x, x * by)
+
+    return elementwise(op, one, data, slope)

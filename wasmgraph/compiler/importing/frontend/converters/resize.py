@@ -23,8 +23,9 @@ from wasmgraph.tensors import Array
 def resize(op: Operator, data: Value, *rest: Value) -> Any:
     """Interpolate along one axis after the other. Axes whose size and position do not change are skipped.
 
-    Integers are interpolated as float32 and truncated at the end, as in onnxruntime. With ``antialias``
-    they are rounded after each axis, as in onnxruntime.
+    Integers are interpolated as float32. At the end, linear interpolation truncates them, as onnxruntime
+    does; cubic interpolation, for which onnxruntime has no kernel, rounds them to even, as ONNX's reference
+    does. With ``antialias`` they are rounded after each axis, as in onnxruntime.
     """
     roi, scales, sizes = _arguments(op, rest)
     shape = shape_of(data)
@@ -62,6 +63,8 @@ def resize(op: Operator, data: Value, *rest: Value) -> Any:
             found = op("Floor", op("Add", found, np.array(0.5, np.float32)))
     if together:
         found = _interpolate_together(op, found, together)
+    if whole and op.attr("mode") == "cubic" and not op.attr("antialias", 0):
+        found = op("Round", found)
     return cast_to(op, _within(op, found, dtype), dtype) if whole else found
 
 
