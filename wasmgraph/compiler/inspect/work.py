@@ -9,6 +9,7 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.s_tir.analysis import estimate_tir_flops
 
+from wasmgraph.compiler.operators.recurrent import layer_of
 from wasmgraph.compiler.schedule.blocks import find
 
 
@@ -18,6 +19,9 @@ def kernel_flops(kernel: tirx.PrimFunc) -> int:
     A convolution counts as its *direct* algorithm would, whatever algorithm it got, so that GFLOP/s can be
     compared. Winograd can therefore exceed the roofline. Padding to whole tiles is not counted.
     """
+    layer = layer_of(kernel)
+    if layer is not None:
+        return layer.flops
     mod = tvm.IRModule({"main": kernel})
     schedule = Schedule(mod)
     for name in ("conv2d", "dense"):

@@ -18,6 +18,7 @@ from tvm.s_tir.schedule import ScheduleError
 from wasmgraph.compiler.schedule.blocks import begin_with_infinity
 from wasmgraph.compiler.schedule.decisions import Decision, Scheduled
 from wasmgraph.compiler.schedule.elementwise import schedule_elementwise
+from wasmgraph.compiler.schedule.recurrent import schedule_recurrent
 from wasmgraph.compiler.schedule.reduction import schedule_reduction
 from wasmgraph.compiler.schedule.rows import schedule_rows
 from wasmgraph.compiler.schedule.tiled import (
@@ -34,6 +35,7 @@ from wasmgraph.targets import Target
 Rule = Callable[[Schedule, Target, Decision | None], Scheduled | None]
 
 RULES: Mapping[str, Rule] = {
+    "recurrent": schedule_recurrent,
     "winograd-conv2d": schedule_winograd,
     "pointwise-conv2d": schedule_pointwise,
     "direct-conv2d": schedule_conv2d,

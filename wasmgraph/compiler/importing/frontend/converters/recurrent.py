@@ -1,21 +1,16 @@
-"""Recurrent layers, unrolled: the number of steps is static.
-
-Gate orders and equations are those of ONNX's operator documentation.
-"""
+"""Recurrent layers: one product of the input for all steps, then a kernel with a loop over the steps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from tvm import relax
 
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
-from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, shape_of
-
-State = tuple[Value, ...]
-Step = Callable[["_Direction", Value, State], State]
-
+from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, expression, shape_of
+from wasmgraph.compiler.operators.recurrent import GATES, Function, Layer, Product, recurrent_kernel
 
 # The functions that take an alpha, or a beta.
 _ALPHAS = ("affine", "leakyrelu", "thresholdedrelu", "scaledtanh", "hardsigmoid", "elu")
@@ -45,170 +40,155 @@ def _parameters(
         yield name, a, b
 
 
-def _activation(op: Operator, name: str, alpha: float | None, beta: float | None) -> Callable[[Value], Any]:
-    given: dict[str, Any] = {k: v for k, v in (("alpha", alpha), ("beta", beta)) if v is not None}
-    if name in ("Relu", "Tanh", "Sigmoid", "Softsign", "Softplus"):
-        return lambda x: op(name, x)
-    if name in ("LeakyRelu", "ThresholdedRelu", "HardSigmoid", "Elu"):
-        return lambda x: op(name, x, **given)
-    if name == "ScaledTanh":
-        a, b = np.float32(alpha or 1), np.float32(beta or 1)
-        return lambda x: op("Mul", op("Tanh", op("Mul", x, np.asarray(b))), np.asarray(a))
-    if name == "Affine":
-        a, b = np.float32(1 if alpha is None else alpha), np.float32(beta or 0)
-        return lambda x: op("Add", op("Mul", x, np.asarray(a)), np.asarray(b))
-    raise op.unsupported(f"with the activation {name}")
+# The parameters of functions that have some, if the node gives none.
+_DEFAULTS = {
+    "LeakyRelu": (0.01, 0.0),
+    "ThresholdedRelu": (1.0, 0.0),
+    "HardSigmoid": (0.2, 0.5),
+    "Elu": (1.0, 0.0),
+    "ScaledTanh": (1.0, 1.0),
+    "Affine": (1.0, 0.0),
+}
+_PLAIN = ("Relu", "Tanh", "Sigmoid", "Softsign", "Softplus")
 
 
-class _Direction:
-    """One direction of a layer: its weights, transposed for products from the left."""
+def _function(op: Operator, name: str, alpha: float | None, beta: float | None) -> Function:
+    if name in _PLAIN:
+        return Function(name)
+    if name not in _DEFAULTS:
+        raise op.unsupported(f"with the activation {name}")
+    a, b = _DEFAULTS[name]
+    return Function(name, a if alpha is None else alpha, b if beta is None else beta)
 
-    def __init__(
-        self, op: Operator, number: int, gates: int, weights: list[Value], functions: list[str]
-    ) -> None:
-        self.op, self.gates = op, gates
-        w, r, b, peephole = (None if v is None else self._row(v, number) for v in weights)
-        self.w, self.r = op("Transpose", w, perm=[1, 0]), op("Transpose", r, perm=[1, 0])
-        self.hidden = shape_of(self.r)[0]
-        self.dtype = dtype_of(self.w)
-        half = gates * self.hidden
-        zero = np.zeros(half, self.dtype)
-        self.wb = zero if b is None else self.cut(b, 0, half, 0)
-        self.rb = zero if b is None else self.cut(b, half, 2 * half, 0)
-        self.peepholes = None if peephole is None else self.parts(peephole, 3)
-        self.activations = [
-            _activation(op, name, alpha, beta)
-            for name, alpha, beta in _parameters(op, number * len(functions), functions)
-        ]
 
-    def _row(self, value: Value, number: int) -> Any:
-        return self.op("Gather", value, np.array(number, np.int64), axis=0)
+class _Weights:
+    """The weights of a layer, in the order in which its kernel reads them."""
 
-    def cut(self, value: Value, begin: int, end: int, axis: int) -> Any:
-        return self.op("Slice", value, *(np.array([n], np.int64) for n in (begin, end, axis)))
+    def __init__(self, op: Operator, layer: Layer) -> None:
+        self.op, self.layer = op, layer
 
-    def parts(self, value: Value, count: int | None = None) -> list[Any]:
-        """Split a tensor into its gates, which are equal parts of its last axis."""
-        axis = len(shape_of(value)) - 1
+    def shaped(self, value: Value, *shape: int) -> Any:
+        return self.op("Reshape", value, np.array(shape, np.int64))
+
+    def gates(self, value: Value, first: int, count: int, padded: int) -> Any:
+        """Some gates of ``[direction][gate · hidden][row]``, as ``[direction][gate][padded][row]``."""
+        op, layer = self.op, self.layer
+        begin, end = first * layer.hidden, (first + count) * layer.hidden
+        part = op("Slice", value, *(np.array([n], np.int64) for n in (begin, end, 1)))
+        part = self.shaped(part, layer.directions, count, layer.hidden, -1)
+        pads = [0] * 6 + [padded - layer.hidden, 0]
+        return op("Pad", part, np.array(pads, np.int64)) if any(pads) else part
+
+    def tiles(self, value: Value, product: Product, first: int, order: Sequence[int]) -> Any:
+        """The gates of a product in tiles; axes are direction, gate, tile, unit, row, in ``order``."""
+        p = product
+        part = self.gates(value, first, p.gates, p.tiles * p.units)
+        part = self.shaped(part, self.layer.directions, p.gates, p.tiles, p.units, -1)
+        return self.op("Transpose", part, perm=list(order))
+
+    def products(self) -> Iterator[tuple[int, Product]]:
+        """Each product with the number of its first gate."""
+        first = 0
+        for product in self.layer.products:
+            yield first, product
+            first += product.gates
+
+    def recurrent(self, r: Value) -> list[Any]:
+        """For each product ``[direction][tile][hidden][gate · unit]``."""
+        d, hidden = self.layer.directions, self.layer.hidden
         return [
-            self.cut(value, n * self.hidden, (n + 1) * self.hidden, axis)
-            for n in range(count or self.gates)
+            self.shaped(self.tiles(r, p, first, (0, 2, 4, 1, 3)), d, p.tiles, hidden, p.sums)
+            for first, p in self.products()
         ]
 
-    def limited(self, value: Value) -> Any:
-        clip = self.op.attr("clip")
-        if clip is None:
-            return value
-        return self.op("Clip", value, np.array(-clip, self.dtype), np.array(clip, self.dtype))
+    def columns(self, w: Value) -> Any:
+        """``[row][direction · column]``, for a product from the left."""
+        d = self.layer.directions
+        parts = [
+            self.shaped(self.tiles(w, p, first, (4, 0, 2, 1, 3)), -1, d, p.columns)
+            for first, p in self.products()
+        ]
+        return self.shaped(self.op("Concat", *parts, axis=2), -1, d * self.layer.columns)
 
-
-def _lstm(d: _Direction, projected: Value, state: State) -> State:
-    op, (hidden, cell) = d.op, state
-    f, g, h = d.activations
-    added = op("Add", projected, op("Add", op("MatMul", hidden, d.r), d.rb))
-    i_gate, o_gate, f_gate, candidate = d.parts(added)
-    if d.peepholes is not None:
-        p_i, p_o, p_f = d.peepholes
-        i_gate = op("Add", i_gate, op("Mul", p_i, cell))
-        f_gate = op("Add", f_gate, op("Mul", p_f, cell))
-    opened = f(d.limited(i_gate))
-    kept = op("Sub", np.array(1, d.dtype), opened) if op.attr("input_forget", 0) else f(d.limited(f_gate))
-    fresh = op("Add", op("Mul", kept, cell), op("Mul", opened, g(d.limited(candidate))))
-    if d.peepholes is not None:
-        o_gate = op("Add", o_gate, op("Mul", p_o, fresh))
-    return op("Mul", f(d.limited(o_gate)), h(fresh)), fresh
-
-
-def _gru(d: _Direction, projected: Value, state: State) -> State:
-    op, (hidden,) = d.op, state
-    f, g = d.activations
-    recurrent = op("MatMul", hidden, d.r)
-    r_z, r_r, r_h = d.parts(op("Add", recurrent, d.rb))
-    p_z, p_r, p_h = d.parts(projected)
-    update, reset = f(d.limited(op("Add", p_z, r_z))), f(d.limited(op("Add", p_r, r_r)))
-    if op.attr("linear_before_reset", 0):
-        inner = op("Mul", reset, r_h)
-    else:
-        weights = d.parts(d.r)[2]
-        inner = op("Add", op("MatMul", op("Mul", reset, hidden), weights), d.parts(d.rb)[2])
-    candidate = g(d.limited(op("Add", p_h, inner)))
-    new = op("Mul", op("Sub", np.array(1, d.dtype), update), candidate)
-    return (op("Add", new, op("Mul", update, hidden)),)
-
-
-def _rnn(d: _Direction, projected: Value, state: State) -> State:
-    op, (hidden,) = d.op, state
-    added = op("Add", projected, op("Add", op("MatMul", hidden, d.r), d.rb))
-    return (d.activations[0](d.limited(added)),)
+    def biases(self, b: Value) -> tuple[Any, Any]:
+        """What is added to the inputs' products, and what to the last gate's product with the state: None
+        if this is the same."""
+        op, layer = self.op, self.layer
+        d, gates = layer.directions, GATES[layer.kind]
+        whole = self.shaped(b, d, 2, gates, layer.hidden)
+        of_input, of_state = (op("Gather", whole, np.array(n), axis=1) for n in (0, 1))
+        inner = None
+        if layer.reset_after:
+            inner = self.gates(self.shaped(of_state, d, -1, 1), gates - 1, 1, layer.padded)
+            inner = self.shaped(inner, d, layer.padded)
+            others = np.arange(gates) < gates - 1
+            of_state = op("Mul", of_state, others.astype(layer.dtype).reshape(1, gates, 1))
+        return self.columns(self.shaped(op("Add", of_input, of_state), d, -1, 1)), inner
 
 
 def _layer(
     op: Operator,
-    step: Step,
-    gates: int,
     functions: list[str],
     inputs: tuple[Value, ...],
     initial: list[Value],
-    peepholes: Value,
+    peepholes: Value = None,
 ) -> Any:
     """Convert a layer. Return every step's hidden state, and the last states."""
     data, w, r, b, lengths = inputs
-    batchwise = bool(op.attr("layout", 0))
+    kind, batchwise = op.node.op_type, bool(op.attr("layout", 0))
     if batchwise:
         data = op("Transpose", data, perm=[1, 0, 2])
         initial = [None if s is None else op("Transpose", s, perm=[1, 0, 2]) for s in initial]
     steps, batch, _ = shape_of(data)
-    directions, hidden = shape_of(r)[0], shape_of(r)[2]
-    dtype, kind = dtype_of(data), op.attr("direction", "forward")
-    named = op.attr("activations") or functions * directions
-    rows: list[list[Value]] = []
-    last: list[list[Value]] = []
-    for number in range(directions):
-        chosen = named[number * len(functions) : (number + 1) * len(functions)]
-        d = _Direction(op, number, gates, [w, r, b, peepholes], chosen)
-        # One product for all steps; only the recurrent product has to be computed step by step.
-        projected = op("Add", op("MatMul", data, d.w), d.wb)
-        state: State = tuple(
-            np.zeros((batch, hidden), dtype) if s is None else op("Gather", s, np.array(number), axis=0)
-            for s in initial
-        )
-        backwards = kind == "reverse" or number == 1
-        outputs: list[Value] = [None] * steps
-        for t in reversed(range(steps)) if backwards else range(steps):
-            new = step(d, op("Gather", projected, np.array(t), axis=0), state)
-            outputs[t], state = _within(op, lengths, t, new, state, dtype)
-        rows.append(outputs)
-        last.append(list(state))
-    axis = np.array([0], np.int64)
-    sequence = op(
-        "Concat",
-        *(
-            op("Unsqueeze", _stack(op, [rows[n][t] for n in range(directions)], 0), axis)
-            for t in range(steps)
+    directions, _, hidden = shape_of(r)
+    named, count = op.attr("activations") or functions * directions, len(functions)
+    layer = Layer(
+        kind,
+        steps,
+        batch,
+        hidden,
+        directions,
+        op.attr("direction", "forward") == "reverse",
+        dtype_of(data),
+        tuple(
+            tuple(_function(op, *f) for f in _parameters(op, n * count, named[n * count :][:count]))
+            for n in range(directions)
         ),
-        axis=0,
+        clip=op.attr("clip"),
+        lengths=lengths is not None,
+        peepholes=peepholes is not None,
+        coupled=kind == "LSTM" and bool(op.attr("input_forget", 0)),
+        reset_after=kind == "GRU" and bool(op.attr("linear_before_reset", 0)),
     )
-    final = [_stack(op, [last[n][i] for n in range(directions)], 0) for i in range(len(initial))]
+    weights = _Weights(op, layer)
+    projected, inner = op("MatMul", data, weights.columns(w)), None
+    if b is not None:
+        bias, inner = weights.biases(b)
+        projected = op("Add", projected, weights.shaped(bias, -1))
+    arguments = [weights.shaped(projected, steps, batch, directions, -1), *weights.recurrent(r)]
+    if layer.reset_after:
+        arguments.append(np.zeros((directions, layer.padded), layer.dtype) if inner is None else inner)
+    if peepholes is not None:
+        held = weights.gates(weights.shaped(peepholes, directions, -1, 1), 0, 3, layer.padded)
+        arguments.append(weights.shaped(held, directions, 3, layer.padded))
+    if lengths is not None:
+        arguments.append(lengths)
+    zero = np.zeros((directions, batch, hidden), layer.dtype)
+    arguments += [zero if s is None else s for s in initial]
+    sequence, *last = _call(op, layer, arguments, len(initial))
     if batchwise:
         sequence = op("Transpose", sequence, perm=[2, 0, 1, 3])
-        final = [op("Transpose", s, perm=[1, 0, 2]) for s in final]
-    return (sequence, *final)
+        last = [op("Transpose", s, perm=[1, 0, 2]) for s in last]
+    return (sequence, *last)
 
 
-def _stack(op: Operator, values: list[Value], axis: int) -> Any:
-    at = np.array([axis], np.int64)
-    return op("Concat", *(op("Unsqueeze", v, at) for v in values), axis=axis)
-
-
-def _within(
-    op: Operator, lengths: Value, t: int, new: State, old: State, dtype: str
-) -> tuple[Value, State]:
-    """Handle steps after a sequence's end: the output is 0 and the state does not change."""
-    if lengths is None:
-        return new[0], new
-    inside = op("Less", np.array(t, dtype_of(lengths)), op("Unsqueeze", lengths, np.array([1], np.int64)))
-    output = op("Where", inside, new[0], np.array(0, dtype))
-    return output, tuple(op("Where", inside, n, o) for n, o in zip(new, old, strict=True))
+def _call(op: Operator, layer: Layer, arguments: list[Any], states: int) -> list[relax.Expr]:
+    """Call the layer's kernel."""
+    shape = (layer.directions, layer.batch, layer.hidden)
+    kernel = op.walk.builder.add_func(recurrent_kernel(layer), layer.kind.lower())
+    types = [relax.TensorType(s, layer.dtype) for s in ((layer.steps, *shape), *[shape] * states)]
+    found = op.emit(relax.call_tir(kernel, [expression(a) for a in arguments], types))
+    return [op.emit(relax.TupleGetItem(found, n)) for n in range(1 + states)]
 
 
 @converts("LSTM")
@@ -225,7 +205,7 @@ def lstm(
 ) -> Any:
     """Long short-term memory; gates in the order input, output, forget, cell."""
     functions = ["Sigmoid", "Tanh", "Tanh"]
-    return _layer(op, _lstm, 4, functions, (data, w, r, b, lengths), [hidden, cell], peepholes)
+    return _layer(op, functions, (data, w, r, b, lengths), [hidden, cell], peepholes)
 
 
 @converts("GRU")
@@ -239,7 +219,7 @@ def gru(
     hidden: Value = None,
 ) -> Any:
     """Gated recurrent unit; gates in the order update, reset, hidden."""
-    return _layer(op, _gru, 3, ["Sigmoid", "Tanh"], (data, w, r, b, lengths), [hidden], None)
+    return _layer(op, ["Sigmoid", "Tanh"], (data, w, r, b, lengths), [hidden])
 
 
 @converts("RNN")
@@ -253,4 +233,4 @@ def rnn(
     hidden: Value = None,
 ) -> Any:
     """A plain recurrent layer."""
-    return _layer(op, _rnn, 1, ["Tanh"], (data, w, r, b, lengths), [hidden], None)
+    return _layer(op, ["Tanh"], (data, w, r, b, lengths), [hidden])
