@@ -1,9 +1,9 @@
 """Recurrent layers (LSTM, GRU, RNN) as one kernel with a loop over the steps inside.
 
 The inputs' products are computed before, for all steps at once. A step multiplies the state by the
-recurrent weights, tile by tile: a *tile* is a few hidden units, of several gates, whose sums are in
-registers. The weights are packed as ``[direction][tile][state][gate][unit]``, so that a step reads them in
-their order in memory. Gate orders and equations are those of ONNX's operator documentation.
+recurrent weights, then computes the gates. The weights are packed as ``[direction][block][state][column]``:
+a block has as many columns as sums fit in registers, and a step reads all weights in their order in memory.
+Gate orders and equations are those of ONNX's operator documentation.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from wasmgraph.compiler.operators.packing import OPAQUE
 LAYER = "wasmgraph_recurrent"
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-_TILE = 32  # sums in a full tile: eight vectors of SIMD128
-_LEAST_UNITS = 4
+# Columns of a block: six vectors of SIMD128. Cranelift has all vectors of weights in registers at once,
+# beside the sums; with eight of each it spills, and four sums do not hide the latency of an addition.
+_BLOCK = 24
 
 Expr = Any
 Buffer = Any
@@ -42,21 +43,21 @@ class Function(NamedTuple):
 
 @dataclass(frozen=True)
 class Product:
-    """A product of a state by the weights of some gates, ``units`` hidden units of each in a tile."""
+    """A product of a state by the weights of some gates: ``columns`` sums, from the column ``first`` on. The
+    last block is padded."""
 
-    gates: int
-    units: int
-    tiles: int
-
-    @property
-    def sums(self) -> int:
-        """The number of sums in a tile."""
-        return self.gates * self.units
+    first: int
+    columns: int
 
     @property
-    def columns(self) -> int:
-        """The number of sums of all tiles; the last tile is padded."""
-        return self.tiles * self.sums
+    def block(self) -> int:
+        """Columns of a block."""
+        return next((n for n in (4, 8, 16) if n >= self.columns), _BLOCK)
+
+    @property
+    def blocks(self) -> int:
+        """The number of blocks."""
+        return -(-self.columns // self.block)
 
 
 @dataclass(frozen=True)
@@ -87,33 +88,22 @@ class Layer:
     reset_after: bool = False
 
     @property
-    def products(self) -> tuple[Product, ...]:
-        """The products of one step, in the order of their gates. Without ``reset_after``, a GRU's last gate
-        depends on the others."""
-        gates = (2, 1) if self.kind == "GRU" and not self.reset_after else (GATES[self.kind],)
-        return tuple(self._product(n) for n in gates)
-
-    def _product(self, gates: int) -> Product:
-        units = 1 << (_TILE // gates).bit_length() - 1
-        while units > _LEAST_UNITS and units >= 2 * self.hidden:
-            units //= 2
-        return Product(gates, units, -(-self.hidden // units))
-
-    @property
     def columns(self) -> int:
         """The number of columns of the inputs' products, for one direction."""
-        return sum(product.columns for product in self.products)
+        return GATES[self.kind] * self.hidden
 
     @property
-    def padded(self) -> int:
-        """The number of hidden units with padding."""
-        return max(product.units * product.tiles for product in self.products)
+    def products(self) -> tuple[Product, ...]:
+        """The products of one step. Without ``reset_after``, a GRU's last gate depends on the others."""
+        if self.kind == "GRU" and not self.reset_after:
+            others = 2 * self.hidden
+            return Product(0, others), Product(others, self.hidden)
+        return (Product(0, self.columns),)
 
     @property
     def flops(self) -> int:
         """Multiplications and additions of the products."""
-        products = GATES[self.kind] * self.hidden * self.hidden
-        return 2 * self.steps * self.batch * self.directions * products
+        return 2 * self.steps * self.batch * self.directions * self.columns * self.hidden
 
 
 def layer_of(kernel: tirx.PrimFunc) -> Layer | None:
@@ -135,11 +125,11 @@ def recurrent_kernel(
 ) -> tirx.PrimFunc:
     """The kernel of a layer.
 
-    Its inputs are: the inputs' products with biases ``[steps][batch][direction][columns]``, whose columns
-    are ordered as those of the packed weights; packed weights of each product; for a GRU with
-    ``reset_after`` the bias of the last gate's product ``[direction][padded]``; peepholes
-    ``[direction][3][padded]``; lengths ``[batch]``; initial states ``[direction][batch][hidden]``. Its
-    outputs are every step's hidden state ``[steps][direction][batch][hidden]`` and the last states.
+    Its inputs are: the inputs' products with biases ``[steps][batch][direction][columns]``; packed weights
+    of each product; for a GRU with ``reset_after`` the bias of the last gate's product
+    ``[direction][hidden]``; peepholes ``[direction][3 · hidden]``; lengths ``[batch]``; initial states
+    ``[direction][batch][hidden]``. Its outputs are every step's hidden state
+    ``[steps][direction][batch][hidden]`` and the last states.
 
     Parameters
     ----------
@@ -156,26 +146,30 @@ def recurrent_kernel(
 
 
 class _Kernel:
-    """A kernel under construction. ``held`` has, for each direction and row of the batch: the state, the
-    next state, the cell or the update gate, the state times the reset gate."""
+    """A kernel under construction. ``held`` has, for each direction and row of the batch: the state; the
+    cell, or the state times the reset gate; the sums of all products."""
 
     def __init__(self, layer: Layer, sums: int, lanes: int, exact: bool) -> None:
         self.layer, self.sums, self.lanes, self.exact = layer, sums, lanes, exact
-        a, d, products = layer, layer.directions, layer.products
+        a, d = layer, layer.directions
 
         def arg(name: str, *shape: int, dtype: str = a.dtype) -> Buffer:
             return T.arg(name, T.Buffer(shape, dtype))
 
         self.projected = arg("projected", a.steps, a.batch, d, a.columns)
-        self.weights = [arg(f"weights{i}", d, p.tiles, a.hidden, p.sums) for i, p in enumerate(products)]
-        self.inner = arg("inner", d, a.padded) if a.kind == "GRU" and a.reset_after else None
-        self.peepholes = arg("peepholes", d, 3, a.padded) if a.peepholes else None
+        self.weights = [
+            arg(f"weights{i}", d, p.blocks, a.hidden, p.block) for i, p in enumerate(a.products)
+        ]
+        self.inner = arg("inner", d, a.hidden) if a.reset_after else None
+        self.peepholes = arg("peepholes", d, 3 * a.hidden) if a.peepholes else None
         self.lengths = arg("lengths", a.batch, dtype="int32") if a.lengths else None
         states = 2 if a.kind == "LSTM" else 1
         self.initial = [arg(f"initial{i}", d, a.batch, a.hidden) for i in range(states)]
         self.sequence = arg("sequence", a.steps, d, a.batch, a.hidden)
         self.last = [arg(f"last{i}", d, a.batch, a.hidden) for i in range(states)]
-        self.held = T.alloc_buffer((4, d, a.batch, a.padded), a.dtype)
+        self.first_sum = -(-2 * a.hidden // _BLOCK) * _BLOCK
+        room = self.first_sum + a.columns + _BLOCK
+        self.held = T.sblock_alloc_buffer((d, a.batch, room), a.dtype)
         self.t: Expr = 0
         self.d: Expr = 0
 
@@ -184,7 +178,7 @@ class _Kernel:
         layer = self.layer
         for n, initial in enumerate(self.initial):
             with T.grid(layer.directions, layer.batch, layer.hidden) as (d, b, j):
-                T.buffer_store(self.held, initial[d, b, j], [2 * n, d, b, j])
+                T.buffer_store(self.held, initial[d, b, j], [d, b, n * layer.hidden + j])
         with T.serial(layer.directions, annotations=dict(marks)) as d, T.serial(layer.steps) as s:
             back = layer.steps - 1 - s
             self.d, self.t = d, back if layer.backwards else s
@@ -193,34 +187,19 @@ class _Kernel:
             self.step()
         for n, last in enumerate(self.last):
             with T.grid(layer.directions, layer.batch, layer.hidden) as (d, b, j):
-                T.buffer_store(last, self.held[2 * n, d, b, j], [d, b, j])
+                T.buffer_store(last, self.held[d, b, n * layer.hidden + j], [d, b, j])
 
     def step(self) -> None:
-        if self.layer.kind == "LSTM":
-            self.product(0, 0, _lstm)
-        elif self.layer.kind == "RNN":
-            self.product(0, 0, _rnn)
-        elif self.layer.reset_after:
-            self.product(0, 0, _gru)
-        else:
-            self.product(0, 0, _gru_gates)
-            self.product(1, 3, _gru_candidate)
-        with T.serial(self.layer.batch) as b:
-            if self.lengths is None:
-                self.pass_on(b)
-                return
-            with T.If(self.t < self.lengths[b]):
-                with T.Then():
-                    self.pass_on(b)
-                with T.Else(), T.serial(self.layer.hidden) as j:
-                    T.buffer_store(self.sequence, tirx.const(0, self.layer.dtype), [self.t, self.d, b, j])
-
-    def pass_on(self, b: Expr) -> None:
-        """The next state becomes the state, and the step's output."""
-        with T.serial(self.layer.hidden) as j:
-            T.buffer_store(self.held, self.held[1, self.d, b, j], [0, self.d, b, j])
-        with T.serial(self.layer.hidden) as j:
-            T.buffer_store(self.sequence, self.held[1, self.d, b, j], [self.t, self.d, b, j])
+        """The products and gates of all rows whose sequence has this step; zeros for the others."""
+        layer = self.layer
+        for which, finish in enumerate(_GATES[layer.kind, layer.reset_after]):
+            self.product(which)
+            with self.rows() as b:
+                self.gates(b, finish)
+        if self.lengths is not None:
+            zero = tirx.const(0, layer.dtype)
+            with T.grid(layer.batch, layer.hidden) as (b, j), T.If(self.t >= self.lengths[b]), T.Then():
+                T.buffer_store(self.sequence, zero, [self.t, self.d, b, j])
 
     @contextmanager
     def rows(self) -> Iterator[Expr]:
@@ -232,53 +211,50 @@ class _Kernel:
                 with T.If(self.t < self.lengths[b]), T.Then():
                     yield b
 
-    @contextmanager
-    def vectors(self, count: int) -> Iterator[Expr]:
-        """``count`` numbers as vectors: their index."""
-        width = count & -count  # LLVM pads vectors whose length is no power of two
-        if self.lanes == 1 or self.exact:
-            width = min(width, self.lanes)
-        if width == count:
-            with T.vectorized(count) as lane:
-                yield lane
-        elif width == 1:
-            with T.unroll(count) as n:
-                yield n
-        else:
-            with T.unroll(count // width) as n, T.vectorized(width) as lane:
-                yield n * width + lane
+    def vectors(self, count: int, emit: Callable[[Expr], None]) -> None:
+        """Emit code for ``count`` numbers as vectors, whose lengths are powers of two: LLVM pads others."""
+        longest = self.lanes if self.exact or self.lanes == 1 else count
+        begin = 0
+        while begin < count:
+            width = min(longest, 1 << (count - begin).bit_length() - 1)
+            with T.vectorized(width) as lane:
+                emit(begin + lane)
+            begin += width
 
-    def product(self, which: int, source: int, finish: Finish) -> None:
-        """Multiply the held rows ``source`` by weights, and compute gates from the sums of each tile."""
-        layer, p, weights = self.layer, self.layer.products[which], self.weights[which]
-        part = _divisor(p.sums, self.sums)
-        together = _divisor(p.tiles, self.sums // p.sums)
-        before = sum(other.columns for other in layer.products[:which])
-        d, zero = self.d, tirx.const(0, layer.dtype)
-        with T.serial(p.tiles // together) as group, self.rows() as b:
-            acc = T.alloc_buffer((together, p.sums), layer.dtype)
-            with T.serial(p.sums // part) as at:
-                local = T.alloc_buffer((together, part), layer.dtype)
-                with T.unroll(together) as n, self.vectors(part) as i:
-                    T.buffer_store(local, zero, [n, i])
-                with T.serial(layer.hidden) as k, T.unroll(together) as n, self.vectors(part) as i:
-                    weight = weights[d, group * together + n, k, at * part + i]
-                    T.buffer_store(local, local[n, i] + self.held[source, d, b, k] * weight, [n, i])
-                with T.unroll(together) as n, self.vectors(part) as i:
-                    T.buffer_store(acc, local[n, i], [n, at * part + i])
-            width = 1 if self.lanes == 1 else min(p.units, 2 * self.lanes)
-            with T.serial(together) as n, T.serial(p.units // width) as chunk:
-                tile, first = group * together + n, chunk * width
+    def product(self, which: int) -> None:
+        """Multiply a held row by weights: a state, or for a GRU's second product the one that is reset."""
+        layer, p, weights, d = self.layer, self.layer.products[which], self.weights[which], self.d
+        part, together = _divisor(p.block, self.sums), _divisor(p.blocks, self.sums // p.block)
+        with T.serial(p.blocks // together) as group, self.rows() as b, T.serial(p.block // part) as at:
+            sums = T.alloc_buffer((together, part), layer.dtype)
 
-                def summed(gate: int, i: Expr) -> Expr:
-                    return acc[n, gate * p.units + first + i]
+            def each(emit: Callable[[int, Expr], None]) -> None:
+                for n in range(together):
+                    self.vectors(part, partial(emit, n))
 
-                def projected(gate: int, i: Expr) -> Expr:
-                    column = before + tile * p.sums + gate * p.units + first + i
-                    return self.projected[self.t, b, d, column]
+            def add(n: int, i: Expr) -> None:
+                weight = weights[d, group * together + n, k, at * part + i]
+                value = self.held[d, b, which * layer.hidden + k]
+                T.buffer_store(sums, sums[n, i] + value * weight, [n, i])
 
-                units = _Units(self, b, tile * p.units + first, width, summed, projected)
-                self.by_direction(partial(finish, units))
+            def keep(n: int, i: Expr) -> None:
+                column = self.first_sum + p.first + (group * together + n) * p.block + at * part + i
+                T.buffer_store(self.held, sums[n, i], [d, b, column])
+
+            each(lambda n, i: T.buffer_store(sums, tirx.const(0, layer.dtype), [n, i]))
+            with T.serial(layer.hidden) as k:
+                each(add)
+            each(keep)
+
+    def gates(self, b: Expr, finish: Finish) -> None:
+        """Compute gates from the sums, some units at a time."""
+        width = 2 * self.lanes if self.lanes > 1 else 1
+        vectors, rest = divmod(self.layer.hidden, width)
+        for count, begin, size in ((vectors, 0, width), (rest, vectors * width, 1)):
+            if count:
+                with T.serial(count) as n:
+                    units = _Units(self, b, begin + n * size, size)
+                    self.by_direction(partial(finish, units))
 
     def by_direction(self, emit: Callable[[Sequence[Function]], None]) -> None:
         """Emit code for the functions of the current direction."""
@@ -295,18 +271,13 @@ class _Kernel:
 
 @dataclass(frozen=True)
 class _Units:
-    """Some hidden units of one row: ``width`` of them from ``first``.
-
-    A gate's values are read by its number and the position of a unit: ``summed``, its product with the
-    state; ``projected``, that with the input.
-    """
+    """Some hidden units of one row: ``width`` of them from ``first``. Their values are read by the position
+    of a unit."""
 
     kernel: _Kernel
     b: Expr
     first: Expr
     width: int
-    summed: Callable[[int, Expr], Expr]
-    projected: Callable[[int, Expr], Expr]
 
     @property
     def layer(self) -> Layer:
@@ -315,29 +286,51 @@ class _Units:
     def one(self) -> Expr:
         return tirx.const(1, self.layer.dtype)
 
+    def summed(self, gate: int, i: Expr) -> Expr:
+        """A gate's product with the state."""
+        kernel = self.kernel
+        return kernel.held[kernel.d, self.b, kernel.first_sum + gate * self.layer.hidden + self.first + i]
+
+    def projected(self, gate: int, i: Expr) -> Expr:
+        """A gate's product with the input, and biases."""
+        column = gate * self.layer.hidden + self.first + i
+        return self.kernel.projected[self.kernel.t, self.b, self.kernel.d, column]
+
     def added(self, gate: int, i: Expr) -> Expr:
         """A gate before its function."""
         return self.projected(gate, i) + self.summed(gate, i)
 
     def peephole(self, which: int, i: Expr) -> Expr:
-        return self.kernel.peepholes[self.kernel.d, which, self.first + i]
+        return self.kernel.peepholes[self.kernel.d, which * self.layer.hidden + self.first + i]
 
     def inner(self, i: Expr) -> Expr:
         return self.kernel.inner[self.kernel.d, self.first + i]
 
     def held(self, which: int, i: Expr) -> Expr:
-        return self.kernel.held[which, self.kernel.d, self.b, self.first + i]
+        """The state (0), or what is held beside it (1)."""
+        return self.kernel.held[self.kernel.d, self.b, which * self.layer.hidden + self.first + i]
 
-    def hold(self, which: int, value: Callable[[Expr], Expr]) -> None:
-        with self.kernel.vectors(self.width) as i:
-            T.buffer_store(self.kernel.held, value(i), [which, self.kernel.d, self.b, self.first + i])
+    def hold(self, which: int, values: Buffer) -> None:
+        kernel = self.kernel
+        column = which * self.layer.hidden + self.first
+        kernel.vectors(
+            self.width, lambda i: T.buffer_store(kernel.held, values[i], [kernel.d, self.b, column + i])
+        )
+
+    def show(self, state: Buffer) -> None:
+        """A new state is the step's output."""
+        kernel = self.kernel
+        self.hold(0, state)
+        at = [kernel.t, kernel.d, self.b]
+        kernel.vectors(
+            self.width, lambda i: T.buffer_store(kernel.sequence, state[i], [*at, self.first + i])
+        )
 
     def let(self, value: Callable[[Expr], Expr]) -> Buffer:
         """Values in registers. Functions take only such values: a function whose argument contains another
         would be a call (``lower/elementary.py``)."""
         buffer = T.alloc_buffer((self.width,), self.layer.dtype)
-        with self.kernel.vectors(self.width) as i:
-            T.buffer_store(buffer, value(i), [i])
+        self.kernel.vectors(self.width, lambda i: T.buffer_store(buffer, value(i), [i]))
         return buffer
 
     def gate(self, function: Function, value: Callable[[Expr], Expr]) -> Buffer:
@@ -352,9 +345,8 @@ class _Units:
         x = self.let(value)
         if function.name == "Softplus":
             small = self.let(lambda i: tirx.exp(-tirx.abs(x[i])))
-            return self.let(
-                lambda i: tirx.Max(x[i], tirx.const(0, self.layer.dtype)) + tirx.log(self.one() + small[i])
-            )
+            zero = tirx.const(0, self.layer.dtype)
+            return self.let(lambda i: tirx.Max(x[i], zero) + tirx.log(self.one() + small[i]))
         return self.let(lambda i: _apply(function, x[i]))
 
 
@@ -364,7 +356,7 @@ Finish = Callable[[_Units, Sequence[Function]], None]
 def _lstm(units: _Units, functions: Sequence[Function]) -> None:
     f, g, h = functions
     layer = units.layer
-    cell = units.let(lambda i: units.held(2, i))
+    cell = units.let(partial(units.held, 1))
 
     def gate(number: int, which: int, state: Buffer) -> Callable[[Expr], Expr]:
         if not layer.peepholes:
@@ -379,13 +371,16 @@ def _lstm(units: _Units, functions: Sequence[Function]) -> None:
     fresh = units.let(lambda i: kept[i] * cell[i] + opened[i] * candidate[i])
     out = units.gate(f, gate(1, 1, fresh))
     shown = units.function(h, lambda i: fresh[i])
-    units.hold(2, lambda i: fresh[i])
-    units.hold(1, lambda i: out[i] * shown[i])
+    units.hold(1, fresh)
+    units.show(units.let(lambda i: out[i] * shown[i]))
 
 
 def _rnn(units: _Units, functions: Sequence[Function]) -> None:
-    new = units.gate(functions[0], partial(units.added, 0))
-    units.hold(1, lambda i: new[i])
+    units.show(units.gate(functions[0], partial(units.added, 0)))
+
+
+def _mixed(units: _Units, update: Buffer, candidate: Buffer) -> Buffer:
+    return units.let(lambda i: (units.one() - update[i]) * candidate[i] + update[i] * units.held(0, i))
 
 
 def _gru(units: _Units, functions: Sequence[Function]) -> None:
@@ -395,19 +390,28 @@ def _gru(units: _Units, functions: Sequence[Function]) -> None:
     candidate = units.gate(
         g, lambda i: units.projected(2, i) + reset[i] * (units.summed(2, i) + units.inner(i))
     )
-    units.hold(1, lambda i: (units.one() - update[i]) * candidate[i] + update[i] * units.held(0, i))
+    units.show(_mixed(units, update, candidate))
 
 
-def _gru_gates(units: _Units, functions: Sequence[Function]) -> None:
-    update, reset = (units.gate(functions[0], partial(units.added, n)) for n in (0, 1))
-    units.hold(2, lambda i: update[i])
-    units.hold(3, lambda i: reset[i] * units.held(0, i))
+def _gru_reset(units: _Units, functions: Sequence[Function]) -> None:
+    """Otherwise the reset state comes first, for a product of its own."""
+    reset = units.gate(functions[0], partial(units.added, 1))
+    units.hold(1, units.let(lambda i: reset[i] * units.held(0, i)))
 
 
-def _gru_candidate(units: _Units, functions: Sequence[Function]) -> None:
-    candidate = units.gate(functions[1], partial(units.added, 0))
-    update = units.let(lambda i: units.held(2, i))
-    units.hold(1, lambda i: (units.one() - update[i]) * candidate[i] + update[i] * units.held(0, i))
+def _gru_rest(units: _Units, functions: Sequence[Function]) -> None:
+    f, g = functions
+    update, candidate = units.gate(f, partial(units.added, 0)), units.gate(g, partial(units.added, 2))
+    units.show(_mixed(units, update, candidate))
+
+
+# What follows each product of a step.
+_GATES: Mapping[tuple[str, bool], tuple[Finish, ...]] = {
+    ("LSTM", False): (_lstm,),
+    ("RNN", False): (_rnn,),
+    ("GRU", True): (_gru,),
+    ("GRU", False): (_gru_reset, _gru_rest),
+}
 
 
 def _apply(function: Function, x: Expr) -> Expr:

@@ -10,7 +10,7 @@ from wasmgraph.compiler.schedule.blocks import SHARE
 from wasmgraph.compiler.schedule.decisions import Decision, Scheduled, Vector
 from wasmgraph.targets import Target
 
-_ACCUMULATORS = 8  # vectors of sums
+_ACCUMULATORS = 6  # vectors of sums
 
 
 def schedule_recurrent(

@@ -61,69 +61,34 @@ def _function(op: Operator, name: str, alpha: float | None, beta: float | None) 
     return Function(name, a if alpha is None else alpha, b if beta is None else beta)
 
 
-class _Weights:
-    """The weights of a layer, in the order in which its kernel reads them."""
+def _shaped(op: Operator, value: Value, *shape: int) -> Any:
+    return op("Reshape", value, np.array(shape, np.int64))
 
-    def __init__(self, op: Operator, layer: Layer) -> None:
-        self.op, self.layer = op, layer
 
-    def shaped(self, value: Value, *shape: int) -> Any:
-        return self.op("Reshape", value, np.array(shape, np.int64))
+def _packed(op: Operator, r: Value, product: Product) -> Any:
+    """Some rows of weights ``[direction][gate · hidden][hidden]`` in blocks
+    ``[direction][block][hidden][row]``."""
+    p, (directions, _, hidden) = product, shape_of(r)
+    ends = p.first, p.first + p.columns
+    rows = op("Slice", r, *(np.array([n], np.int64) for n in (*ends, 1)))
+    missing = p.blocks * p.block - p.columns
+    if missing:
+        rows = op("Pad", rows, np.array([0, 0, 0, 0, missing, 0], np.int64))
+    return op("Transpose", _shaped(op, rows, directions, p.blocks, p.block, hidden), perm=[0, 1, 3, 2])
 
-    def gates(self, value: Value, first: int, count: int, padded: int) -> Any:
-        """Some gates of ``[direction][gate · hidden][row]``, as ``[direction][gate][padded][row]``."""
-        op, layer = self.op, self.layer
-        begin, end = first * layer.hidden, (first + count) * layer.hidden
-        part = op("Slice", value, *(np.array([n], np.int64) for n in (begin, end, 1)))
-        part = self.shaped(part, layer.directions, count, layer.hidden, -1)
-        pads = [0] * 6 + [padded - layer.hidden, 0]
-        return op("Pad", part, np.array(pads, np.int64)) if any(pads) else part
 
-    def tiles(self, value: Value, product: Product, first: int, order: Sequence[int]) -> Any:
-        """The gates of a product in tiles; axes are direction, gate, tile, unit, row, in ``order``."""
-        p = product
-        part = self.gates(value, first, p.gates, p.tiles * p.units)
-        part = self.shaped(part, self.layer.directions, p.gates, p.tiles, p.units, -1)
-        return self.op("Transpose", part, perm=list(order))
-
-    def products(self) -> Iterator[tuple[int, Product]]:
-        """Each product with the number of its first gate."""
-        first = 0
-        for product in self.layer.products:
-            yield first, product
-            first += product.gates
-
-    def recurrent(self, r: Value) -> list[Any]:
-        """For each product ``[direction][tile][hidden][gate · unit]``."""
-        d, hidden = self.layer.directions, self.layer.hidden
-        return [
-            self.shaped(self.tiles(r, p, first, (0, 2, 4, 1, 3)), d, p.tiles, hidden, p.sums)
-            for first, p in self.products()
-        ]
-
-    def columns(self, w: Value) -> Any:
-        """``[row][direction · column]``, for a product from the left."""
-        d = self.layer.directions
-        parts = [
-            self.shaped(self.tiles(w, p, first, (4, 0, 2, 1, 3)), -1, d, p.columns)
-            for first, p in self.products()
-        ]
-        return self.shaped(self.op("Concat", *parts, axis=2), -1, d * self.layer.columns)
-
-    def biases(self, b: Value) -> tuple[Any, Any]:
-        """What is added to the inputs' products, and what to the last gate's product with the state: None
-        if this is the same."""
-        op, layer = self.op, self.layer
-        d, gates = layer.directions, GATES[layer.kind]
-        whole = self.shaped(b, d, 2, gates, layer.hidden)
-        of_input, of_state = (op("Gather", whole, np.array(n), axis=1) for n in (0, 1))
-        inner = None
-        if layer.reset_after:
-            inner = self.gates(self.shaped(of_state, d, -1, 1), gates - 1, 1, layer.padded)
-            inner = self.shaped(inner, d, layer.padded)
-            others = np.arange(gates) < gates - 1
-            of_state = op("Mul", of_state, others.astype(layer.dtype).reshape(1, gates, 1))
-        return self.columns(self.shaped(op("Add", of_input, of_state), d, -1, 1)), inner
+def _biases(op: Operator, layer: Layer, b: Value) -> tuple[Any, Any]:
+    """What is added to the inputs' products, and what to the last gate's product with the state: None if
+    that is the same."""
+    d, gates = layer.directions, GATES[layer.kind]
+    whole = _shaped(op, b, d, 2, gates, layer.hidden)
+    of_input, of_state = (op("Gather", whole, np.array(n), axis=1) for n in (0, 1))
+    inner = None
+    if layer.reset_after:
+        inner = op("Gather", of_state, np.array(gates - 1), axis=1)
+        others = np.arange(gates) < gates - 1
+        of_state = op("Mul", of_state, others.astype(layer.dtype).reshape(1, gates, 1))
+    return _shaped(op, op("Add", of_input, of_state), -1), inner
 
 
 def _layer(
@@ -160,17 +125,17 @@ def _layer(
         coupled=kind == "LSTM" and bool(op.attr("input_forget", 0)),
         reset_after=kind == "GRU" and bool(op.attr("linear_before_reset", 0)),
     )
-    weights = _Weights(op, layer)
-    projected, inner = op("MatMul", data, weights.columns(w)), None
+    columns = op("Transpose", _shaped(op, w, directions * layer.columns, -1), perm=[1, 0])
+    projected, inner = op("MatMul", data, columns), None
     if b is not None:
-        bias, inner = weights.biases(b)
-        projected = op("Add", projected, weights.shaped(bias, -1))
-    arguments = [weights.shaped(projected, steps, batch, directions, -1), *weights.recurrent(r)]
+        bias, inner = _biases(op, layer, b)
+        projected = op("Add", projected, bias)
+    arguments = [_shaped(op, projected, steps, batch, directions, -1)]
+    arguments += [_packed(op, r, product) for product in layer.products]
     if layer.reset_after:
-        arguments.append(np.zeros((directions, layer.padded), layer.dtype) if inner is None else inner)
+        arguments.append(np.zeros((directions, hidden), layer.dtype) if inner is None else inner)
     if peepholes is not None:
-        held = weights.gates(weights.shaped(peepholes, directions, -1, 1), 0, 3, layer.padded)
-        arguments.append(weights.shaped(held, directions, 3, layer.padded))
+        arguments.append(peepholes)
     if lengths is not None:
         arguments.append(lengths)
     zero = np.zeros((directions, batch, hidden), layer.dtype)
