@@ -25,9 +25,9 @@ from wasmgraph.compiler.operators.packing import OPAQUE
 LAYER = "wasmgraph_recurrent"
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-# Columns of a block: six vectors of SIMD128. Cranelift has all vectors of weights in registers at once,
-# beside the sums; with eight of each it spills, and four sums do not hide the latency of an addition.
-_BLOCK = 24
+# Columns of a block: seven vectors of SIMD128. Cranelift has all vectors of weights in registers at once,
+# beside the sums and the state; with eight of each it spills.
+BLOCK = 28
 
 Expr = Any
 Buffer = Any
@@ -43,8 +43,8 @@ class Function(NamedTuple):
 
 @dataclass(frozen=True)
 class Product:
-    """A product of a state by the weights of some gates: ``columns`` sums, from the column ``first`` on. The
-    last block is padded."""
+    """A product of a state by the weights of some gates: ``columns`` sums, from the column ``first`` on.
+    The last block is padded."""
 
     first: int
     columns: int
@@ -52,7 +52,7 @@ class Product:
     @property
     def block(self) -> int:
         """Columns of a block."""
-        return next((n for n in (4, 8, 16) if n >= self.columns), _BLOCK)
+        return next((n for n in (4, 8, 16) if n >= self.columns), BLOCK)
 
     @property
     def blocks(self) -> int:
@@ -167,8 +167,8 @@ class _Kernel:
         self.initial = [arg(f"initial{i}", d, a.batch, a.hidden) for i in range(states)]
         self.sequence = arg("sequence", a.steps, d, a.batch, a.hidden)
         self.last = [arg(f"last{i}", d, a.batch, a.hidden) for i in range(states)]
-        self.first_sum = -(-2 * a.hidden // _BLOCK) * _BLOCK
-        room = self.first_sum + a.columns + _BLOCK
+        self.first_sum = -(-2 * a.hidden // BLOCK) * BLOCK
+        room = self.first_sum + a.columns + BLOCK
         self.held = T.sblock_alloc_buffer((d, a.batch, room), a.dtype)
         self.t: Expr = 0
         self.d: Expr = 0
@@ -211,40 +211,61 @@ class _Kernel:
                 with T.If(self.t < self.lengths[b]), T.Then():
                     yield b
 
-    def vectors(self, count: int, emit: Callable[[Expr], None]) -> None:
-        """Emit code for ``count`` numbers as vectors, whose lengths are powers of two: LLVM pads others."""
+    def vectors(self, count: int) -> list[tuple[int, int]]:
+        """``count`` numbers as vectors: where each begins, and its length, which is a power of two, because
+        LLVM pads others."""
         longest = self.lanes if self.exact or self.lanes == 1 else count
-        begin = 0
+        found, begin = [], 0
         while begin < count:
             width = min(longest, 1 << (count - begin).bit_length() - 1)
-            with T.vectorized(width) as lane:
-                emit(begin + lane)
+            found.append((begin, width))
             begin += width
+        return found
+
+    def store(self, buffer: Buffer, at: Sequence[Expr], count: int, value: Callable[[Expr], Expr]) -> None:
+        """Store ``count`` values in the last dimension of a buffer; the last index is the first one's."""
+        for begin, width in self.vectors(count):
+            with T.vectorized(width) as lane:
+                T.buffer_store(buffer, value(begin + lane), [*at[:-1], at[-1] + begin + lane])
 
     def product(self, which: int) -> None:
         """Multiply a held row by weights: a state, or for a GRU's second product the one that is reset."""
-        layer, p, weights, d = self.layer, self.layer.products[which], self.weights[which], self.d
-        part, together = _divisor(p.block, self.sums), _divisor(p.blocks, self.sums // p.block)
-        with T.serial(p.blocks // together) as group, self.rows() as b, T.serial(p.block // part) as at:
+        p = self.layer.products[which]
+        together = min(p.blocks, max(1, self.sums // p.block))
+        groups, rest = divmod(p.blocks, together)
+        for count, begin, size in ((groups, 0, together), (1, groups * together, rest)):
+            if size:
+                with T.serial(count) as group, self.rows() as b:
+                    self.sum_up(which, b, begin + group * size, size)
+
+    def sum_up(self, which: int, b: Expr, first: Expr, together: int) -> None:
+        """The sums of some blocks for a row of the batch."""
+        layer, p, d = self.layer, self.layer.products[which], self.d
+        part, zero = _divisor(p.block, self.sums), tirx.const(0, layer.dtype)
+        with T.serial(p.block // part) as at:
             sums = T.alloc_buffer((together, part), layer.dtype)
-
-            def each(emit: Callable[[int, Expr], None]) -> None:
-                for n in range(together):
-                    self.vectors(part, partial(emit, n))
-
-            def add(n: int, i: Expr) -> None:
-                weight = weights[d, group * together + n, k, at * part + i]
-                value = self.held[d, b, which * layer.hidden + k]
-                T.buffer_store(sums, sums[n, i] + value * weight, [n, i])
-
-            def keep(n: int, i: Expr) -> None:
-                column = self.first_sum + p.first + (group * together + n) * p.block + at * part + i
-                T.buffer_store(self.held, sums[n, i], [d, b, column])
-
-            each(lambda n, i: T.buffer_store(sums, tirx.const(0, layer.dtype), [n, i]))
+            for n in range(together):
+                self.store(sums, [n, 0], part, lambda i: zero)
             with T.serial(layer.hidden) as k:
-                each(add)
-            each(keep)
+                for n in range(together):
+                    for begin, width in self.vectors(part):
+                        lane = tirx.Ramp(begin, 1, width) if width > 1 else begin
+                        value = self.held[d, b, which * layer.hidden + k]
+                        value = tirx.Broadcast(value, width) if width > 1 else value
+                        weight = self.weight(which, [d, first + n, k], at * part, part, begin, width)
+                        T.buffer_store(sums, sums[n, lane] + value * weight, [n, lane])
+            for n in range(together):
+                column = self.first_sum + p.first + (first + n) * p.block + at * part
+                self.store(self.held, [d, b, column], part, partial(lambda n, i: sums[n, i], n))
+
+    def weight(self, which: int, row: list[Expr], first: Expr, part: int, begin: int, width: int) -> Expr:
+        """A vector of a row of weights. It is cut out of a longer one, which LLVM loads from one address
+        with constant offsets; the addresses of several vectors it would add up one by one."""
+        weights = self.weights[which]
+        if self.exact or width == part or width == 1:
+            return weights[*row, first + (tirx.Ramp(begin, 1, width) if width > 1 else begin)]
+        whole = weights[*row, first + tirx.Ramp(0, 1, part)]
+        return tirx.Shuffle([whole], list(range(begin, begin + width)))
 
     def gates(self, b: Expr, finish: Finish) -> None:
         """Compute gates from the sums, some units at a time."""
@@ -311,26 +332,23 @@ class _Units:
         return self.kernel.held[self.kernel.d, self.b, which * self.layer.hidden + self.first + i]
 
     def hold(self, which: int, values: Buffer) -> None:
+        """Set the state (0), or what is held beside it (1)."""
         kernel = self.kernel
-        column = which * self.layer.hidden + self.first
-        kernel.vectors(
-            self.width, lambda i: T.buffer_store(kernel.held, values[i], [kernel.d, self.b, column + i])
-        )
+        at = [kernel.d, self.b, which * self.layer.hidden + self.first]
+        kernel.store(kernel.held, at, self.width, lambda i: values[i])
 
     def show(self, state: Buffer) -> None:
         """A new state is the step's output."""
         kernel = self.kernel
         self.hold(0, state)
-        at = [kernel.t, kernel.d, self.b]
-        kernel.vectors(
-            self.width, lambda i: T.buffer_store(kernel.sequence, state[i], [*at, self.first + i])
-        )
+        at = [kernel.t, kernel.d, self.b, self.first]
+        kernel.store(kernel.sequence, at, self.width, lambda i: state[i])
 
     def let(self, value: Callable[[Expr], Expr]) -> Buffer:
         """Values in registers. Functions take only such values: a function whose argument contains another
         would be a call (``lower/elementary.py``)."""
         buffer = T.alloc_buffer((self.width,), self.layer.dtype)
-        self.kernel.vectors(self.width, lambda i: T.buffer_store(buffer, value(i), [i]))
+        self.kernel.store(buffer, [0], self.width, value)
         return buffer
 
     def gate(self, function: Function, value: Callable[[Expr], Expr]) -> Buffer:
@@ -443,5 +461,5 @@ def _apply(function: Function, x: Expr) -> Expr:
 
 
 def _divisor(number: int, most: int) -> int:
-    """The largest divisor that is at most ``most``; at least 1."""
-    return max(n for n in range(1, number + 1) if number % n == 0 and (n <= most or n == 1))
+    """The largest divisor that is at most ``most``."""
+    return max(n for n in range(1, min(number, most) + 1) if number % n == 0)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import tvm
 from tvm.s_tir import Schedule
 
-from wasmgraph.compiler.operators.recurrent import layer_of, recurrent_kernel
+from wasmgraph.compiler.operators.recurrent import BLOCK, layer_of, recurrent_kernel
 from wasmgraph.compiler.schedule.blocks import SHARE
 from wasmgraph.compiler.schedule.decisions import Decision, Scheduled, Vector
 from wasmgraph.targets import Target
 
-_ACCUMULATORS = 6  # vectors of sums
+_ACCUMULATORS = BLOCK // 4  # vectors of sums: SIMD128 takes a block of columns at a time
 
 
 def schedule_recurrent(
