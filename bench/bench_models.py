@@ -164,7 +164,8 @@ def test_profile(benchmark: Any, bench: Bench, backend: Backend) -> None:
             backend.threads,
         )
     CLOCK.replay(benchmark, [sum(step.seconds for step in profile.steps)])
-    benchmark.extra_info["profile"] = [asdict(row) for row in by_kernel(profile)]
+    kernels = by_kernel(profile)
+    benchmark.extra_info["profile"] = [asdict(row) for row in kernels]
     benchmark.extra_info.update(
         bench.record(
             backend,
@@ -172,6 +173,7 @@ def test_profile(benchmark: Any, bench: Bench, backend: Backend) -> None:
             read_gb_s=profile.roofline.bytes_per_s * 1e-9,
             direct_share=roofline_share(profile, DIRECT_RULES),
             other_share=time_share_without(profile, "conv2d"),
+            calls_slow=sum(row.calls for row in kernels if row.slow),
         )
     )
 

@@ -337,3 +337,16 @@ def test_an_artifact_that_is_not_trusted(tmp_path: Path, small_artifact) -> None
     done = invoke(*run, "--untrusted", "--limit-memory", "1")
     assert done.exit_code == 3
     assert "memory" in done.stderr
+
+
+def test_slow_products_are_named(tmp_path: Path) -> None:
+    model = model_of(
+        [helper.make_node("Conv", ["x", "w"], ["y"])], {"x": [1, 3, 6, 6, 6], "w": [4, 3, 3, 3, 3]}, ["y"]
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    done = invoke("compile", tmp_path / "m.onnx", "-o", tmp_path / "m.wasm")
+    assert done.exit_code == 0, done.output
+    said = " ".join(done.stderr.split())
+    assert "slow, because their rule is not made for products: conv3d" in said
+    facts = json.loads(invoke("inspect", tmp_path / "m.wasm", "--json").stdout)
+    assert facts["ops_slow"] == 1

@@ -34,6 +34,9 @@ class Record:
         bootstrap interval
     module_bytes : size of the artifact without its parameters
     ops_scheduled, ops_fallback : calls of the plan with a schedule rule, and without one
+    ops_slow : calls for a product or a convolution under a rule that is not made for them
+    calls_slow : calls for a product or a convolution that took more than four times as long as the roofline
+        of their arithmetic and their operands allows
     notes : the compiler's remarks on how the artifact was made
     top1, top5 : inputs whose label is first, or among the first five (of ``inputs``)
     inputs, inputs_sha256 : number and digest of the inputs of the accuracy figures
@@ -83,6 +86,7 @@ class Record:
     kernels: int | None = None
     ops_scheduled: int | None = None
     ops_fallback: int | None = None
+    ops_slow: int | None = None
     notes: str | None = None
     p90_s: float | None = None
     p99_s: float | None = None
@@ -101,6 +105,7 @@ class Record:
     read_gb_s: float | None = None
     direct_share: float | None = None
     other_share: float | None = None
+    calls_slow: int | None = None
     sessions: int | None = None
     runs_per_s: float | None = None
     sessions_p50_s: float | None = None

@@ -22,7 +22,7 @@ _IDENTITY = {
 }
 DETERMINISTIC = (
     *("work_fuel", "module_bytes", "machine_code_bytes", "param_bytes", "arena_bytes", "peak_memory_bytes"),
-    *("kernels", "ops_scheduled", "ops_fallback"),
+    *("kernels", "ops_scheduled", "ops_fallback", "ops_slow"),
     *("top1", "top5", "agreement", "max_prob_diff", "max_logit_diff"),
 )
 KERNEL_WORK = "kernel_work"

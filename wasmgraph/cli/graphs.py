@@ -204,6 +204,8 @@ def _coverage(log: CompileLog) -> str:
     text = f"{total - fallen} of {total} calls scheduled ({counts})"
     if fallen:
         text += f"; {fallen} fell back to unscheduled code: {', '.join(sorted(set(log.fallbacks)))}"
+    if log.slow:
+        text += f"; slow, because their rule is not made for products: {', '.join(sorted(set(log.slow)))}"
     return text
 
 
@@ -380,6 +382,7 @@ def _facts(artifact: Artifact) -> dict[str, Any]:
         "kernels": manifest.kernels,
         "ops_scheduled": manifest.ops_scheduled,
         "ops_fallback": manifest.ops_fallback,
+        "ops_slow": manifest.ops_slow,
         "notes": list(manifest.notes),
         "schema": manifest.schema,
         "versions": dict(manifest.versions),

@@ -170,11 +170,15 @@ def profile_table(
             f"{row['seconds'] * 1e3:.3f}",
             f"{row['share']:.1%}",
             "–" if rate is None else f"{rate:.1f}",
-            "–" if share is None else f"{share:.0%}",
+            "–" if share is None else f"{share:.0%}{' slow' if row['slow'] else ''}",
         )
     console.print(table)
     total = sum(row["seconds"] for row in kernels)
-    console.print(f"{total * 1e3:.1f} ms in {sum(row['calls'] for row in kernels)} calls")
+    text = f"{total * 1e3:.1f} ms in {sum(row['calls'] for row in kernels)} calls"
+    slow = sum(row["calls"] for row in kernels if row["slow"])
+    if slow:
+        text += f"; {slow} are slow: products that take over four times as long as the roofline allows"
+    console.print(text)
 
 
 def _roofline_words(roofline: Mapping[str, float]) -> str:

@@ -44,6 +44,8 @@ RULES: Mapping[str, Rule] = {
     "elementwise": schedule_elementwise,
 }
 FALLBACK = "fallback"
+# The rules that are made for matrix products and convolutions. Under any other, one is slow.
+PRODUCT_RULES = ("winograd-conv2d", "pointwise-conv2d", "direct-conv2d", "dense", "product")
 
 
 @dataclass(frozen=True)
