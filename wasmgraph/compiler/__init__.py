@@ -239,7 +239,8 @@ def _build(
         mod = modules.pop()
         packing = target if form.params == "embedded" else get_target(_SHARED_PACKING)
         with codegen.tvm_target(target):
-            for transform in passes.relax_passes(packing, winograd):
+            # Threads would share the arrays in which a chunk of scores is held.
+            for transform in passes.relax_passes(packing, winograd, attention=not target.threaded):
                 mod = transform(mod)
                 let_all_go()
         stage.outcome = f"{len(mod.functions) - 1} kernels"

@@ -21,8 +21,13 @@ from wasmgraph.targets import Target
 
 # Marks the accumulating block of products whose first axis is a batch.
 BATCHED = "wasmgraph_batched"
+# Packing the right operand pays if it has at least so many columns, because its rows would otherwise share
+# a few sets of the first-level cache, and if the left operand has at least so many rows.
+_MANY_COLUMNS, _MANY_ROWS = 128, 16
 _DTYPES = ("float32", "int32")
+PRODUCT = "wasmgraph_product"  # marks the kernel of a product of two activations
 _HINTS = {"primfunc_attrs": {"op_pattern": OUT_FUSIBLE}}
+_PRODUCT_HINTS = {"primfunc_attrs": {"op_pattern": OUT_FUSIBLE, PRODUCT: 1}}
 
 
 def dense_compute(data: te.Tensor, weight: te.Tensor, channels: int) -> te.Tensor:
@@ -62,14 +67,14 @@ def flat_index(indices: Sequence[Any], sizes: Sequence[int]) -> Any:
     return flat
 
 
-def product_compute(left: te.Tensor, right: te.Tensor, block: int, columns: int) -> te.Tensor:
+def product_compute(left: te.Tensor, right: te.Tensor, block: int, columns: int, packed: bool) -> te.Tensor:
     """Products of two activations, ``[...][M][K]`` by ``[...][K][N]``, whose leading dimensions broadcast.
-    The result has the first ``columns`` columns.
 
-    T = ``block`` divides N. A tile reads its columns without packing, one row of T elements at a time.
+    T = ``block``, N = ``columns``. The right operand is ``packed`` to ``[...][N/T][K][T]``
+    (:func:`packed_columns`), or T divides N. A tile reads a row of T elements at a time.
     """
     *outer_left, rows, inner = numbers(left.shape)
-    *outer_right, _, padded = numbers(right.shape)
+    outer_right = numbers(right.shape)[: -3 if packed else -2]
     outer = np.broadcast_shapes(outer_left, outer_right)
     k = te.reduce_axis((0, inner), "k")
 
@@ -77,10 +82,13 @@ def product_compute(left: te.Tensor, right: te.Tensor, block: int, columns: int)
         indices = _indices(batch, outer)[len(outer) - len(own) :]
         return tensor[(*(0 if size == 1 else i for i, size in zip(indices, own, strict=True)), *at)]
 
+    def at(b: Any, k: Any, lane: Any) -> tuple[Any, ...]:
+        return (b, k, lane) if packed else (k, b * block + lane)
+
     acc = te.compute(
-        (prod(outer), padded // block, rows, block),
+        (prod(outer), -(-columns // block), rows, block),
         lambda n, b, m, lane: te.sum(
-            operand(left, outer_left, n, m, k) * operand(right, outer_right, n, k, b * block + lane),
+            operand(left, outer_left, n, m, k) * operand(right, outer_right, n, *at(b, k, lane)),
             axis=[k],
         ),
         name="acc",
@@ -88,7 +96,7 @@ def product_compute(left: te.Tensor, right: te.Tensor, block: int, columns: int)
     )
     return te.compute(
         (*outer, rows, columns),
-        lambda *at: acc[flat_index(at[:-2], outer), at[-1] // block, at[-2], at[-1] % block],
+        lambda *i: acc[flat_index(i[:-2], outer), i[-1] // block, i[-2], i[-1] % block],
         name="product",
     )
 
@@ -128,9 +136,11 @@ def legalize_dense(bb: relax.BlockBuilder, call: relax.Call, target: Target) -> 
         found = bb.normalize(_dense(bb, rows, transposed, target))
         return relax.op.reshape(found, (*outer, shapes[0][0], 1))
     block = channel_block(columns, target)
-    if columns % block:
-        right = bb.normalize(bb.call_te(_padded, right, block, primfunc_name_hint="pad_columns"))
-    return bb.call_te(product_compute, left, right, block, columns, primfunc_name_hint="product", **_HINTS)
+    packed = columns % block > 0 or (columns >= _MANY_COLUMNS and shapes[0][-2] >= _MANY_ROWS)
+    if packed:
+        right = bb.normalize(bb.call_te(packed_columns, right, block, primfunc_name_hint="pack_columns"))
+    operands = left, right, block, columns, packed
+    return bb.call_te(product_compute, *operands, primfunc_name_hint="product", **_PRODUCT_HINTS)
 
 
 def _dense(bb: relax.BlockBuilder, data: relax.Expr, weight: GenericConst, target: Target) -> relax.Expr:
@@ -139,12 +149,15 @@ def _dense(bb: relax.BlockBuilder, data: relax.Expr, weight: GenericConst, targe
     return bb.call_te(dense_compute, data, known, channels, primfunc_name_hint="dense", **_HINTS)
 
 
-def _padded(tensor: te.Tensor, block: int) -> te.Tensor:
-    """Pad the last dimension with zeros to a multiple of ``block``."""
-    *outer, columns = numbers(tensor.shape)
-    zero = tirx.const(0, tensor.dtype)
-    return te.compute(
-        (*outer, -(-columns // block) * block),
-        lambda *at: tirx.if_then_else(at[-1] < columns, tensor[(*at[:-1], at[-1])], zero),
-        name="pad_columns",
-    )
+def packed_columns(tensor: te.Tensor, block: int) -> te.Tensor:
+    """Pack ``[...][K][N]`` to ``[...][N/T][K][T]``, T = ``block``; the last block is padded with zeros."""
+    *outer, inner, columns = numbers(tensor.shape)
+
+    def element(*i: Any) -> Any:
+        column = i[-3] * block + i[-1]
+        value = tensor[(*i[:-3], i[-2], column)]
+        if columns % block == 0:
+            return value
+        return tirx.if_then_else(column < columns, value, tirx.const(0, tensor.dtype))
+
+    return te.compute((*outer, -(-columns // block), inner, block), element, name="pack_columns")
