@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 
 from wasmgraph.compiler.importing.binding import fed_inputs
+from wasmgraph.compiler.importing.checking import check
 from wasmgraph.compiler.importing.open_constants import leaves_open
 from wasmgraph.compiler.importing.weights import FOLDED, hide
 from wasmgraph.errors import ModelError
@@ -70,7 +71,7 @@ def _simplified(proto: onnx.ModelProto, name: str) -> tuple[onnx.ModelProto, lis
             proto.ir_version = version
             first = str(refusal).strip().splitlines()[0]
             try:
-                onnx.checker.check_model(onnx.shape_inference.infer_shapes(proto, strict_mode=True))
+                check(onnx.shape_inference.infer_shapes(proto, strict_mode=True))
             except Exception as error:
                 raise ModelError(f"{name}: onnxruntime refuses the model: {first}") from error
             note = (

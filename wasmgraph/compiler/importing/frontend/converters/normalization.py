@@ -50,13 +50,20 @@ def layer_normalization(op: Operator, data: Value, scale: Value, bias: Value = N
 
 @converts("RMSNormalization")
 def rms_normalization(op: Operator, data: Value, scale: Value) -> Any:
-    """Use one kernel if only the last axis is normalised, otherwise ONNX's function body."""
+    """Normalise one axis, into which those that are normalised are joined."""
     shape = _normalized(op, data)
     if _exceeds(scale, shape):
         found = op("RMSNormalization", data, np.ones(shape, dtype_of(data)), **_options(op))
         return op("Mul", found, scale)
     scale = _spread(op, _flat(op, scale, shape), shape)
-    return op.tvm(data, scale) if len(shape) == 1 else tuple(op.function(data, scale))
+    if len(shape) == 1:
+        return op.tvm(data, scale)
+    whole, outer = shape_of(data), shape_of(data)[: -len(shape)]
+    data, scale = (
+        op("Reshape", value, np.array([*sizes, prod(shape)], np.int64))
+        for value, sizes in ((data, outer), (scale, ()))
+    )
+    return op("Reshape", op.walk.settle(op.tvm(data, scale, axis=-1))[0], np.array(whole, np.int64))
 
 
 def _options(op: Operator) -> dict[str, Any]:
