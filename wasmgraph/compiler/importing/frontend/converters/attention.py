@@ -51,11 +51,11 @@ def _rank(value: Value, name: str, *ranks: int) -> tuple[int, ...]:
     return shape
 
 
-def _split_heads(op: Operator, value: Value, heads: int, perm: tuple[int, ...] = (0, 2, 1, 3)) -> Any:
-    """From ``[batch, sequence, width]`` to ``[batch, sequence, heads, size]``, transposed."""
+def _split_heads(op: Operator, value: Value, heads: int) -> Any:
+    """From ``[batch, sequence, width]`` to ``[batch, heads, sequence, size]``."""
     batch, length, width = shape_of(value)
     size = _head_size(width, heads)
-    return op("Transpose", op("Reshape", value, _sizes(batch, length, heads, size)), perm=list(perm))
+    return op("Transpose", op("Reshape", value, _sizes(batch, length, heads, size)), perm=[0, 2, 1, 3])
 
 
 def _join_heads(op: Operator, value: Value) -> Any:
@@ -86,12 +86,6 @@ def _scores(op: Operator, query: Value, key: Value, *terms: Value) -> Any:
     return scores
 
 
-def _causal(queries: int, keys: int) -> Array:
-    """Which keys a query may attend to, ``[queries, keys]``: the last query to all, each before it to one
-    fewer."""
-    return np.tri(queries, keys, keys - queries, dtype=bool)
-
-
 def _padding(op: Operator, mask: Value, name: str, batch: int, queries: int, keys: int, spans: bool) -> Any:
     """A term for the scores: 0 where a mask allows a key, the filter value elsewhere; None without a mask.
 
@@ -117,11 +111,16 @@ def _padding(op: Operator, mask: Value, name: str, batch: int, queries: int, key
     return op("Where", counts, np.float32(0), fill)
 
 
-def _future(op: Operator, queries: int, keys: int) -> Array | None:
-    """A term that hides later keys from a query, if the operator is ``unidirectional``."""
+def _future(op: Operator, queries: int, keys: int, before: int) -> Array | None:
+    """A term that hides later keys from a query, if the operator is ``unidirectional``. Queries go with the
+    keys after a cache of ``before`` keys."""
     if not op.attr("unidirectional", 0) or queries == 1:
         return None
-    return np.where(_causal(queries, keys), np.float32(0), _LEAST)
+    if keys != before + queries:
+        raise op.unsupported(
+            f"that is unidirectional, of {queries} queries and {keys} keys is not implemented"
+        )
+    return np.where(np.tri(queries, keys, before, dtype=bool), np.float32(0), _LEAST)
 
 
 def _attention_bias(bias: Value, batch: int, heads: int, queries: int, keys: int) -> Value:
@@ -146,8 +145,7 @@ def attention(
     attention_bias: Value = None,
     past_sequence_length: Value = None,
 ) -> Any:
-    """Project to queries, keys and values by one product; past and present have keys and values in one
-    tensor."""
+    """Project to queries, keys and values; past and present have keys and values in one tensor."""
     refuse_inputs(op, past_sequence_length=past_sequence_length)
     batch, length, width = _rank(data, "input", 3)
     heads, total = int(op.attr("num_heads")), _rank(weights, "weights", 2)[1]
@@ -157,13 +155,13 @@ def attention(
     if len(widths) != 3 or sum(widths) != total or widths[0] != widths[1]:
         raise ModelError(f"its queries, keys and values of {widths} do not make up weights of {total}")
     size = [_head_size(w, heads) for w in widths]
-    projected = op("MatMul", data, weights)
-    if bias is not None:
-        projected = op("Add", projected, bias)
-    parts = op("Split", projected, _sizes(*widths), axis=-1, outputs=3)
-    query, key, value = (_split_heads(op, part, heads) for part in parts)
+    query, key, value = (
+        _split_heads(op, _projected(op, data, weights, bias, int(end) - width, int(end)), heads)
+        for width, end in zip(widths, np.cumsum(widths), strict=True)
+    )
+    before = 0
     if past is not None:
-        before = shape_of(past)[3] if len(shape_of(past)) == 5 else 0
+        before = _rank(past, "past", 5)[3]
         _expect(past, "past", (2, batch, heads, before, size[0]))
         if size[2] != size[0]:
             raise ModelError(
@@ -181,13 +179,19 @@ def attention(
     terms = (
         _attention_bias(attention_bias, batch, heads, length, keys),
         _padding(op, mask, "mask_index", batch, length, keys, spans=True),
-        _future(op, length, keys),
+        _future(op, length, keys, before),
     )
     shares = op("Softmax", _scores(op, query, key, *terms), axis=-1)
     found = _join_heads(op, op("MatMul", shares, value))
     if op.outputs < 2:
         return found
     return found, op("Concat", *(op("Unsqueeze", v, _sizes(0)) for v in (key, value)), axis=0)
+
+
+def _projected(op: Operator, data: Value, weights: Value, bias: Value, begin: int, end: int) -> Any:
+    """A product by some columns of weights, plus their bias."""
+    found = op("MatMul", data, _part(op, weights, 1, begin, end))
+    return found if bias is None else op("Add", found, _part(op, bias, 0, begin, end))
 
 
 @contributed("MultiHeadAttention", "num_heads", "scale", "mask_filter_value", "unidirectional")
@@ -222,13 +226,14 @@ def multi_head_attention(
     _expect(value, "value", (batch, heads, shape_of(key)[2], shape_of(value)[3]))
     if (past_key is None) != (past_value is None):
         raise ModelError("it must have both of 'past_key' and 'past_value' or none")
+    before = 0
     if past_key is not None:
         before = _rank(past_key, "past_key", 4)[2]
         _expect(past_key, "past_key", (batch, heads, before, size))
         _expect(past_value, "past_value", (batch, heads, before, shape_of(value)[3]))
         key, value = _after(op, past_key, key), _after(op, past_value, value)
     keys = shape_of(key)[2]
-    if key_padding_mask is not None and shape_of(key_padding_mask) == (3 * batch + 2,) != (batch, keys):
+    if key_padding_mask is not None and shape_of(key_padding_mask) == (3 * batch + 2,):
         raise op.unsupported("with a 'key_padding_mask' of cumulated lengths is not implemented")
     scores = _scores(
         op,
@@ -236,7 +241,7 @@ def multi_head_attention(
         key,
         _attention_bias(attention_bias, batch, heads, length, keys),
         _padding(op, key_padding_mask, "key_padding_mask", batch, length, keys, spans=False),
-        _future(op, length, keys),
+        _future(op, length, keys, before),
     )
     found = _join_heads(op, op("MatMul", op("Softmax", scores, axis=-1), value))
     return (found, key, value, scores)[: max(1, op.outputs)]
@@ -324,8 +329,8 @@ def group_query_attention(
     batch, length, width = _rank(query, "query", 3)
     if key is None:
         size = _head_size(width, heads + 2 * groups)
-        widths = _sizes(heads * size, groups * size, groups * size)
-        query, key, value = op("Split", query, widths, axis=-1, outputs=3)
+        ends = [heads * size, (heads + groups) * size, width]
+        query, key, value = (_part(op, query, 2, b, e) for b, e in zip([0, *ends], ends, strict=False))
     size = _head_size(shape_of(query)[2], heads)
     for name, given in (("key", key), ("value", value)):
         _expect(given, name, (batch, length, groups * size))
@@ -344,8 +349,11 @@ def group_query_attention(
     before = 0 if past_key is None else _rank(past_key, "past_key", 4)[2]
     for name, given in (("past_key", past_key), ("past_value", past_value)):
         _expect(given, name, (batch, groups, before, size))
-    if keys < length:
-        raise ModelError(f"its 'total_sequence_length' is {keys}, less than its {length} new tokens")
+    if keys < length or (keys > before and keys != before + length):
+        raise ModelError(
+            f"its 'total_sequence_length' is {keys}; with a cache of {before} and {length} new tokens it"
+            f" must be {before + length}, or be from {length} to {before}"
+        )
     if length not in (1, keys) and batch > 1:
         raise ModelError(
             f"it adds {length} tokens to caches of {batch} sequences, whose lengths may differ"
@@ -358,12 +366,17 @@ def group_query_attention(
     if op.attr("do_rotary", 0):
         if cos_cache is None or sin_cache is None:
             raise ModelError("with 'do_rotary' it must have 'cos_cache' and 'sin_cache'")
-        _expect(position_ids, "position_ids", (batch, length))
-        rotation = _rotation(op, cos_cache, sin_cache, places if position_ids is None else position_ids)
-        rotation = [op("Unsqueeze", v, _sizes(1)) for v in rotation]
-        query, key = (
-            _rotated(op, v, *rotation, bool(op.attr("rotary_interleaved", 0))) for v in (query, key)
-        )
+        turns = places
+        if position_ids is not None:
+            _expect(position_ids, "position_ids", (batch, length))
+            turns = position_ids
+            if keys == length:  # onnxruntime counts on from the first one
+                first = op("Slice", turns, _sizes(0, 0), _sizes(1, 1))
+                turns = op("Expand", op("Add", first, np.arange(length)), _sizes(batch, length))
+        rotation = _rotation(op, cos_cache, sin_cache, turns)
+        cos, sin = (op("Unsqueeze", v, _sizes(1)) for v in rotation)
+        interleaved = bool(op.attr("rotary_interleaved", 0))
+        query, key = (_rotated(op, v, cos, sin, interleaved) for v in (query, key))
     key, value = (
         _written(op, past, new, starts, room) for past, new in ((past_key, key), (past_value, value))
     )
@@ -434,23 +447,25 @@ def rotary_embedding(
     op: Operator, data: Value, position_ids: Value, cos_cache: Value, sin_cache: Value
 ) -> Any:
     """Rotate the first elements of each head; heads are an axis of their own, or parts of the last one."""
-    shape = _rank(data, "input", 3, 4)
-    heads, turned = int(op.attr("num_heads", 0)), int(op.attr("rotary_embedding_dim", 0))
-    split = len(shape) == 4
-    batch, length, width = (shape[0], shape[2], shape[1] * shape[3]) if split else shape
+    shape, split = _rank(data, "input", 3, 4), len(shape_of(data)) == 4
+    batch, length = (shape[0], shape[2]) if split else shape[:2]
+    turned, angles = int(op.attr("rotary_embedding_dim", 0)), _rank(cos_cache, "cos_cache", 2)[1]
     if not split:
-        heads = heads if heads and turned else width // (2 * _rank(cos_cache, "cos_cache", 2)[1])
-        data = op("Reshape", data, _sizes(batch, length, heads, _head_size(width, heads)))
-    if turned and shape_of(cos_cache)[1] != turned // 2:
+        heads = int(op.attr("num_heads", 0))
+        if turned and not heads:
+            raise ModelError("with 'rotary_embedding_dim' it must have 'num_heads'")
+        heads = heads or shape[2] // (2 * angles)
+        data = op("Reshape", data, _sizes(batch, length, heads, _head_size(shape[2], heads)))
+    if 2 * angles != (turned or shape_of(data)[3]):
         raise ModelError(
-            f"it rotates {turned} elements by a 'cos_cache' of the shape {list(shape_of(cos_cache))}"
+            f"its 'cos_cache' has {angles} angles; it rotates {turned or shape_of(data)[3]} elements"
         )
     _expect(position_ids, "position_ids", (1,), (batch, length))
     if shape_of(position_ids) == (1,):
         position_ids = op("Unsqueeze", op("Add", position_ids, np.arange(length)), _sizes(0))
     rotation = _rotation(op, cos_cache, sin_cache, position_ids)
-    rotation = [op("Unsqueeze", v, _sizes(1 if split else 2)) for v in rotation]
-    found = _rotated(op, data, *rotation, bool(op.attr("interleaved", 0)))
+    cos, sin = (op("Unsqueeze", v, _sizes(1 if split else 2)) for v in rotation)
+    found = _rotated(op, data, cos, sin, bool(op.attr("interleaved", 0)))
     return found if split else op("Reshape", found, _sizes(*shape))
 
 
@@ -472,12 +487,12 @@ def _rotated(op: Operator, data: Value, cos: Value, sin: Value, interleaved: boo
         real, imaginary = (op("Gather", pairs, np.array(n), axis=-1) for n in (0, 1))
     else:
         real, imaginary = (_part(op, data, -1, n * angles, (n + 1) * angles) for n in (0, 1))
-    turned = (
+    turned = [
         op("Sub", op("Mul", real, cos), op("Mul", imaginary, sin)),
         op("Add", op("Mul", imaginary, cos), op("Mul", real, sin)),
-    )
+    ]
     if interleaved:
         stacked = op("Concat", *(op("Unsqueeze", v, _sizes(-1)) for v in turned), axis=-1)
-        turned = (op("Reshape", stacked, _sizes(*outer, 2 * angles)),)
+        turned = [op("Reshape", stacked, _sizes(*outer, 2 * angles))]
     rest = [] if 2 * angles == size else [_part(op, data, -1, 2 * angles, size)]
     return op("Concat", *turned, *rest, axis=-1)

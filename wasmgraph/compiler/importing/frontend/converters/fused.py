@@ -36,7 +36,8 @@ def _activated(op: Operator, data: Value, *parameters: float | None) -> Any:
     names = _ACTIVATIONS[name]
     if len(parameters) != len(names) or None in parameters:
         raise ModelError(f"its activation {name} must have the parameters {', '.join(names) or 'none'}")
-    return op(name, data, **dict(zip(names, parameters, strict=True)))
+    chosen: dict[str, Any] = dict(zip(names, parameters, strict=True))
+    return op(name, data, **chosen)
 
 
 @contributed("FusedMatMul", "alpha", "transA", "transB", "transBatchA", "transBatchB")
