@@ -1,5 +1,5 @@
-"""Attention in onnxruntime's forms, spelled out as matrix products and a softmax. Queries, keys and values
-are ``[batch, heads, sequence, size]``.
+"""Attention: ONNX's, by its function body, and onnxruntime's forms, spelled out as matrix products and a
+softmax. Queries, keys and values are ``[batch, heads, sequence, size]``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from wasmgraph.compiler.importing.frontend.converters.contributed import (
     refuse_outputs,
 )
 from wasmgraph.compiler.importing.frontend.converters.indexing import overwritten, take
-from wasmgraph.compiler.importing.frontend.graph import Operator
+from wasmgraph.compiler.importing.frontend.graph import Operator, converts
 from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, scalar, shape_of
 from wasmgraph.errors import ModelError
 from wasmgraph.tensors import Array
@@ -49,6 +49,44 @@ def _rank(value: Value, name: str, *ranks: int) -> tuple[int, ...]:
         wanted = " or ".join(map(str, ranks))
         raise ModelError(f"its {name!r} has {len(shape)} dimensions; it must have {wanted}")
     return shape
+
+
+@converts("Attention")
+def onnx_attention(op: Operator, *inputs: Value) -> Any:
+    """Check shapes whose mismatch the function body would report at a node of its own, or not at all."""
+    query, key, value, mask, past = (*inputs, None, None)[:5]
+    ranks = {len(_rank(v, name, 3, 4)) for v, name in ((query, "Q"), (key, "K"), (value, "V"))}
+    if len(ranks) > 1:
+        raise ModelError("its queries, keys and values must all have 3 dimensions or all 4")
+    if ranks == {3}:
+        heads, groups = int(op.attr("q_num_heads", 0)), int(op.attr("kv_num_heads", 0))
+        for width, count in ((query, heads), (key, groups), (value, groups)):
+            _head_size(shape_of(width)[2], count)
+    else:
+        heads, groups = shape_of(query)[1], shape_of(key)[1]
+    if heads % groups:
+        raise ModelError(f"its {heads} heads are no multiple of {groups} heads of keys")
+    if mask is not None:
+        scores = [shape_of(query)[0], heads, shape_of(query)[-2]]
+        keys = shape_of(key)[-2] + (0 if past is None else shape_of(past)[2])
+        *outer, length = shape_of(mask)
+        fits = len(outer) <= 3 and all(
+            size in (1, wanted) for size, wanted in zip(outer[::-1], scores[::-1], strict=False)
+        )
+        if not fits or (length > keys if op.opset > 23 else length not in (1, keys)):
+            raise ModelError(
+                f"its mask of the shape {list(shape_of(mask))} does not broadcast to the scores,"
+                f" {[*scores, keys]}"
+            )
+    return tuple(op.function(*inputs))
+
+
+@converts("RotaryEmbedding")
+def onnx_rotary_embedding(op: Operator, data: Value, *others: Value) -> Any:
+    """Check the heads, which the function body would report at a node of its own."""
+    if len(_rank(data, "X", 3, 4)) == 3:
+        _head_size(shape_of(data)[2], int(op.attr("num_heads", 0)))
+    return tuple(op.function(data, *others))
 
 
 def _split_heads(op: Operator, value: Value, heads: int) -> Any:
