@@ -113,6 +113,8 @@ def test_rms_normalisation_and_swish() -> None:
         node("RMSNormalization", "x s", "b", epsilon=0.1),
         node("RMSNormalization", "x s2", "c", axis=2),
         node("RMSNormalization", "x s3", "d", axis=-3, stash_type=1),
+        node("RMSNormalization", "s2 s2", "all", axis=0),
+        node("RMSNormalization", "s s", "vector"),
         node("Swish", "x", "e"),
         node("Swish", "x", "f", alpha=0.5),
     ]

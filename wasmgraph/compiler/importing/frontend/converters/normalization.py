@@ -56,14 +56,13 @@ def rms_normalization(op: Operator, data: Value, scale: Value) -> Any:
         found = op("RMSNormalization", data, np.ones(shape, dtype_of(data)), **_options(op))
         return op("Mul", found, scale)
     scale = _spread(op, _flat(op, scale, shape), shape)
-    if len(shape) == 1:
+    outer = shape_of(data)[: -len(shape)]
+    if len(shape) == 1 and outer:
         return op.tvm(data, scale)
-    whole, outer = shape_of(data), shape_of(data)[: -len(shape)]
-    data, scale = (
-        op("Reshape", value, np.array([*sizes, prod(shape)], np.int64))
-        for value, sizes in ((data, outer), (scale, ()))
-    )
-    return op("Reshape", op.walk.settle(op.tvm(data, scale, axis=-1))[0], np.array(whole, np.int64))
+    rows = op("Reshape", data, np.array([prod(outer), prod(shape)], np.int64))
+    scale = op("Reshape", scale, np.array([prod(shape)], np.int64))
+    found = op.walk.settle(op.tvm(rows, scale, axis=-1))[0]
+    return op("Reshape", found, np.array(shape_of(data), np.int64))
 
 
 def _options(op: Operator) -> dict[str, Any]:
