@@ -28,7 +28,8 @@ def check(proto: onnx.ModelProto) -> None:
     """
     border = [v.type for v in (*proto.graph.input, *proto.graph.output) if v.type.HasField("tensor_type")]
     bare = [kind.tensor_type for kind in border if not kind.tensor_type.HasField("shape")]
-    foreign = [node for node in _nodes(proto) if node.op_type in _FOREIGN and not domain_of(node)]
+    parts = (proto.graph, *proto.functions)
+    foreign = [node for part in parts for node in _inside(part.node) if _is_foreign(node)]
     domains = [node.domain for node in foreign]
     try:
         for tensor in bare:
@@ -46,15 +47,19 @@ def check(proto: onnx.ModelProto) -> None:
 def import_domain(proto: onnx.ModelProto) -> None:
     """Import onnxruntime's domain where its operators are used. onnxruntime does not require that."""
     for part, nodes in ((proto, proto.graph.node), *((f, f.node) for f in proto.functions)):
-        used = any(node.domain == MICROSOFT or node.op_type in _FOREIGN for node in _inside(nodes))
+        used = any(node.domain == MICROSOFT or _is_foreign(node) for node in _inside(nodes))
         if used and not any(o.domain == MICROSOFT for o in part.opset_import):
             part.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
 
 
-def _nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    yield from _inside(proto.graph.node)
-    for function in proto.functions:
-        yield from _inside(function.node)
+def onnxruntime_crashes(proto: onnx.ModelProto) -> bool:
+    """Whether a function has an operator that onnxruntime (1.32) looks up in ONNX's domain without finding
+    it: that ends the process."""
+    return any(_is_foreign(node) for function in proto.functions for node in _inside(function.node))
+
+
+def _is_foreign(node: onnx.NodeProto) -> bool:
+    return node.op_type in _FOREIGN and not domain_of(node)
 
 
 def _inside(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:

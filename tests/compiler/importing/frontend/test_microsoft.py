@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
 
 import wasmgraph as wg
@@ -23,6 +23,7 @@ from wasmgraph.models import bert
 
 KINDS = {
     "tensor(float)": TensorProto.FLOAT,
+    "tensor(float16)": TensorProto.FLOAT16,
     "tensor(int32)": TensorProto.INT32,
     "tensor(int8)": TensorProto.INT8,
     "tensor(uint8)": TensorProto.UINT8,
@@ -295,6 +296,8 @@ def test_products_of_few_bits(bits: int) -> None:
     ]
     if bits == 4:
         nodes.append(node("MatMulNBits", "x b s f", "floats", **sizes))
+        nodes.append(node("MatMulNBits", "x b s - groups", "grouped", **sizes))
+        constants["groups"] = RNG.permutation(np.arange(columns) // block).astype(np.int32)
     same(nodes, {"x": draw(2, 3, columns)}, constants, atol=1e-4)
 
 
@@ -536,6 +539,44 @@ def test_rotary_embeddings(interleaved: int) -> None:
         session.run({"x": feeds["x"], "each": feeds["each"] + 1})
 
 
+def test_caches_before_the_first_step_are_empty() -> None:
+    feeds = {"x": draw(B, S, W), "past": draw(2, B, N, 0, H), "p": draw(B, N, 0, H)}
+    nodes = [
+        attention("x w b - past", "a1 a2", unidirectional=1),
+        multi_head("x x x - - - p p", "b1 b2 b3", unidirectional=1),
+    ]
+    same(nodes, feeds, {"w": draw(W, 3 * W), "b": draw(3 * W)})
+    feeds = grouped_feeds(2, 4, n=integers(3, 3), p=draw(2, G, 0, SIZE))
+    same([grouped("q k v p p n t", "y keys values")], feeds, {"t": integers(4)})
+
+
+def test_empty_batches() -> None:
+    feeds = {"x": draw(0, S, W), "ids": np.zeros((0, 3), np.int32)}
+    constants = {"w": draw(W, 3 * W), "b": draw(3 * W), "g": draw(W)}
+    nodes = [
+        attention("x w b", "a"),
+        multi_head("x x x", "m"),
+        node("Gelu", "x", "gelu"),
+        node("SkipLayerNormalization", "x x g", "normal"),
+        node("SkipSimplifiedLayerNormalization", "x x g", "simple"),
+        node("FusedMatMul", "x w", "product"),
+        node("EmbedLayerNormalization", "ids - w w - b b", "e n"),
+    ]
+    same(nodes, feeds, constants)
+
+
+def test_half_precision_is_a_storage_format() -> None:
+    feeds = {"x": draw(B, S, W).astype(np.float16)}
+    nodes = [node("Gelu", "x", "y"), node("SkipLayerNormalization", "x x g", "z"), multi_head("x x x", "a")]
+    found = run(graph(nodes, feeds, {"g": np.ones(W, np.float16)}), feeds, "native")
+    single = {"x": feeds["x"].astype(np.float32)}
+    made = graph(nodes, single, {"g": np.ones(W, np.float32)})
+    expected = onnxruntime.InferenceSession(made.SerializeToString()).run(None, single)
+    for name, wanted in zip("yza", expected, strict=True):
+        assert found[name].dtype == np.float16
+        np.testing.assert_allclose(found[name].astype(np.float32), wanted, rtol=2e-3, atol=2e-3)
+
+
 # --- what is refused ---
 
 
@@ -636,6 +677,39 @@ def test_the_domain_need_not_be_imported() -> None:
     del made.opset_import[:]
     made.opset_import.extend(kept)
     agrees(made, x, "native")
+
+
+def test_functions_and_subgraphs_need_not_import_the_domain() -> None:
+    x, g = draw(2, 4), draw(4)
+    norm, gelu = node("SimplifiedLayerNormalization", "x g", "t"), node("Gelu", "t", "y")
+    function = helper.make_function(
+        "own", "F", ["x", "g"], ["y"], [norm, gelu], [helper.make_opsetid("", 17)]
+    )
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 4]) for name in "xyt"]
+    call = helper.make_node("F", ["x", "g"], ["y"], domain="own")
+    branches = [
+        helper.make_graph([norm], "b", [], values[2:]),
+        helper.make_graph([gelu], "b", [], values[1:2]),
+    ]
+    branches[1].node[0].input[0] = "x"
+    choice = helper.make_node("If", ["c"], ["y"], then_branch=branches[0], else_branch=branches[1])
+    condition = helper.make_tensor_value_info("c", TensorProto.BOOL, [])
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    for nodes, inputs, feeds in (
+        ([call], values[:1], {"x": x}),
+        ([choice], [values[0], condition], {"x": x, "c": np.array(True)}),
+        ([choice], [values[0], condition], {"x": x, "c": np.array(False)}),
+    ):
+        constants = [numpy_helper.from_array(g, "g")]
+        whole = helper.make_graph(nodes, "test", inputs, values[1:2], constants)
+        functions = [function] if nodes == [call] else []
+        made = helper.make_model(whole, opset_imports=imports, functions=functions, ir_version=9)
+        if functions:  # onnxruntime does not survive this
+            plain = graph([norm, gelu], feeds, {"g": g})
+            expected = onnxruntime.InferenceSession(plain.SerializeToString()).run(["y"], feeds)[0]
+            np.testing.assert_allclose(run(made, feeds, "native")["y"], expected, rtol=1e-4, atol=1e-5)
+        else:
+            agrees(made, feeds, "native")
 
 
 def test_nodes_of_constants_are_computed_while_compiling() -> None:
