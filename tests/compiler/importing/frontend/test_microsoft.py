@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
 
 import wasmgraph as wg
-from tests.compiler.importing.frontend.conftest import Arrays, agrees, model, run
+from tests.compiler.importing.frontend.conftest import Arrays, agrees, model, run, several
 from wasmgraph.compiler.importing.frontend.converters.contributed import ATTRIBUTES
 from wasmgraph.compiler.importing.frontend.registry import CONVERTERS, MICROSOFT
 from wasmgraph.errors import IndexRangeError, ModelError, UnsupportedOperatorError
@@ -86,10 +90,20 @@ def test_fused_products_transpose_and_scale() -> None:
         node("FusedMatMul", "a v", "vector", alpha=3.0),
     ]
     same(nodes, feeds)
-    square = {"a": draw(4, 3, 2, 5), "b": draw(3, 2, 5, 4)}
-    same([node("FusedMatMul", "a b", "y", transBatchA=1, transA=0, alpha=2.0)], square)
-    square = {"a": draw(4, 3, 2, 5), "b": draw(4, 3, 2, 6)}
-    same([node("FusedMatMul", "a b", "y", transBatchA=1, transBatchB=1, transA=1)], square)
+
+
+@pytest.mark.parametrize("batch", [(2,), (2, 6)])
+def test_fused_products_of_every_layout(batch: tuple[int, ...]) -> None:
+    nodes, feeds = [], {}
+    for n, flags in enumerate(itertools.product((0, 1), repeat=4)):
+        names = ("transA", "transBatchA", "transB", "transBatchB")
+        for side, core, turned, moved in (("a", (3, 5), *flags[:2]), ("b", (5, 4), *flags[2:])):
+            rows, columns = core[::-1] if turned else core
+            shape = (rows, *batch, columns) if moved else (*batch, rows, columns)
+            feeds[f"{side}{n}"] = draw(*shape)
+        chosen = dict(zip(names, flags, strict=True))
+        nodes.append(node("FusedMatMul", f"a{n} b{n}", f"y{n}", alpha=0.5, **chosen))
+    same(nodes, feeds)
 
 
 def test_fused_convolutions_add_and_activate() -> None:
@@ -473,6 +487,47 @@ def test_group_query_attention_of_a_token(room: int, target: str) -> None:
             np.testing.assert_allclose(found[name][rows], wanted[rows], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@several
+@given(data=st.data())
+def test_group_query_attention_of_any_options(data: st.DataObject) -> None:
+    def pick(*values: Any) -> Any:
+        return data.draw(st.sampled_from(values))
+
+    length, cache = pick(1, 2, 4), pick("none", "grows", "has room")
+    before = {"none": 0, "grows": pick(1, 3), "has room": pick(6, 9)}[cache]
+    total = pick(length, before) if cache == "has room" else before + length
+    batch = pick(1, 3) if length in (1, total) else 1
+    last = data.draw(st.lists(st.integers(length - 1, total - 1), min_size=batch, max_size=batch))
+    last = last if length == 1 else [total - 1] * batch
+    heads, size, packed = G * pick(1, 2, 3), pick(8, 16), pick(False, True)
+    feeds = {"q": draw(batch, length, (heads + 2 * G * packed) * size), "n": integers(*last)}
+    names = ["q", "-", "-", "-", "-", "n", "t", "-", "-", "-", "-", "-"]
+    if not packed:
+        feeds |= {name: draw(batch, length, G * size) for name in "kv"}
+        names[1:3] = ["k", "v"]
+    if before:
+        feeds |= {name: draw(batch, G, before, size) for name in ("pk", "pv")}
+        names[3:5] = ["pk", "pv"]
+    options: dict[str, Any] = {"softcap": pick(0.0, 0.9), "scale": pick(0.0, 0.4)}
+    if size == 16 and pick(False, True):
+        options |= {"do_rotary": 1, "rotary_interleaved": pick(0, 1)}
+        names[7:9] = ["cos", "sin"]
+    if pick(False, True):
+        feeds["bias"] = draw(pick(1, batch), pick(1, heads), length, total)
+        names[10] = "bias"
+    options |= pick({}, {"smooth_softmax": 1}, {"causal": 0}, {"local_window_size": pick(1, 2, 5)})
+    used = node(
+        "GroupQueryAttention", " ".join(names), "y keys values", num_heads=heads, kv_num_heads=G, **options
+    )
+    made = graph([used], feeds, {"t": integers(total), **ROTATION})
+    expected = onnxruntime.InferenceSession(made.SerializeToString()).run(None, feeds)
+    found = run(made, feeds, "native")
+    for name, wanted in zip(("y", "keys", "values"), expected, strict=True):
+        for n, count in enumerate(last):
+            rows = np.s_[n, :, : count + 1] if wanted.ndim == 4 else np.s_[n]
+            np.testing.assert_allclose(found[name][rows], wanted[rows], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
 def test_group_query_attention_of_a_later_part_of_a_prompt() -> None:
     feeds = grouped_feeds(1, 3, n=integers(5), pk=draw(1, G, 3, SIZE), pv=draw(1, G, 3, SIZE))
     plain = "q k v pk pv n t"
@@ -741,3 +796,65 @@ def test_a_model_that_onnxruntime_optimised(tmp_path: Path) -> None:
             found = session.run(feeds)["embedding"]
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     assert {"FusedMatMul", "BiasGelu", "SkipLayerNormalization"} <= written
+
+
+def quantised(constants: dict[str, np.ndarray], name: str, inputs: int, outputs: int) -> dict[str, int]:
+    """Weights of 4 bits under that name; the attributes of the product that reads them."""
+    constants[f"{name}.b"] = RNG.integers(0, 256, (outputs, inputs // 16, 8)).astype(np.uint8)
+    constants[f"{name}.s"] = (np.abs(draw(outputs * inputs // 16)) * 0.05).astype(np.float32)
+    return {"N": outputs, "K": inputs, "bits": 4, "block_size": 16}
+
+
+@pytest.mark.parametrize(("new", "past"), [(4, 0), (1, 4), (2, 4)])
+def test_a_decoder_of_few_bits(new: int, past: int) -> None:
+    """A layer as onnxruntime's builders write it: the lengths are computed from a mask and its shape."""
+    width, inner, words = HEADS * SIZE, 96, 40
+    constants = {
+        "table": draw(words, width), "g1": draw(width), "g2": draw(width), "g3": draw(width),
+        "one": np.array([1], np.int64), **ROTATION,
+    }  # fmt: skip
+    sizes = {
+        name: quantised(constants, name, rows, columns)
+        for name, rows, columns in (
+            ("qkv", width, (HEADS + 2 * G) * SIZE), ("o", width, width),
+            ("gate", width, inner), ("up", width, inner), ("down", inner, width), ("head", width, words),
+        )
+    }  # fmt: skip
+
+    def product(source: str, name: str) -> onnx.NodeProto:
+        return node("MatMulNBits", f"{source} {name}.b {name}.s", f"{name}.y", **sizes[name])
+
+    def plain(operator: str, inputs: str, output: str, **attributes: object) -> onnx.NodeProto:
+        return helper.make_node(operator, inputs.split(), [output], **attributes)
+
+    nodes = [
+        plain("Gather", "table ids", "x"),
+        plain("ReduceSum", "mask one", "counts", keepdims=0),
+        plain("Sub", "counts one", "last"),
+        plain("Cast", "last", "last32", to=TensorProto.INT32),
+        plain("Shape", "mask", "total", start=1, end=2),
+        plain("Cast", "total", "total32", to=TensorProto.INT32),
+        node("SimplifiedLayerNormalization", "x g1", "n1"),
+        product("n1", "qkv"),
+        grouped("qkv.y - - pk pv last32 total32 cos sin", "a keys values", do_rotary=1),
+        product("a", "o"),
+        node("SkipSimplifiedLayerNormalization", "x o.y g2", "n2 - - x2", epsilon=1e-5),
+        product("n2", "gate"),
+        product("n2", "up"),
+        plain("Sigmoid", "gate.y", "share"),
+        plain("Mul", "gate.y share", "swish"),
+        plain("Mul", "swish up.y", "gated"),
+        product("gated", "down"),
+        node("SkipSimplifiedLayerNormalization", "x2 down.y g3", "n3", epsilon=1e-5),
+        product("n3", "head"),
+    ]
+    feeds = {
+        "ids": RNG.integers(0, words, (1, new)),
+        "mask": np.ones((1, past + new), np.int64),
+        "pk": draw(1, G, past, SIZE),
+        "pv": draw(1, G, past, SIZE),
+    }
+    made = model(nodes, feeds, ["head.y", "keys", "values"], constants, {MICROSOFT: 1})
+    for value in made.graph.output:
+        value.type.tensor_type.elem_type = TensorProto.FLOAT
+    agrees(made, feeds, "native" if past else "wasm32-simd128", atol=1e-3)

@@ -169,7 +169,7 @@ def _attention_bias(bias: Value, batch: int, heads: int, queries: int, keys: int
 @contributed(
     "Attention",
     *("num_heads", "scale", "mask_filter_value", "qkv_hidden_sizes", "unidirectional"),
-    *("rotary_embedding_dim",),
+    "rotary_embedding_dim",
     do_rotary=0,
     past_present_share_buffer=0,
 )
@@ -192,25 +192,24 @@ def attention(
     widths = list(op.attr("qkv_hidden_sizes") or [total // 3] * 3)
     if len(widths) != 3 or sum(widths) != total or widths[0] != widths[1]:
         raise ModelError(f"its queries, keys and values of {widths} do not make up weights of {total}")
-    size = [_head_size(w, heads) for w in widths]
+    _, size, value_size = (_head_size(w, heads) for w in widths)
     query, key, value = (
-        _split_heads(op, _projected(op, data, weights, bias, int(end) - width, int(end)), heads)
-        for width, end in zip(widths, np.cumsum(widths), strict=True)
+        _split_heads(op, _projected(op, data, weights, bias, int(end) - part, int(end)), heads)
+        for part, end in zip(widths, np.cumsum(widths), strict=True)
     )
     before = 0
     if past is not None:
         before = _rank(past, "past", 5)[3]
-        _expect(past, "past", (2, batch, heads, before, size[0]))
-        if size[2] != size[0]:
+        _expect(past, "past", (2, batch, heads, before, size))
+        if value_size != size:
             raise ModelError(
-                f"with 'past', keys and values must be of one size, not of {size[0]} and {size[2]}"
+                f"with 'past', keys and values must be of one size, not of {size}, {value_size}"
             )
         if before:
             old = (op("Gather", past, np.array(n), axis=0) for n in (0, 1))
             key, value = (_after(op, o, new) for o, new in zip(old, (key, value), strict=True))
     keys = shape_of(key)[2]
-    if mask is not None and len(shape_of(mask)) == 2 and shape_of(mask)[1] == 1 != keys:
-        _expect(mask, "mask_index", (batch, 1), (1, 1))
+    if mask is not None and shape_of(mask) in ((batch, 1), (1, 1)):
         mask = None  # equal for all keys, which has no effect
     if mask is not None and (len(shape_of(mask)) == 4 or shape_of(mask) == (3 * batch + 2,)):
         raise op.unsupported(f"with a 'mask_index' of the shape {list(shape_of(mask))} is not implemented")
@@ -289,6 +288,8 @@ def _unpacked(
     op: Operator, query: Value, key: Value, value: Value, heads: int
 ) -> tuple[Value, Value, Value]:
     """Take apart queries, keys and values that are one tensor, or keys and values that are."""
+    if key is None and value is not None:
+        raise ModelError("it has a 'value' without a 'key'")
     if key is None:
         *rest, _, _, size = _rank(query, "query", 5)
         _expect(query, "query", (*rest, heads, 3, size))

@@ -18,13 +18,13 @@ ATTRIBUTES: dict[str, frozenset[str]] = {}
 def contributed(
     operator: str, *attributes: str, domain: str = MICROSOFT, **fixed: Any
 ) -> Callable[[Converter], Converter]:
-    """Register a converter, and refuse what it does not consider.
+    """Register a converter. Nodes with attributes or inputs that it does not consider are refused.
 
     Parameters
     ----------
     operator : its name in ``domain``
-    attributes : those that may have any value
-    fixed : those of which one value is implemented, with that value; what has no attribute here is refused
+    attributes : the attributes that may have any value
+    fixed : the attributes of which one value is implemented, with that value
     """
 
     def register(converter: Converter) -> Converter:
