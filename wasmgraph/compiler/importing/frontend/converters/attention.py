@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from onnx import TensorProto
+from tvm import te, tirx
 
 from wasmgraph.compiler.importing.frontend.converters.bounds import checked
 from wasmgraph.compiler.importing.frontend.converters.contributed import (
@@ -16,7 +17,7 @@ from wasmgraph.compiler.importing.frontend.converters.contributed import (
     refuse_inputs,
     refuse_outputs,
 )
-from wasmgraph.compiler.importing.frontend.converters.indexing import overwritten, take
+from wasmgraph.compiler.importing.frontend.converters.indexing import take
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
 from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, scalar, shape_of
 from wasmgraph.errors import ModelError
@@ -440,10 +441,21 @@ def _written(op: Operator, past: Value, new: Value, starts: Value, room: int) ->
     batch, heads, rows, size = shape_of(new)
     if rows == room:
         return new
-    before = 0 if past is None else shape_of(past)[2]
-    if before < room:
-        past = _after(op, past, np.zeros((batch, heads, room - before, size), dtype_of(new)))
-    return overwritten(op, past, new, op("Reshape", starts, _sizes(batch)), axis=2)
+    before = shape_of(past)[2]
+
+    def compute(old: te.Tensor, fresh: te.Tensor, start: te.Tensor) -> te.Tensor:
+        def one(b: Any, h: Any, t: Any, c: Any) -> Any:
+            at = t - start(b, 0).astype(t.ty.dtype)
+            kept = old(b, h, t, c)
+            if before < room:
+                blank = tirx.const(0, dtype_of(new))
+                kept = tirx.if_then_else(t < before, old(b, h, te.min(t, before - 1), c), blank)
+            row = te.max(te.min(at, rows - 1), 0)
+            return tirx.if_then_else(tirx.all(at >= 0, at < rows), fresh(b, h, row, c), kept)
+
+        return te.compute((batch, heads, room, size), one, name="cache")
+
+    return op.te(compute, past, new, starts)
 
 
 def _visible(op: Operator, places: Value, last: Value, keys: int) -> Any:

@@ -272,14 +272,6 @@ def tensor_scatter(op: Operator, past: Value, update: Value, starts: Value = Non
         starts = np.zeros(shape[0], np.int64)
     if not circular:
         starts = checked(op, starts, shape[axis] - rows[axis] + 1, first=0)
-    return overwritten(op, past, update, starts, axis, circular)
-
-
-def overwritten(
-    op: Operator, past: Value, update: Value, starts: Value, axis: int, circular: bool = False
-) -> relax.Expr:
-    """Write rows along an axis, from one position per batch entry on; all must fit, unless ``circular``."""
-    shape, rows = shape_of(past), shape_of(update)
 
     def compute(x: te.Tensor, new: te.Tensor, start: te.Tensor) -> te.Tensor:
         def one(*i: Any) -> Any:
