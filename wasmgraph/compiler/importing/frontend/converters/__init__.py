@@ -2,10 +2,12 @@
 
 from wasmgraph.compiler.importing.frontend.converters import (
     arithmetic,
+    attention,
     casts,
     control,
     convolution,
     division,
+    fused,
     indexing,
     ml,
     normalization,
@@ -23,10 +25,12 @@ from wasmgraph.compiler.importing.frontend.converters import (
 
 __all__ = [
     "arithmetic",
+    "attention",
     "casts",
     "control",
     "convolution",
     "division",
+    "fused",
     "indexing",
     "ml",
     "normalization",
