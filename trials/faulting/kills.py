@@ -26,7 +26,6 @@ from wasmgraph.errors import RecordError
 from wasmgraph.records import read_results
 
 _PACKAGE = Path(wasmgraph.__file__).parent
-
 ROOT = Path(__file__).parent.parent.parent
 _PATIENCE_S = 180.0
 _POLL_S = 2e-4
