@@ -100,7 +100,7 @@ def test_sessions(benchmark: Any, bench: Bench, backend: Backend) -> None:
 
 
 def test_accuracy(benchmark: Any, bench: Bench, backend: Backend) -> None:
-    """Photographs (or noise) through the backend, compared with labels and with the reference.
+    """Photographs or sentences (or noise) through the backend, compared with labels and with the reference.
 
     The benchmark's rounds are these inferences, not interleaved: for comparing, use test_latency.
     """
@@ -143,6 +143,8 @@ def test_accuracy(benchmark: Any, bench: Bench, backend: Backend) -> None:
             agreement=found.agreement,
             max_prob_diff=found.max_prob_diff,
             max_logit_diff=found.max_logit_diff,
+            cosine_min=found.cosine_min,
+            neighbours_agree=found.neighbours_agree,
         )
     )
 

@@ -129,6 +129,27 @@ def resnet50_artifact(resnet50_onnx: Path) -> Callable[[str], Artifact]:
     return artifact
 
 
+@pytest.fixture(scope="session")
+def minilm_onnx() -> Path:
+    try:
+        return wg.fetch("minilm")
+    except FetchError as error:
+        pytest.skip(f"the trained MiniLM cannot be fetched: {error}")
+
+
+@pytest.fixture(scope="session")
+def minilm_artifact(minilm_onnx: Path) -> Callable[[str], Artifact]:
+    """By target, MiniLM compiled for two texts of sixteen tokens."""
+    made: dict[str, Artifact] = {}
+
+    def artifact(target: str) -> Artifact:
+        if target not in made:
+            made[target] = wg.compile(minilm_onnx, target=target, shapes={"input_ids": (2, 16)})
+        return made[target]
+
+    return artifact
+
+
 @pytest.fixture
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of this test's own."""

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from wasmgraph.report.decomposition import Change, decomposition
 from wasmgraph.report.goals import Goal, goals
+from wasmgraph.report.lengths import Lengths, lengths
 from wasmgraph.report.summary import (
     Row,
     Summary,
@@ -30,7 +31,9 @@ def result_table(summary: Summary, console: Console) -> None:
     for model in summary.models:
         rows = [row for row in summary.rows if row.model == model]
         first = rows[0]
-        title = f"{model} ({first.get('weights')} weights, batch {first.get('batch')}; :N is N threads)"
+        length = f", {first.get('length'):.0f} tokens" if first.get("length") else ""
+        title = f"{model} ({first.get('weights')} weights, batch {first.get('batch')}{length};"
+        title += " :N is N threads)"
         table = Table(title=terminal(title), title_justify="left")
         table.add_column("backend")
         columns = ("median ms", "over reference [95 %]", "top-1", "top-5", "agreement")
@@ -54,6 +57,8 @@ def result_table(summary: Summary, console: Console) -> None:
         _decomposition(decomposition(rows), console)
         _deployment(rows, console)
         _goals(goals(summary, model), console)
+    for found in lengths(summary):
+        _lengths(found, console)
     for name, seconds in summary.overhead_s.items():
         console.print(f"harness overhead, {terminal(name)}: {seconds * 1e6:.0f} µs a call")
     for title, cases in (("skipped", summary.info.skipped), ("failed", summary.info.failed)):
@@ -120,6 +125,16 @@ def _deployment(rows: Sequence[Row], console: Console) -> None:
             format_ms(row.get("ready_s")),
             format_ms(row.get("first_output_s")),
         )
+    console.print(table)
+
+
+def _lengths(found: Lengths, console: Console) -> None:
+    title = terminal(f"{found.network} over the length of texts")
+    table = Table(title=title, title_justify="left")
+    for column in found.columns:
+        table.add_column(terminal(column), justify="right", overflow="fold")
+    for cells in found.cells:
+        table.add_row(*map(terminal, cells))
     console.print(table)
 
 
