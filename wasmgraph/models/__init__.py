@@ -73,6 +73,14 @@ def _minilm_tokenizer(progress: Progress) -> bytes:
     return minilm.tokenizer(progress)
 
 
+def _byte_classifier(progress: Progress) -> bytes:
+    with needing("making the model's file", "compile"):
+        from wasmgraph.models import byte_classifier
+
+    progress("a byte classifier of random weights")
+    return bytes(byte_classifier.build().SerializeToString())
+
+
 _LIGHT = "bvlc_alexnet densenet121 inception_v1 inception_v2 resnet50 shufflenet squeezenet vgg19 zfnet512"
 MODELS = {
     model.name: model
@@ -109,6 +117,12 @@ MODELS = {
             _minilm,
             "all-MiniLM-L6-v2: vectors of sentences (83 MB download)",
             _minilm_tokenizer,
+        ),
+        Model(
+            "byte_classifier",
+            1,
+            _byte_classifier,
+            "a classifier of 2,048 bytes with seeded random weights: for speed alone",
         ),
         *(
             Model(
