@@ -11,6 +11,8 @@ from onnx import helper
 import wasmgraph as wg
 from tests.compiler.importing.frontend.conftest import agrees, model
 from tests.conftest import model_of
+from wasmgraph.compiler.operators.packing import few_rows_block
+from wasmgraph.targets import get_target
 
 
 def check(
@@ -137,3 +139,12 @@ def test_an_einsum_that_is_a_product_is_scheduled_as_one(equation: str) -> None:
     node = helper.make_node("Einsum", ["a", "b"], ["y"], equation=equation)
     artifact = wg.compile(model_of([node], {"a": list(left), "b": list(right)}, ["y"]))
     assert {step.rule for step in artifact.manifest.steps if step.product} == {"product"}
+
+
+@pytest.mark.parametrize("target", ["wasm32-simd128", "wasm32-relaxed-simd", "wasm32-simd128-threads"])
+@pytest.mark.parametrize("rows", [2, 3, 8, 16, 17])
+def test_few_rows_have_tiles_of_half_the_channels(rows: int, target: str) -> None:
+    """Their weights come from memory, and more of the arithmetic overlaps with it."""
+    check((rows, 9), (9, 40), True, target, "dense")
+    assert few_rows_block(rows, get_target(target)) == (8 if 2 < rows <= 16 else None)
+    assert few_rows_block(rows, get_target("native")) is None

@@ -15,6 +15,7 @@ from wasmgraph.compiler.operators.packing import (
     OUT_FUSIBLE,
     channel_block,
     default_legalize,
+    few_rows_block,
 )
 from wasmgraph.compiler.sizes import numbers, static_shape
 from wasmgraph.targets import Target
@@ -144,8 +145,8 @@ def legalize_dense(bb: relax.BlockBuilder, call: relax.Call, target: Target) -> 
 
 
 def _dense(bb: relax.BlockBuilder, data: relax.Expr, weight: GenericConst, target: Target) -> relax.Expr:
-    channels = static_shape(weight)[-1]
-    known = _packed(weight, channel_block(channels, target))
+    channels, rows = static_shape(weight)[-1], prod(static_shape(data)[:-1])
+    known = _packed(weight, few_rows_block(rows, target) or channel_block(channels, target))
     return bb.call_te(dense_compute, data, known, channels, primfunc_name_hint="dense", **_HINTS)
 
 

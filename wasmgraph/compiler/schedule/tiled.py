@@ -25,7 +25,14 @@ from wasmgraph.compiler.schedule.blocks import (
     vectorize,
     vectorize_copy,
 )
-from wasmgraph.compiler.schedule.decisions import Decision, Scheduled, Tile, decide_chunked, decide_tile
+from wasmgraph.compiler.schedule.decisions import (
+    Decision,
+    Scheduled,
+    Tile,
+    decide_chunked,
+    decide_rows,
+    decide_tile,
+)
 from wasmgraph.targets import Target
 
 # The position of the group's axis among the spatial axes of ``acc``, by the number of spatial axes:
@@ -138,7 +145,9 @@ def schedule_dense(
         acc, last = find(schedule, "acc"), output(schedule)
         loops = schedule.get_loops(last)
     pixel, channel = loops
-    chosen = follow(decision, schedule, acc, pixel, target)
+    chosen = decision
+    if not isinstance(chosen, Tile):
+        chosen = decide_rows(_extent(schedule, pixel), packed_channels(schedule, acc), target)
     tile(schedule, acc, last, pixel, channel, target, chosen)
     return schedule, chosen
 
