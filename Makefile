@@ -81,8 +81,9 @@ gate: $(READY)
 	$(BIN)/pytest bench -q -k "work or accuracy" --backends $(GATED) --benchmark-json=results/gate.json
 	$(BIN)/wasmgraph compare results/baseline.json results/gate.json --markdown results/gate.md
 
+# Two processes share the tests: each has one processor, as CI has two.
 test: $(READY)
-	$(BIN)/pytest -m "not slow and not mindspore and not torch"
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow and not mindspore and not torch"
 
 test-slow: $(READY)
 	$(BIN)/pytest -m slow

@@ -777,10 +777,11 @@ def test_a_model_that_onnxruntime_optimised(tmp_path: Path) -> None:
     """At the extended level it writes operators of its own."""
     config = bert.Config(32, 2, 4, 64, 50, 16)
     plain = bert.build(config, bert.random_weights(config), "tiny", {})
-    shape = {"input_ids": (2, 8), "attention_mask": (2, 8)}
+    shape = dict.fromkeys(bert.INPUTS, (2, 8))
     mask = np.array([[1] * 8, [1] * 5 + [0] * 3])
-    feeds = {"input_ids": RNG.integers(0, 50, (2, 8)), "attention_mask": mask}
-    expected = onnxruntime.InferenceSession(plain.SerializeToString()).run(None, feeds)[0]
+    feeds = {bert.IDS: RNG.integers(0, 50, (2, 8)), bert.MASK: mask, bert.KINDS: np.zeros((2, 8), np.int64)}
+    session = onnxruntime.InferenceSession(plain.SerializeToString())
+    (expected,) = session.run([bert.EMBEDDING], feeds)
     written: set[str] = set()
     for bound in (False, True):
         for value in plain.graph.input if bound else ():
@@ -793,7 +794,7 @@ def test_a_model_that_onnxruntime_optimised(tmp_path: Path) -> None:
         optimised = onnx.load(tmp_path / "optimised.onnx")
         written |= {n.op_type for n in optimised.graph.node if n.domain == MICROSOFT}
         with wg.load(wg.compile(tmp_path / "optimised.onnx", shapes=shape)) as session:
-            found = session.run(feeds)["embedding"]
+            found = session.run(feeds)[bert.EMBEDDING]
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     assert {"FusedMatMul", "BiasGelu", "SkipLayerNormalization"} <= written
 
