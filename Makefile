@@ -18,7 +18,7 @@ bench-light: $(READY)
 	$(BIN)/wasmgraph report results/light.json -o reports/light
 
 # A network of text over lengths and batches, against onnxruntime and onnxruntime-web: under ten minutes.
-TEXT := minilm@1x8,minilm@1x32,minilm@1x128,minilm@1x256,minilm@1x512,minilm@8x8,minilm@8x32,minilm@8x128,byte_classifier
+TEXT := minilm@1x8,minilm@1x32,minilm@1x128,minilm@1x256,minilm@1x512,minilm@8x8,minilm@8x32,minilm@8x128,byte_classifier,lstm_64,lstm_512,gru_64,gru_512
 bench-text: $(READY)
 	$(BIN)/pytest bench -q -k "latency or accuracy and simd128" --models $(TEXT) \
 		--backends wasm32-simd128@wasmtime,ort-web,onnxruntime --rounds 8 --benchmark-json=results/text.json

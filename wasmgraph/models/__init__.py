@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from wasmgraph.errors import CacheError, FetchError, UsageError, needing
 from wasmgraph.files import cache_dir, cache_lock, write_atomically
@@ -81,6 +82,14 @@ def _byte_classifier(progress: Progress) -> bytes:
     return bytes(byte_classifier.build().SerializeToString())
 
 
+def _recurrent(progress: Progress, kind: Any, steps: int) -> bytes:
+    with needing("making the model's file", "compile"):
+        from wasmgraph.models import recurrent
+
+    progress(f"{kind} of {steps} steps and random weights")
+    return bytes(recurrent.build(kind, steps).SerializeToString())
+
+
 _LIGHT = "bvlc_alexnet densenet121 inception_v1 inception_v2 resnet50 shufflenet squeezenet vgg19 zfnet512"
 MODELS = {
     model.name: model
@@ -123,6 +132,16 @@ MODELS = {
             1,
             _byte_classifier,
             "a classifier of 2,048 bytes with seeded random weights: for speed alone",
+        ),
+        *(
+            Model(
+                f"{kind.lower()}_{steps}",
+                1,
+                partial(_recurrent, kind=kind, steps=steps),
+                f"{kind} 256 wide, {steps} steps, with seeded random weights: for speed alone",
+            )
+            for kind in ("LSTM", "GRU")
+            for steps in (64, 512)
         ),
         *(
             Model(

@@ -11,6 +11,7 @@ from tvm.ir.expr import TensorLoad
 from tvm.s_tir import Schedule
 from tvm.s_tir.analysis import estimate_tir_flops
 
+from wasmgraph.compiler.operators.recurrent import layer_of
 from wasmgraph.compiler.schedule.blocks import blocks, find, reduces
 
 
@@ -20,6 +21,9 @@ def kernel_flops(kernel: tirx.PrimFunc) -> int:
     A convolution counts as its *direct* algorithm would, whatever algorithm it got, so that GFLOP/s can be
     compared. Winograd can therefore exceed the roofline. Padding to whole tiles is not counted.
     """
+    layer = layer_of(kernel)
+    if layer is not None:
+        return layer.flops
     mod = tvm.IRModule({"main": kernel})
     schedule = Schedule(mod)
     for name in ("conv2d", "dense"):
@@ -38,6 +42,8 @@ def kernel_flops(kernel: tirx.PrimFunc) -> int:
 
 def is_product(kernel: tirx.PrimFunc) -> bool:
     """Whether a kernel is a matrix product or a convolution: it sums products of two tensors' elements."""
+    if layer_of(kernel) is not None:
+        return True
     schedule = Schedule(tvm.IRModule({"main": kernel}))
     return any(
         _sums_products(schedule.get(block).body) for block in blocks(schedule) if reduces(schedule, block)

@@ -20,6 +20,8 @@ Legalize = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
 _FEW_ROWS = 16
 # Relax's operator pattern: element-wise operators that follow may be fused into the kernel.
 OUT_FUSIBLE = 4
+# Nothing may be.
+OPAQUE = 8
 
 
 def default_legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:

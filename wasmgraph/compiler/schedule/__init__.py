@@ -19,6 +19,7 @@ from wasmgraph.compiler.schedule.attention import schedule_attention
 from wasmgraph.compiler.schedule.blocks import begin_with_infinity
 from wasmgraph.compiler.schedule.decisions import Decision, Scheduled
 from wasmgraph.compiler.schedule.elementwise import schedule_elementwise
+from wasmgraph.compiler.schedule.recurrent import schedule_recurrent
 from wasmgraph.compiler.schedule.reduction import schedule_reduction
 from wasmgraph.compiler.schedule.rows import schedule_rows
 from wasmgraph.compiler.schedule.tiled import (
@@ -35,6 +36,7 @@ from wasmgraph.targets import Target
 Rule = Callable[[Schedule, Target, Decision | None], Scheduled | None]
 
 RULES: Mapping[str, Rule] = {
+    "recurrent": schedule_recurrent,
     "winograd-conv2d": schedule_winograd,
     "pointwise-conv2d": schedule_pointwise,
     "direct-conv2d": schedule_conv2d,
@@ -47,7 +49,15 @@ RULES: Mapping[str, Rule] = {
 }
 FALLBACK = "fallback"
 # The rules that are made for matrix products and convolutions. Under any other, one is slow.
-PRODUCT_RULES = ("winograd-conv2d", "pointwise-conv2d", "direct-conv2d", "dense", "attention", "product")
+PRODUCT_RULES = (
+    "winograd-conv2d",
+    "pointwise-conv2d",
+    "direct-conv2d",
+    "dense",
+    "attention",
+    "product",
+    "recurrent",
+)
 
 
 @dataclass(frozen=True)

@@ -46,12 +46,12 @@ from wasmgraph.compiler.importing.frontend.values import (
     static_shape,
 )
 from wasmgraph.compiler.importing.static_inputs import STATIC_INPUTS
+from wasmgraph.compiler.operators.packing import OPAQUE
 from wasmgraph.compiler.tvm_private import frontend_converters, onnx_input
 from wasmgraph.errors import ModelError, UnsupportedOperatorError, WasmgraphError
 
 # The opset of the operators by which converters express other operators.
 OWN_OPSET = 21
-_OPAQUE = 8  # TVM's kind of kernel that fusion must leave alone
 
 
 @dataclass
@@ -154,7 +154,7 @@ class Walk:
         """Bind the result of a function of TE tensors, in a kernel of that name. With ``alone``, nothing is
         fused with the kernel."""
         operands = [expression(value) for value in inputs]
-        attributes = {"op_pattern": _OPAQUE} if alone else None
+        attributes = {"op_pattern": OPAQUE} if alone else None
         found = self.builder.call_te(compute, *operands, primfunc_name_hint=name, primfunc_attrs=attributes)
         return self.builder.emit(found)
 
