@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: bench bench-light bench-zoo bench-all bench-accuracy conformance fuzz faults soak stress gate regress prove test test-slow test-mindspore test-torch check sample clean
+.PHONY: bench bench-light bench-text bench-zoo bench-all bench-accuracy conformance fuzz faults soak stress gate regress prove test test-slow test-mindspore test-torch check sample clean
 
 bench: $(READY)
 	$(BIN)/pytest bench -q --benchmark-json=results/latest.json
@@ -16,6 +16,13 @@ bench-light: $(READY)
 	$(BIN)/pytest bench -q -k "latency or accuracy" --models $(LIGHT) \
 		--backends wasm32-simd128@wasmtime,ort-web,onnxruntime --benchmark-json=results/light.json
 	$(BIN)/wasmgraph report results/light.json -o reports/light
+
+# A network of text over lengths and batches, against onnxruntime and onnxruntime-web: under ten minutes.
+TEXT := minilm@1x8,minilm@1x32,minilm@1x128,minilm@1x256,minilm@1x512,minilm@8x8,minilm@8x32,minilm@8x128,byte_classifier,lstm_64,lstm_512,gru_64,gru_512
+bench-text: $(READY)
+	$(BIN)/pytest bench -q -k "latency or accuracy and simd128" --models $(TEXT) \
+		--backends wasm32-simd128@wasmtime,ort-web,onnxruntime --rounds 8 --benchmark-json=results/text.json
+	$(BIN)/wasmgraph report results/text.json -o reports/text --markdown reports/text/summary.md
 
 # Every network by name, against onnxruntime and onnxruntime-web: about half an hour.
 bench-zoo: $(READY)
@@ -74,8 +81,9 @@ gate: $(READY)
 	$(BIN)/pytest bench -q -k "work or accuracy" --backends $(GATED) --benchmark-json=results/gate.json
 	$(BIN)/wasmgraph compare results/baseline.json results/gate.json --markdown results/gate.md
 
+# Two processes share the tests: each has one processor, as CI has two.
 test: $(READY)
-	$(BIN)/pytest -m "not slow and not mindspore and not torch"
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow and not mindspore and not torch"
 
 test-slow: $(READY)
 	$(BIN)/pytest -m slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from wasmgraph import backends
@@ -25,6 +26,7 @@ DEFAULT = (
 )
 FALLBACK_MODEL = {"resnet50": "resnet50-random"}
 NOOP = "noop"
+_SHAPED = re.compile(r"(.+)@(\d+(?:x\d+)*)")
 
 
 def parse(name: str, threads: int = 1) -> Backend:
@@ -37,6 +39,16 @@ def parse_list(names: str, threads: int) -> list[Backend]:
     return backends.parse_list(names, threads, DEFAULT, PEER_THREADS)
 
 
+def split_shape(model: str) -> tuple[str, tuple[int, ...] | None]:
+    """A model's name or file, and the shape of its first input where that follows: ``minilm@1x128``."""
+    found = _SHAPED.fullmatch(model)
+    if found is None:
+        return model, None
+    return found[1], tuple(int(size) for size in found[2].split("x"))
+
+
 def model_name(model: str) -> str:
-    """What a model is called in results: its name, or its file's without the ending."""
-    return Path(model).stem if model.endswith(".onnx") else model
+    """What a model is called in results: its name, or its file's without the ending, with its shape if that
+    was asked for."""
+    plain, _ = split_shape(model)
+    return (Path(plain).stem if plain.endswith(".onnx") else plain) + model[len(plain) :]

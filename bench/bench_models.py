@@ -100,7 +100,7 @@ def test_sessions(benchmark: Any, bench: Bench, backend: Backend) -> None:
 
 
 def test_accuracy(benchmark: Any, bench: Bench, backend: Backend) -> None:
-    """Photographs (or noise) through the backend, compared with labels and with the reference.
+    """Photographs or sentences (or noise) through the backend, compared with labels and with the reference.
 
     The benchmark's rounds are these inferences, not interleaved: for comparing, use test_latency.
     """
@@ -143,6 +143,8 @@ def test_accuracy(benchmark: Any, bench: Bench, backend: Backend) -> None:
             agreement=found.agreement,
             max_prob_diff=found.max_prob_diff,
             max_logit_diff=found.max_logit_diff,
+            cosine_min=found.cosine_min,
+            neighbours_agree=found.neighbours_agree,
         )
     )
 
@@ -164,7 +166,8 @@ def test_profile(benchmark: Any, bench: Bench, backend: Backend) -> None:
             backend.threads,
         )
     CLOCK.replay(benchmark, [sum(step.seconds for step in profile.steps)])
-    benchmark.extra_info["profile"] = [asdict(row) for row in by_kernel(profile)]
+    kernels = by_kernel(profile)
+    benchmark.extra_info["profile"] = [asdict(row) for row in kernels]
     benchmark.extra_info.update(
         bench.record(
             backend,
@@ -172,6 +175,7 @@ def test_profile(benchmark: Any, bench: Bench, backend: Backend) -> None:
             read_gb_s=profile.roofline.bytes_per_s * 1e-9,
             direct_share=roofline_share(profile, DIRECT_RULES),
             other_share=time_share_without(profile, "conv2d"),
+            calls_slow=sum(row.calls for row in kernels if row.slow),
         )
     )
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import wasmgraph as wg
-from bench.backends import DEFAULT, FALLBACK_MODEL, NOOP, PEER_THREADS, model_name, parse_list
+from bench.backends import DEFAULT, FALLBACK_MODEL, NOOP, PEER_THREADS, model_name, parse_list, split_shape
 from wasmgraph.backends import Backend
 from wasmgraph.cli.graphs import shapes_of
 from wasmgraph.errors import (
@@ -37,8 +37,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("wasmgraph")
     group.addoption(
         "--models",
-        help=f"comma-separated: {', '.join(MODELS)}, or paths of .onnx files; 'all' is every"
-        " network (default: resnet50)",
+        help=f"comma-separated: {', '.join(MODELS)}, or paths of .onnx files; @1x128 after one is its first"
+        " input's shape; 'all' is every network (default: resnet50)",
     )
     group.addoption(
         "--shape",
@@ -95,7 +95,7 @@ class Run:
         }
         try:
             for name in self.models:
-                if name not in MODELS:
+                if split_shape(name)[0] not in MODELS or split_shape(name)[1]:
                     self.benches[name].onnx_path  # noqa: B018 - read and bound, before anything is measured
         except WasmgraphError as error:
             raise pytest.UsageError(str(error)) from error
@@ -109,8 +109,8 @@ class Run:
             every = [name for name in MODELS if not name.endswith("-random")]
             names = every if asked == "all" else [name.strip() for name in asked.split(",")]
             for name in names:
-                if name in MODELS:
-                    wg.fetch(name, _say)
+                if split_shape(name)[0] in MODELS:
+                    wg.fetch(split_shape(name)[0], _say)
             return names
         try:
             wg.fetch("resnet50", _say)

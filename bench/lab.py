@@ -16,13 +16,14 @@ from typing import Any
 import onnx
 
 import wasmgraph as wg
-from bench.backends import NOOP, model_name
+from bench.backends import NOOP, model_name, split_shape
 from bench.memory import session_bytes
 from bench.peers import engine
 from wasmgraph.artifact import Artifact
 from wasmgraph.backends import REFERENCE, Backend
 from wasmgraph.compiler import CompileLog
 from wasmgraph.compiler.importing import bind_shapes
+from wasmgraph.compiler.importing.binding import fed_inputs
 from wasmgraph.errors import ModelError, ProcessError, WasmgraphError
 from wasmgraph.files import sha256_file
 from wasmgraph.measure.accuracy import Doubt
@@ -73,7 +74,7 @@ CLOCK = ReplayClock()
 
 @dataclass
 class Bench:
-    """One model on all selected backends."""
+    """One model, in one shape, on all selected backends."""
 
     name: str
     backends: Sequence[Backend]
@@ -97,8 +98,9 @@ class Bench:
         """The model's file."""
         if self.name == NOOP:
             return _noop_model(self.directory / "noop.onnx")
-        path = wg.fetch(self.name) if self.name in MODELS else Path(self.name)
-        return _bound(path, self.shapes, self.directory)
+        name, shape = split_shape(self.name)
+        path = wg.fetch(name) if name in MODELS else Path(name)
+        return _bound(path, self.shapes, self.directory, shape)
 
     @cached_property
     def evaluation(self) -> Evaluation:
@@ -223,6 +225,7 @@ class Bench:
             runtime=backend.runtime,
             threads=backend.threads,
             batch=inputs[0].static_shape[0] if inputs and inputs[0].shape else 1,
+            length=self.evaluation.length,
             engine=f"{runtime.name} {runtime.version()}",
             engine_config=runtime.config(),
             model_sha256=sha256_file(self.onnx_path),
@@ -244,8 +247,14 @@ class Bench:
         }
 
 
-def _bound(path: Path, shapes: Mapping[str, Sequence[int]], directory: Path) -> Path:
-    """The model with static shapes, as every backend gets it: the file itself where it has them already."""
+def _bound(
+    path: Path,
+    shapes: Mapping[str, Sequence[int]],
+    directory: Path,
+    first: Sequence[int] | None = None,
+) -> Path:
+    """The model with static shapes, as every backend gets it: the file itself where it has them already.
+    ``first`` is the shape of its first input."""
     try:
         proto = onnx.load(path, load_external_data=False)
     except OSError as error:
@@ -255,6 +264,8 @@ def _bound(path: Path, shapes: Mapping[str, Sequence[int]], directory: Path) -> 
     names = {value.name for value in proto.graph.input}
     before = [value.SerializeToString() for value in proto.graph.input]
     wanted = {name: shape for name, shape in shapes.items() if name in names}
+    if first is not None:
+        wanted |= {value.name: first for value in fed_inputs(proto)[:1]}
     bind_shapes(proto, wanted)
     if [value.SerializeToString() for value in proto.graph.input] == before:
         return path

@@ -9,7 +9,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from wasmgraph.analysis.conformance import OperatorCases, read_conformance
 from wasmgraph.report import Row, build_report, summarize
 from wasmgraph.report.decomposition import decomposition
 from wasmgraph.report.goals import goals
+from wasmgraph.report.lengths import lengths
+from wasmgraph.report.markdown import lengths_markdown, markdown_table
 from wasmgraph.report.summary import (
     format_bytes,
     format_count,
@@ -32,8 +34,10 @@ CONFORMANCE = ROOT / "results" / "conformance.json"
 BASELINE, SAMPLE = ROOT / "results" / "baseline.json", ROOT / "reports" / "sample"
 MODEL, PROFILED = "resnet50", "wasm32-simd128@wasmtime"
 ZOO = ROOT / "results" / "zoo.json"
+TEXT = ROOT / "results" / "text.json"
 RELIABILITY = ROOT / "results" / "reliability.json"
 _NETWORKS = "<!-- from results/zoo.json, by `make sample` -->"
+_TEXT = "<!-- from results/text.json, by `make sample` -->"
 _RELIABILITY = "<!-- from results/reliability.json, by `make sample` -->"
 _OPERATORS = "<!-- from results/conformance.json, by `make sample` -->"
 _BEGIN, _END = "<!-- from results/baseline.json, by `make sample` -->", "<!-- end -->"
@@ -46,11 +50,6 @@ _IN_README = {
     "wasm32-simd128@node": "the same module in V8",
     "ort-web": "onnxruntime-web",
 }
-
-
-def _table(head: Sequence[str], text_columns: int, rows: Iterator[Sequence[str]]) -> str:
-    align = ["---"] * text_columns + ["--:"] * (len(head) - text_columns)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, align, *rows))
 
 
 def readme_table(path: Path) -> str:
@@ -67,7 +66,7 @@ def readme_table(path: Path) -> str:
         ]
 
     head = ("backend", "median, ms", "over onnxruntime [95 %]", "top-1", "ready, ms")
-    return _table(head, 1, (cells(rows[backend]) for backend in _IN_README))
+    return markdown_table(head, 1, (cells(rows[backend]) for backend in _IN_README))
 
 
 def result_tables(path: Path) -> str:
@@ -119,10 +118,10 @@ def result_tables(path: Path) -> str:
         "largest Δ probability",
     )
     parts = [
-        _table((*columns, "ready, ms", "without parameters"), 1, map(latency, rows)),
+        markdown_table((*columns, "ready, ms", "without parameters"), 1, map(latency, rows)),
         "### From native code to scalar WebAssembly\n\n"
         "Each row changes one thing; the factor is what that change costs:",
-        _table(
+        markdown_table(
             ("from native to scalar", "what changes", "factor"),
             2,
             (
@@ -133,7 +132,7 @@ def result_tables(path: Path) -> str:
         "### Deployment\n\nTwo sessions run at once, each in a thread of its own. *One more session* is\n"
         "the memory that an additional session takes. *Engine on disk* is what a graph needs besides\n"
         "Python and numpy:",
-        _table(
+        markdown_table(
             (
                 *("backend", "runs/s", "p50, ms", "p99, ms", "one more session", "graph on disk"),
                 *("engine on disk", "first output, ms"),
@@ -144,13 +143,13 @@ def result_tables(path: Path) -> str:
         f"### Where the time goes\n\nThe ten longest kernels of `{PROFILED}`; `wasmgraph profile` shows\n"
         "all of them. A Winograd convolution's operations are counted as if it were direct, so its share\n"
         "of the roofline can exceed 100 %:",
-        _table(
+        markdown_table(
             ("kernel", "rule", "calls", "ms", "share", "GFLOP/s", "of roofline"),
             2,
             map(kernel, next(row for row in rows if row.backend == PROFILED).profile[:10]),
         ),
         "### Goals\n\nWhat the project aims for, and what this run measured:",
-        _table(
+        markdown_table(
             ("figure", "measured", "at least", "aim"),
             1,
             (
@@ -187,7 +186,7 @@ def zoo_table(path: Path) -> str:
             f"{steps[0]:.0f} of {steps[1]:.0f}",
         ]
 
-    return _table(
+    return markdown_table(
         (
             *("network", "median, ms", "over onnxruntime [95 %]", "over onnxruntime-web", "task right"),
             *("as onnxruntime", "largest difference", "calls scheduled"),
@@ -195,6 +194,14 @@ def zoo_table(path: Path) -> str:
         1,
         map(by_model, dict.fromkeys(model for model, _ in rows)),
     )
+
+
+def text_tables(path: Path) -> str:
+    """Networks of text over the length of what they read, and the processor that they ran on."""
+    summary = summarize(path)
+    processor = markdown_text(str(summary.cpu.get("brand_raw", "an unknown processor")))
+    parts = [f"Measured on {summary.datetime[:10]}, on {processor}."]
+    return "\n\n".join([*parts, *map(lengths_markdown, lengths(summary))])
 
 
 def operator_tables(path: Path) -> str:
@@ -216,9 +223,9 @@ def operator_tables(path: Path) -> str:
     return "\n\n".join(
         (
             f"ONNX {found.onnx}, node tests on tensors of {', '.join(found.dtypes)}:",
-            _table(("target", "cases", "passed", *marks), 1, map(by_target, found.targets)),
+            markdown_table(("target", "cases", "passed", *marks), 1, map(by_target, found.targets)),
             f"By operator, on `{found.targets[0]}`:",
-            _table(
+            markdown_table(
                 ("operator", "why refused", "cases", "passed", "folded", "refused"),
                 2,
                 map(by_operator, found.operators),
@@ -250,7 +257,7 @@ def reliability_tables(path: Path) -> str:
     operators = fuzzed["graphs"]["operators"]
     return "\n\n".join(
         (
-            _table(
+            markdown_table(
                 ("mutated or generated", "outcomes", "cases", "failures", "s"),
                 2,
                 (
@@ -262,7 +269,7 @@ def reliability_tables(path: Path) -> str:
                 ),
             ),
             f"Operators of the generated graphs, each compared with onnxruntime: {counted(operators)}.",
-            _table(
+            markdown_table(
                 ("process", "SIGKILL", "of these during a write", "Ctrl-C", "of these during a write"),
                 1,
                 (blows(command) for command in killed if command != "finds"),
@@ -270,7 +277,7 @@ def reliability_tables(path: Path) -> str:
             f"Failures: {len(killed['finds'])} after SIGKILL, {len(interrupted['finds'])} after Ctrl-C."
             " Faulty machines:",
             "\n".join(f"- {name}: {seen}" for name, seen in held["faults_conditions"].items()),
-            _table(
+            markdown_table(
                 ("untrusted graph", "limit, s", "ended after the limit, worst round, s", "rounds"),
                 1,
                 (
@@ -285,7 +292,7 @@ def reliability_tables(path: Path) -> str:
             " that has the same tensors and computes nothing. Measured with ResNet-50 itself"
             f" ({cost['graph']['trusted_ms']:.0f} ms a call), the difference is {interval(cost['graph'])}."
             f" The checks at load take {untrusted['checks_resnet50_ms']} ms.",
-            _table(
+            markdown_table(
                 ("a small network, repeatedly", "inferences", "s", "wrong outputs", "growth of memory"),
                 1,
                 (
@@ -347,6 +354,7 @@ def main() -> None:
     write_between(ROOT / "README.md", _BEGIN, readme_table(BASELINE))
     write_between(results, _BEGIN, result_tables(BASELINE))
     write_between(results, _NETWORKS, zoo_table(ZOO))
+    write_between(results, _TEXT, text_tables(TEXT))
     write_between(ROOT / "docs" / "operators.md", _OPERATORS, operator_tables(CONFORMANCE))
     write_between(ROOT / "SECURITY.md", _RELIABILITY, reliability_tables(RELIABILITY))
     screenshots(report, ROOT / "docs" / "images")

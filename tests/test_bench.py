@@ -13,7 +13,7 @@ import onnx
 import pytest
 
 import wasmgraph as wg
-from bench.backends import DEFAULT, parse, parse_list
+from bench.backends import DEFAULT, model_name, parse, parse_list, split_shape
 from bench.lab import ReplayClock
 from bench.peers import PEERS
 from tests.conftest import model_of
@@ -109,6 +109,34 @@ def test_a_users_own_model(small_onnx: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.photos"))  # nothing was classified
     names = [b["name"] for b in json.loads(out.read_text())["benchmarks"]]
     assert "test_latency[small-wasm32-simd128@wasmtime]" in names
+
+
+@pytest.mark.parametrize(
+    ("model", "plain", "shape", "name"),
+    [
+        ("minilm", "minilm", None, "minilm"),
+        ("minilm@8x32", "minilm", (8, 32), "minilm@8x32"),
+        ("some@where/m.onnx", "some@where/m.onnx", None, "m"),
+        ("some@where/m.onnx@2x3", "some@where/m.onnx", (2, 3), "m@2x3"),
+    ],
+)
+def test_a_model_may_name_a_shape(model: str, plain: str, shape: tuple[int, ...] | None, name: str) -> None:
+    assert split_shape(model) == (plain, shape)
+    assert model_name(model) == name
+
+
+def test_one_model_in_two_shapes_is_two_series(small_onnx: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.json"
+    models = f"{small_onnx}@2x3x19x17,{small_onnx}"
+    done = run_bench("--models", models, "--rounds", "1", "-k", "latency or accuracy", "--backends",
+                     "native@native,onnxruntime", f"--benchmark-json={out}")  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    frame = wg.results(out)
+    assert set(zip(frame["model"], frame["batch"], strict=True)) == {("small@2x3x19x17", 2), ("small", 1)}
+    assert frame["length"].isna().all()
+    done = run_bench("--models", f"{small_onnx}@2x3")
+    assert done.returncode == 4
+    assert "--shape gives 'x' the shape" in done.stderr
 
 
 def test_without_npm_random_weights_are_measured_and_said(tmp_path: Path) -> None:

@@ -144,6 +144,48 @@ def test_classify(tmp_path: Path, small_artifact) -> None:
     assert "no description" in done.stderr
 
 
+MEAL = ("A man is eating pasta.", "Someone is having a meal of noodles.", "Shares fell today.")
+
+
+def test_embed(minilm_artifact, small_artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wasm = tmp_path / "minilm.wasm"
+    minilm_artifact("wasm32-simd128").save(wasm)
+    done = invoke("embed", wasm, *MEAL)
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["1", "2", "3"]
+    assert [line.split("  ")[-2:] for line in lines[1:]] == [[str(n), s] for n, s in enumerate(MEAL, 1)]
+    cosine = [[float(number) for number in line.split()[:3]] for line in lines[1:]]
+    assert [cosine[n][n] for n in range(3)] == [1, 1, 1]
+    assert cosine[0][1] == cosine[1][0] > cosine[0][2] + 0.2
+
+    facts = json.loads(invoke("embed", wasm, *MEAL, "--json", "--untrusted").stdout)
+    assert [said["sentence"] for said in facts["sentences"]] == list(MEAL)
+    assert facts["cosines"][0][1] == pytest.approx(cosine[0][1], abs=1e-3)
+    one = invoke("embed", wasm, MEAL[0])
+    assert json.loads(one.stdout) == facts["sentences"][0]["vector"]
+    assert len(json.loads(one.stdout)) == 384
+
+    done = invoke("embed", wasm, "word " * 20, "short")
+    assert (done.exit_code, done.stderr) == (
+        0,
+        "warning: sentence 1 has 22 tokens, the graph takes 16: its end is left out.\n",
+    )
+    for arguments, words in (
+        ([wasm], "Missing argument"),
+        ([wasm, "a", "--tokenizer", tmp_path / "absent.json"], "absent.json: No such file"),
+        ([wasm, "a", "--tokenizer", wasm], "minilm.wasm is no tokenizer"),
+        ([small_artifact("wasm32"), "a"], "no description"),
+    ):
+        done = invoke("embed", *arguments)
+        assert done.exit_code == 2, done.output
+        assert words in done.stderr
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    done = invoke("embed", wasm, "a")
+    assert done.exit_code == 2
+    assert "pip install 'wasmgraph[text]'" in done.stderr
+
+
 def test_classify_casts_to_what_the_graph_takes(tmp_path: Path) -> None:
     model = onnx.load(classifier(tmp_path / "c.onnx"))
     model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
@@ -337,3 +379,16 @@ def test_an_artifact_that_is_not_trusted(tmp_path: Path, small_artifact) -> None
     done = invoke(*run, "--untrusted", "--limit-memory", "1")
     assert done.exit_code == 3
     assert "memory" in done.stderr
+
+
+def test_slow_products_are_named(tmp_path: Path) -> None:
+    model = model_of(
+        [helper.make_node("Conv", ["x", "w"], ["y"])], {"x": [1, 3, 6, 6, 6], "w": [4, 3, 3, 3, 3]}, ["y"]
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    done = invoke("compile", tmp_path / "m.onnx", "-o", tmp_path / "m.wasm")
+    assert done.exit_code == 0, done.output
+    said = " ".join(done.stderr.split())
+    assert "slow, because their rule is not made for products: conv3d" in said
+    facts = json.loads(invoke("inspect", tmp_path / "m.wasm", "--json").stdout)
+    assert facts["ops_slow"] == 1

@@ -70,6 +70,18 @@ def test_the_node_is_found_and_saved_with_its_inputs(model: Path, tmp_path: Path
 
 
 @pytest.mark.usefixtures("wrong")
+def test_operators_whose_types_onnx_does_not_infer(model: Path, tmp_path: Path) -> None:
+    proto = onnx.load(model)
+    proto.graph.node[0].CopyFrom(helper.make_node("Gelu", ["x"], ["a"], "first", domain="com.microsoft"))
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    del proto.graph.value_info[:]
+    onnx.save(proto, model)
+    found = compare_with_onnxruntime(model, "native", {}, {}, 1e-3, tmp_path / "d.onnx")
+    assert found.divergence is not None
+    assert found.divergence.node == "third"
+
+
+@pytest.mark.usefixtures("wrong")
 def test_a_fault_that_hides_when_all_is_shown_is_searched_for(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -149,3 +149,26 @@ def test_what_a_peer_cannot_load_is_its_failure(tmp_path: Path, peer: str) -> No
 def test_tfjs_has_one_thread(small_onnx: Path) -> None:
     with pytest.raises(UsageError, match="one thread"):
         PEERS["tfjs-wasm"].load(small_onnx, LoadOptions(threads=2))
+
+
+@needs_peers
+def test_onnxruntime_web_is_fed_integers_of_any_alignment(tmp_path: Path) -> None:
+    tensor = onnx.TensorProto
+    kinds = {"x": tensor.FLOAT, "n": tensor.INT64, "i": tensor.INT32}
+    nodes = [make_node("Cast", [name], [f"{name}f"], to=tensor.FLOAT) for name in kinds]
+    nodes.append(make_node("Sum", [f"{name}f" for name in kinds], ["y"]))
+    graph = make_graph(
+        nodes,
+        "peer",
+        [make_tensor_value_info(name, kind, [3]) for name, kind in kinds.items()],
+        [make_tensor_value_info("y", tensor.FLOAT, [3])],
+    )
+    path = tmp_path / "m.onnx"
+    onnx.save(make_model(graph, opset_imports=[make_opsetid("", 17)], ir_version=8), path)
+    feeds = {
+        "x": np.array([0.5, 1, 2], np.float32),
+        "n": np.array([-7, 0, 2**20], np.int64),
+        "i": np.array([3, -3, 1], np.int32),
+    }
+    with PEERS["ort-web"].load(path, LoadOptions()) as web:
+        np.testing.assert_array_equal(web.run(feeds)["y"], sum(feeds.values()).astype(np.float32))

@@ -140,7 +140,7 @@ class _Search:
         """Every tensor of the model as onnxruntime computes it, without optimisations."""
         import onnxruntime
 
-        shown = _with_outputs(self.proto, self.tensors)
+        shown = _with_outputs(self.proto, self.tensors, {})
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 4
@@ -165,7 +165,7 @@ class _Search:
         """The first node that differs; one does."""
         self.say(f"looking at each of {len(self.tensors)} tensors")
         names = [name for name in self.tensors if name in self.expected]
-        all_shown = self.differences(_with_outputs(self.proto, names), names)
+        all_shown = self.differences(_with_outputs(self.proto, names, self.expected), names)
         guilty = next((name for name in names if not all_shown[name] <= self.tolerance), None)
         shown = all_shown
         if guilty is None:
@@ -205,7 +205,8 @@ class _Search:
         return names[low], amount if amount == amount else self._prefix(names[low])
 
     def _prefix(self, name: str) -> float:
-        return self.differences(_with_outputs(self.proto, [name], alone=True), [name])[name]
+        shown = _with_outputs(self.proto, [name], self.expected, alone=True)
+        return self.differences(shown, [name])[name]
 
     def _value(self, name: str) -> Array:
         for tensor in self.proto.graph.initializer:
@@ -267,13 +268,17 @@ def _value_info(name: str, value: Array) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, kind, value.shape)
 
 
-def _with_outputs(proto: onnx.ModelProto, names: Sequence[str], alone: bool = False) -> onnx.ModelProto:
-    """A model that shows these tensors, and its own outputs unless ``alone``."""
+def _with_outputs(
+    proto: onnx.ModelProto, names: Sequence[str], values: Mapping[str, Array], alone: bool = False
+) -> onnx.ModelProto:
+    """A model that shows these tensors, and its own outputs unless ``alone``. What ONNX infers no type of
+    is like its value in ``values``, if it has one there."""
     shown = onnx.ModelProto()
     shown.CopyFrom(proto)
     own = [] if alone else list(proto.graph.output)
     inferred = onnx.shape_inference.infer_shapes(proto)
-    types = {v.name: v for v in [*inferred.graph.value_info, *inferred.graph.output]}
+    types = {name: _value_info(name, value) for name, value in values.items()}
+    types |= {v.name: v for v in [*inferred.graph.value_info, *inferred.graph.output]}
     del shown.graph.output[:]
     shown.graph.output.extend(own)
     there = {value.name for value in own}

@@ -44,13 +44,15 @@ class Placed:
 @dataclass(frozen=True)
 class Step:
     """One call of the plan: the kernel's symbol, the operators it does, the rule that scheduled it,
-    its floating-point operations (a convolution's as if direct), the bytes of its operands."""
+    its floating-point operations (a convolution's as if direct), the bytes of its operands, and whether it
+    is a matrix product or a convolution."""
 
     kernel: str
     operator: str
     rule: str
     flops: int
     traffic_bytes: int
+    product: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ class LibraryManifest:
 class Manifest(LibraryManifest):
     """What a graph says of itself: a library with a plan, and an entry that runs it.
 
+    ``ops_slow`` are calls for a product under a rule that is not made for products.
     ``dims`` are the dimensions that shapes of inputs and outputs depend on; a ``command`` is for WASI
     engines, not for loading; ``notes`` are remarks on how the graph was compiled, for its user.
     """
@@ -148,6 +151,7 @@ class Manifest(LibraryManifest):
     kernels: int
     ops_scheduled: int
     ops_fallback: int
+    ops_slow: int = 0
     command: bool = False
     checks: tuple[Check, ...] = ()
     dims: tuple[Dim, ...] = ()
@@ -166,7 +170,7 @@ class Manifest(LibraryManifest):
 
     def _check(self) -> None:
         super()._check()
-        self._check_counts("kernels", "ops_scheduled", "ops_fallback")
+        self._check_counts("kernels", "ops_scheduled", "ops_fallback", "ops_slow")
         if not isinstance(self.description, dict):
             raise TypeError("description is not an object")
         words = (self.model_name, self.model_sha256, self.weights, *self.notes)
@@ -176,8 +180,10 @@ class Manifest(LibraryManifest):
             raise TypeError(f"command is {self.command!r}")
         for step in self.steps:
             counts = (step.flops, step.traffic_bytes)
-            if not all(isinstance(word, str) for word in (step.kernel, step.operator, step.rule)) or any(
-                type(count) is not int or count < 0 for count in counts
+            if (
+                not all(isinstance(word, str) for word in (step.kernel, step.operator, step.rule))
+                or any(type(count) is not int or count < 0 for count in counts)
+                or type(step.product) is not bool
             ):
                 raise TypeError(f"a step is {step}")
         for check in self.checks:

@@ -29,16 +29,23 @@ class Record:
     Attributes
     ----------
     weights : ``trained``, ``random``, or ``unknown`` for a model without that description
+    length : tokens of each text that a network of text takes at once
     reference : the backend that ``ratio`` divides by
     ratio, ratio_low, ratio_high : median latency over the reference's, same run, with the 95 %
         bootstrap interval
     module_bytes : size of the artifact without its parameters
     ops_scheduled, ops_fallback : calls of the plan with a schedule rule, and without one
+    ops_slow : calls for a product or a convolution under a rule that is not made for them
+    calls_slow : calls for a product or a convolution that took more than four times as long as the roofline
+        of their arithmetic and their operands allows
     notes : the compiler's remarks on how the artifact was made
     top1, top5 : inputs whose label is first, or among the first five (of ``inputs``)
     inputs, inputs_sha256 : number and digest of the inputs of the accuracy figures
     agreement : inputs whose first class is the reference's
     max_prob_diff, max_logit_diff : largest absolute difference to the reference over all inputs
+    cosine_min : of a network that makes vectors of texts: least cosine between a text's vector and the
+        reference's, over all inputs
+    neighbours_agree : texts whose nearest other text among the inputs is the reference's
     peak_gflops, read_gb_s : the roofline of the target in this engine, measured between the rounds
         of the profile (10⁹ floating-point operations, 10⁹ bytes a second)
     work_fuel : instructions of one inference, as Wasmtime's fuel counts them, in an instrumented run of
@@ -70,6 +77,7 @@ class Record:
     engine: str
     engine_config: str
     model_sha256: str
+    length: int | None = None
     reference: str | None = None
     ratio: float | None = None
     ratio_low: float | None = None
@@ -83,6 +91,7 @@ class Record:
     kernels: int | None = None
     ops_scheduled: int | None = None
     ops_fallback: int | None = None
+    ops_slow: int | None = None
     notes: str | None = None
     p90_s: float | None = None
     p99_s: float | None = None
@@ -97,10 +106,13 @@ class Record:
     agreement: int | None = None
     max_prob_diff: float | None = None
     max_logit_diff: float | None = None
+    cosine_min: float | None = None
+    neighbours_agree: int | None = None
     peak_gflops: float | None = None
     read_gb_s: float | None = None
     direct_share: float | None = None
     other_share: float | None = None
+    calls_slow: int | None = None
     sessions: int | None = None
     runs_per_s: float | None = None
     sessions_p50_s: float | None = None

@@ -4,6 +4,7 @@ import { readFileSync } from 'node:fs';
 import ort from 'onnxruntime-web';
 import { serve } from '../../wasmgraph/runtimes/node_messages.mjs';
 
+const ARRAYS = { float32: Float32Array, int64: BigInt64Array, int32: Int32Array };
 let session;
 let metadata;
 
@@ -23,12 +24,18 @@ await serve({
   },
   async run({ payload }) {
     const feeds = {};
-    let offset = 0;
-    for (const { name, shape } of metadata) {
+    let offset = payload.byteOffset;
+    for (const { name, type, shape } of metadata) {
       const size = shape.reduce((product, extent) => product * extent, 1);
-      const data = new Float32Array(payload.buffer, payload.byteOffset + offset, size);
-      feeds[name] = new ort.Tensor('float32', data, shape);
-      offset += 4 * size;
+      const Elements = ARRAYS[type];
+      if (!Elements) throw new Error(`this peer feeds ${Object.keys(ARRAYS).join(', ')}; ${name} is ${type}`);
+      const end = offset + size * Elements.BYTES_PER_ELEMENT;
+      const aligned = offset % Elements.BYTES_PER_ELEMENT === 0;
+      const data = aligned
+        ? new Elements(payload.buffer, offset, size)
+        : new Elements(payload.buffer.slice(offset, end));
+      feeds[name] = new ort.Tensor(type, data, shape);
+      offset = end;
     }
     const results = await session.run(feeds);
     return { parts: session.outputNames.map((name) => results[name].data) };

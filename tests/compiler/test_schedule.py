@@ -17,6 +17,7 @@ from onnx.reference import ReferenceEvaluator
 import wasmgraph as wg
 from tests.conftest import TARGETS as ONE_THREAD
 from tests.conftest import model_of
+from wasmgraph.compiler import CompileLog
 from wasmgraph.compiler.operators.packing import pack_conv2d
 from wasmgraph.compiler.schedule import FALLBACK, RULES
 from wasmgraph.compiler.schedule.decisions import tile_pixels
@@ -339,6 +340,27 @@ def test_what_no_rule_takes_is_correct_and_counted(target: str) -> None:
     artifact = wg.compile(model, target=target)
     assert artifact.manifest.ops_fallback == 1
     assert [step.rule for step in artifact.manifest.steps] == [FALLBACK]
+
+
+@pytest.mark.parametrize(
+    ("node", "shapes", "slow"),
+    [
+        (helper.make_node("Conv", ["x", "w"], ["y"]), {"x": [1, 3, 6, 6, 6], "w": [4, 3, 3, 3, 3]}, True),
+        (helper.make_node("MatMul", ["x", "w"], ["y"]), {"x": [3, 8], "w": [8, 8]}, False),
+        (helper.make_node("LayerNormalization", ["x", "w"], ["y"]), {"x": [3, 8], "w": [8]}, False),
+        (helper.make_node("ReduceL2", ["x"], ["y"]), {"x": [3, 8]}, False),
+    ],
+)
+def test_a_product_by_a_rule_that_is_not_made_for_it_is_counted(
+    node: onnx.NodeProto, shapes: dict[str, list[int]], slow: bool
+) -> None:
+    """That all calls are scheduled said nothing of one at a twentieth of the roofline."""
+    log = CompileLog()
+    artifact = wg.compile(model_of([node], shapes, ["y"]), log=log)
+    assert (artifact.manifest.ops_slow, len(log.slow)) == (slow, slow)
+    assert artifact.manifest.ops_fallback == 0
+    products = [step.product for step in artifact.manifest.steps]
+    assert any(products) == (node.op_type in ("Conv", "MatMul"))
 
 
 @given(

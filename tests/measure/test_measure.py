@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from wasmgraph.measure.accuracy import augment, judge
+from wasmgraph.measure.accuracy import augment, judge, judge_vectors
 from wasmgraph.measure.coldstart import cold_start
 from wasmgraph.measure.interleaved import Schedule, block_of, interleave, pair, ratio_of_medians
 
@@ -111,3 +111,20 @@ def test_cold_start_times_every_repetition_and_closes() -> None:
     assert len(found.ready_s) == len(found.first_output_s) == 3
     assert len(closed) == 4
     assert all(r <= f for r, f in zip(found.ready_s, found.first_output_s, strict=True))
+
+
+def test_vectors_are_judged_by_angle_and_by_neighbour() -> None:
+    theirs = np.array([[1, 0], [0.9, 0.1], [0, 1], [0.2, 0.9]])
+    same = judge_vectors(theirs * 3, theirs)
+    assert (same.inputs, same.neighbours_agree) == (4, 4)
+    assert same.cosine_min == pytest.approx(1)
+    turned = theirs.copy()
+    turned[1] = [-0.1, 1]  # now nearest to the third, which is nearest to it
+    other = judge_vectors(turned, theirs)
+    assert other.neighbours_agree is not None
+    assert other.neighbours_agree < 4
+    assert other.cosine_min == pytest.approx(0.01 / (np.hypot(0.9, 0.1) * np.hypot(0.1, 1)), abs=1e-6)
+    assert other.max_prob_diff == pytest.approx(1.0)
+    broken = theirs.copy()
+    broken[0] = np.nan
+    assert judge_vectors(broken, theirs).cosine_min == -1

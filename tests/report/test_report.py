@@ -12,6 +12,8 @@ import wasmgraph as wg
 from wasmgraph.errors import RecordError, UsageError
 from wasmgraph.records import Record
 from wasmgraph.report import build_report, result_table, summarize
+from wasmgraph.report.lengths import lengths
+from wasmgraph.report.markdown import summary_markdown
 from wasmgraph.report.summary import format_bytes, format_ms
 
 HOSTILE = "<script>alert(1)</script>[bold]"
@@ -115,6 +117,80 @@ def test_operators_have_a_section_of_their_own(results_file: Path, tmp_path: Pat
     assert '<a href="#conformance">Operators</a>' in page
     assert "is refused" in page
     assert page.count("<script") == 1
+
+
+@pytest.fixture
+def text_results(tmp_path: Path) -> Path:
+    """A network of text in three shapes, one of which a peer lacks; names are hostile."""
+    network, benchmarks = HOSTILE, []
+    for batch, length in ((8, 8), (1, 32), (1, 8)):
+        for number, backend in enumerate(("onnxruntime", "ort-web", "wasm")):
+            if (backend, length) == ("ort-web", 32):
+                continue
+            seconds = 0.001 * batch * length * (number + 1)
+            known = {
+                "model": f"{network}@{batch}x{length}",
+                "target": "wasm32" if backend == "wasm" else "onnx",
+                "batch": batch,
+                "length": length,
+                "reference": "onnxruntime",
+                "ratio": number + 1.0,
+                "ratio_low": number + 0.9,
+                "ratio_high": number + 1.2,
+            }
+            accurate = known | {"inputs": 300, "neighbours_agree": 299, "cosine_min": 1 - 2e-9}
+            benchmarks.append(benchmark("test_latency", record(backend, **known), [seconds]))
+            benchmarks.append(benchmark("test_accuracy", record(backend, **accurate), [seconds]))
+    path = tmp_path / "text.json"
+    path.write_text(json.dumps({"benchmarks": benchmarks}))
+    return path
+
+
+def test_a_network_of_text_over_lengths(text_results: Path) -> None:
+    (found,) = lengths(summarize(text_results))
+    assert found.network == HOSTILE
+    assert found.columns == [
+        *("batch", "tokens", "wasm, ms", "onnxruntime, ms", "ort-web, ms"),
+        *("over onnxruntime", "over ort-web", "1 − least cosine", "same neighbour"),
+    ]
+    ratio = "3.00 × [2.90, 3.20]"
+    assert list(found.cells) == [
+        ["1", "8", "24", "8", "16", ratio, "1.50 ×", "2.0e-09", "299/300"],
+        ["1", "32", "96", "32", "–", ratio, "–", "2.0e-09", "299/300"],
+        ["8", "8", "192", "64", "128", ratio, "1.50 ×", "2.0e-09", "299/300"],
+    ]
+
+
+def test_one_shape_is_no_curve(results_file: Path, text_results: Path) -> None:
+    assert lengths(summarize(results_file)) == []
+    data = json.loads(text_results.read_text())
+    data["benchmarks"] = data["benchmarks"][:6]
+    text_results.write_text(json.dumps(data))
+    assert lengths(summarize(text_results)) == []
+
+
+def test_lengths_are_drawn_and_listed_everywhere(text_results: Path, tmp_path: Path) -> None:
+    page = build_report([text_results], tmp_path / "out").read_text()
+    assert page.count("<script") == 1
+    assert 'href="#lengths-0"' in page
+    assert page.count("<svg") == 4  # three latencies, one curve
+    assert page.count("<td>2.0e-09</td>") == 3 + 8  # a line a shape, and each page's own
+    assert "batch 1, 32 tokens" in page
+    assert "1 − 2.0e-09" in page
+    assert len(list((tmp_path / "out").glob("lengths-*.svg"))) == 1
+    console = Console(record=True, width=200)
+    result_table(summarize(text_results), console)
+    assert "over the length of texts" in console.export_text()
+
+
+def test_results_as_markdown(results_file: Path, text_results: Path) -> None:
+    text = summary_markdown(summarize(text_results))
+    assert "<script" not in text
+    assert "| 8 | 8 | 192 | 64 | 128 | 3.00 × [2.90, 3.20] | 1.50 × | 2.0e-09 | 299/300 |" in text
+    text = summary_markdown(summarize(results_file))
+    assert "<script" not in text
+    assert "| wasm | 400 | 4.20 × [4.00, 4.50] | 19/20 | 20/20 | 1.0e-06 | 2 |" in text
+    assert "Failed: y: why" in text
 
 
 def test_the_terminal_table_escapes_markup(results_file: Path) -> None:

@@ -93,6 +93,26 @@ def test_processes_share_the_cache(tmp_path: Path, small_onnx: Path) -> None:
     assert conditions.crowd(small_onnx, tmp_path, 2)
 
 
+@pytest.mark.parametrize(
+    ("status", "said", "obeyed"),
+    [
+        (130, "interrupted", True),
+        (-2, 'File "<frozen site>", line 1\nKeyboardInterrupt', True),
+        (
+            1,
+            'File "/lib/python3.11/re/_parser.py", line 1\nKeyboardInterrupt',
+            True,
+        ),  # importing a .pth file
+        (1, f'File "{ROOT}/wasmgraph/files.py", line 1\nKeyboardInterrupt', False),
+        (130, "Traceback", False),
+    ],
+)
+def test_a_traceback_from_before_the_package_is_no_find(
+    tmp_path: Path, small_onnx: Path, status: int, said: str, obeyed: bool
+) -> None:
+    assert kills._obeyed(scene("fetch", tmp_path, small_onnx), status, said) == obeyed
+
+
 def test_a_full_cache_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, content: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

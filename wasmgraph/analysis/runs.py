@@ -19,15 +19,19 @@ _IDENTITY = {
     "target": "the target",
     "threads": "the number of threads",
     "batch": "the batch",
+    "length": "the length of texts",
 }
+ACCURACY = (
+    *("top1", "top5", "agreement", "max_prob_diff", "max_logit_diff"),
+    *("cosine_min", "neighbours_agree"),
+)
 DETERMINISTIC = (
     *("work_fuel", "module_bytes", "machine_code_bytes", "param_bytes", "arena_bytes", "peak_memory_bytes"),
-    *("kernels", "ops_scheduled", "ops_fallback"),
-    *("top1", "top5", "agreement", "max_prob_diff", "max_logit_diff"),
+    *("kernels", "ops_scheduled", "ops_fallback", "ops_slow"),
+    *ACCURACY,
 )
 KERNEL_WORK = "kernel_work"
 NOTED = ("ratio", "first_output_s", "session_bytes")
-ACCURACY = ("top1", "top5", "agreement", "max_prob_diff", "max_logit_diff")
 
 
 @dataclass

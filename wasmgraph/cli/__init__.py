@@ -84,7 +84,8 @@ def completion(shell: str) -> None:
 
 for _command in (
     completion,
-    *(graphs.fetch, graphs.compile, graphs.run, graphs.classify, graphs.inspect, graphs.profile),
+    *(graphs.fetch, graphs.compile, graphs.run, graphs.classify, graphs.embed),
+    *(graphs.inspect, graphs.profile),
     differences.diff,
     *(verdicts.report, verdicts.compare, verdicts.regress, verdicts.history),
 ):

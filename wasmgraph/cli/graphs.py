@@ -204,6 +204,8 @@ def _coverage(log: CompileLog) -> str:
     text = f"{total - fallen} of {total} calls scheduled ({counts})"
     if fallen:
         text += f"; {fallen} fell back to unscheduled code: {', '.join(sorted(set(log.fallbacks)))}"
+    if log.slow:
+        text += f"; slow, because their rule is not made for products: {', '.join(sorted(set(log.slow)))}"
     return text
 
 
@@ -333,6 +335,76 @@ def classify(
             echo(f"  {probability:7.2%}  {label}")
 
 
+@click.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("sentences", nargs=-1, required=True)
+@click.option(
+    "--tokenizer",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="A tokenizer.json [that of the model, from the cache].",
+)
+@sha256_option
+@trust_options(Limits(), "the artifact")
+@json_option
+def embed(
+    artifact: Path,
+    sentences: Sequence[str],
+    tokenizer: Path | None,
+    sha256: str | None,
+    trust: Mapping[str, Any],
+    as_json: bool,
+) -> None:
+    """Make a vector of each of the SENTENCES with an ARTIFACT of a network of text.
+
+    One sentence gives its vector, as JSON; several give the cosine of each pair, from -1 to 1: the more
+    alike their meanings, the closer to 1. --json gives both.
+
+    Example: wasmgraph embed minilm.wasm "A man eats pasta." "Someone is having a meal."
+    """
+    from wasmgraph.artifact import Artifact
+    from wasmgraph.measure.accuracy import cosines
+    from wasmgraph.models import fetch_tokenizer
+    from wasmgraph.models.description import EMBEDDING, Embedding
+    from wasmgraph.models.text import feeds_of, read_tokenizer, tokenize, vectors_of
+    from wasmgraph.runtimes import load
+
+    opened = Artifact.open(artifact)
+    description = opened.manifest.description
+    if description.get("task") != EMBEDDING:
+        raise UsageError(
+            f"{artifact} does not say how to embed sentences: its model carries no description of that. Use"
+            " `wasmgraph run` with prepared arrays."
+        )
+    said = Embedding.of(description, opened.inputs)
+    if tokenizer is None:
+        if said.tokenizer is None:
+            raise UsageError(f"{artifact} names no tokenizer: give its tokenizer.json with --tokenizer.")
+        tokenizer = fetch_tokenizer(said.tokenizer, say)
+    texts = tokenize(read_tokenizer(tokenizer), sentences, said.length)
+    for number, text in enumerate(texts, 1):
+        if text.whole > len(text.ids):
+            note(
+                f"warning: sentence {number} has {text.whole} tokens, the graph takes {said.length}: its"
+                " end is left out."
+            )
+    with load(opened, sha256=sha256, **trust) as session:
+        outputs = [session.run(feeds, strict=False) for feeds in feeds_of(said, texts)]
+    vectors = vectors_of(said, outputs, len(texts))
+    alike = cosines(vectors, vectors).round(4).tolist()
+    listed = [[float(f"{value:.8g}") for value in vector] for vector in vectors]
+    if as_json:
+        pairs = zip(sentences, listed, strict=True)
+        found = [{"sentence": sentence, "vector": vector} for sentence, vector in pairs]
+        echo(json.dumps({"sentences": found, "cosines": alike}))
+    elif len(sentences) == 1:
+        echo(json.dumps(listed[0]))
+    else:
+        echo("".join(f"{number:8}" for number in range(1, len(sentences) + 1)))
+        for number, (row, sentence) in enumerate(zip(alike, sentences, strict=True), 1):
+            echo("".join(f"{cosine:8.3f}" for cosine in row) + f"  {number}  {sentence}")
+
+
 def _instructions(artifact: Artifact) -> dict[str, int]:
     """Counts of instructions by kind; empty for native code."""
     from wasmgraph.wasm.wasmcode import ATOMIC, SIMD, opcodes, relaxed_count
@@ -380,6 +452,7 @@ def _facts(artifact: Artifact) -> dict[str, Any]:
         "kernels": manifest.kernels,
         "ops_scheduled": manifest.ops_scheduled,
         "ops_fallback": manifest.ops_fallback,
+        "ops_slow": manifest.ops_slow,
         "notes": list(manifest.notes),
         "schema": manifest.schema,
         "versions": dict(manifest.versions),

@@ -34,12 +34,14 @@ _WORSE = 1
     type=click.Path(path_type=Path),
     help="Also show the operators of this record, which `make conformance` writes.",
 )
+@click.option("--markdown", type=click.Path(path_type=Path), help="Also write the tables as Markdown here.")
 @json_option
 def report(
     results: Sequence[Path],
     output: Path,
     history: Path | None,
     conformance: Path | None,
+    markdown: Path | None,
     as_json: bool,
 ) -> None:
     """Print the result tables of RESULTS files and write an HTML report.
@@ -47,15 +49,27 @@ def report(
     Example: wasmgraph report results/latest.json -o reports/
     """
     from wasmgraph.report import build_report, result_table, summarize
+    from wasmgraph.report.markdown import summary_markdown
     from wasmgraph.report.summary import summary_json
 
     path = build_report(results, output, history, conformance)
+    if markdown is not None:
+        _write(markdown, "\n".join(summary_markdown(summarize(result)) for result in results))
     if as_json:
         echo(summary_json([summarize(result) for result in results], path))
         return
     for result in results:
         result_table(summarize(result), console())
     echo(f"report: {path}")
+
+
+def _write(path: Path, text: str) -> None:
+    from wasmgraph.files import write_atomically
+
+    try:
+        write_atomically(path, text.encode())
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 _thresholds = click.option(
@@ -75,7 +89,6 @@ def _verdict(
 ) -> None:
     """Compare, show, and end with 1 if anything is worse."""
     from wasmgraph.analysis import compare as compare_results
-    from wasmgraph.files import write_atomically
     from wasmgraph.report.comparison import comparison_json, comparison_markdown, comparison_table
 
     compared = compare_results(base, head, thresholds)
@@ -84,10 +97,7 @@ def _verdict(
     else:
         comparison_table(compared, console(), everything)
     if markdown is not None:
-        try:
-            write_atomically(markdown, comparison_markdown(compared).encode())
-        except OSError as error:
-            raise UsageError(f"{markdown} cannot be written: {error.strerror}.") from error
+        _write(markdown, comparison_markdown(compared))
     if compared.worse:
         sys.exit(_WORSE)
     if not compared.judged:

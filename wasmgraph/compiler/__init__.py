@@ -54,12 +54,14 @@ class Stage:
 
 @dataclass
 class CompileLog:
-    """The stages of one compile, which rule scheduled how many of the plan's calls, which outputs were
-    known without running anything, and what the user should know (``notes``)."""
+    """The stages of one compile, which rule scheduled how many of the plan's calls, the kernels that no
+    rule scheduled (``fallbacks``), the products under a rule that is not made for them (``slow``), which
+    outputs were known without running anything, and what the user should know (``notes``)."""
 
     stages: list[Stage] = field(default_factory=list)
     rules: Counter[str] = field(default_factory=Counter)
     fallbacks: list[str] = field(default_factory=list)
+    slow: list[str] = field(default_factory=list)
     constant_outputs: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     observer: Callable[[Stage], None] | None = None
@@ -226,23 +228,26 @@ def _build(
     from tvm.tirx import PrimFunc
 
     from wasmgraph.compiler.constants import let_all_go
-    from wasmgraph.compiler.inspect.work import kernel_flops
+    from wasmgraph.compiler.inspect.work import is_product, kernel_flops
     from wasmgraph.compiler.link.graph import link_graph
     from wasmgraph.compiler.lower import codegen
     from wasmgraph.compiler.plan import COPY, make_plan
     from wasmgraph.compiler.relax import passes
-    from wasmgraph.compiler.schedule import FALLBACK, schedule_module
+    from wasmgraph.compiler.schedule import FALLBACK, PRODUCT_RULES, schedule_module
 
     with log.stage("transform") as stage:
         mod = modules.pop()
         packing = target if form.params == "embedded" else get_target(_SHARED_PACKING)
         with codegen.tvm_target(target):
-            for transform in passes.relax_passes(packing, winograd):
+            # Threads would share the arrays in which a chunk of scores is held.
+            for transform in passes.relax_passes(packing, winograd, attention=not target.threaded):
                 mod = transform(mod)
                 let_all_go()
         stage.outcome = f"{len(mod.functions) - 1} kernels"
     with log.stage("schedule") as stage:
-        flops = {g.name_hint: kernel_flops(f) for g, f in mod.functions.items() if isinstance(f, PrimFunc)}
+        unscheduled = {g.name_hint: f for g, f in mod.functions.items() if isinstance(f, PrimFunc)}
+        flops = {name: kernel_flops(f) for name, f in unscheduled.items()}
+        products = {name for name, f in unscheduled.items() if is_product(f)}
         mod, chosen = schedule_module(mod, target)
         rules = {kernel: choice.rule for kernel, choice in chosen.items()}
         stage.outcome = f"{len(rules)} kernels by {len(set(rules.values()))} rules"
@@ -257,16 +262,31 @@ def _build(
     rules[COPY] = "copy"
     flops[COPY] = 0
     steps = tuple(
-        Step(c.kernel, _operators(c.kernel), rules[c.kernel], flops[c.kernel], c.traffic_bytes)
+        Step(
+            c.kernel,
+            _operators(c.kernel),
+            rules[c.kernel],
+            flops[c.kernel],
+            c.traffic_bytes,
+            c.kernel in products,
+        )
         for c in plan.calls
     )
     log.rules.update(step.rule for step in steps)
     log.fallbacks += [step.kernel for step in steps if step.rule == FALLBACK]
+    slow = [step.kernel for step in steps if step.product and step.rule not in PRODUCT_RULES]
+    log.slow += slow
     with log.stage("link") as stage:
         sides = imported.inputs, imported.outputs
         linked, digest = link_graph(directory, target, plan, constants, kernels.phases, form, *sides)
         manifest = _manifest(imported, target, plan, steps, linked)
-        manifest = replace(manifest, params=form.params, params_sha256=digest, command=form.command)
+        manifest = replace(
+            manifest,
+            params=form.params,
+            params_sha256=digest,
+            command=form.command,
+            ops_slow=len(slow),
+        )
         seal(linked, manifest)
         size = linked.stat().st_size
         stage.outcome = f"{size:,} bytes, {size - manifest.embedded_bytes:,} without parameters"

@@ -17,15 +17,18 @@ class Accuracy:
     """Counts over ``inputs`` inputs, and largest absolute differences to the reference.
 
     ``top1`` and ``top5`` are None without labels; ``max_logit_diff`` is None for a graph without
-    a ``logits`` output.
+    a ``logits`` output. A graph that makes vectors of texts has ``cosine_min`` and ``neighbours_agree``
+    (:func:`judge_vectors`) instead of classes.
     """
 
     inputs: int
     top1: int | None
     top5: int | None
-    agreement: int
+    agreement: int | None
     max_prob_diff: float
     max_logit_diff: float | None
+    cosine_min: float | None = None
+    neighbours_agree: int | None = None
 
 
 def judge(
@@ -93,6 +96,44 @@ def judge_answers(
         agreement=sum(s == e for s, e in zip(said, expected, strict=True)),
         max_prob_diff=max(gaps),
         max_logit_diff=None,
+    )
+
+
+def cosines(one: Array, other: Array) -> Array:
+    """Cosine between each row of ``one`` and each of ``other``: float64 ``[rows, rows]``. A vector of
+    length 0 gives NaN."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        first, second = (
+            rows / np.linalg.norm(rows, axis=1, keepdims=True)
+            for rows in (one.astype(np.float64), other.astype(np.float64))
+        )
+    found: Array = first @ second.T
+    return found
+
+
+def judge_vectors(ours: Array, theirs: Array) -> Accuracy:
+    """Compare a backend's vectors of texts with the reference's: ``[texts, width]``, in the same order.
+
+    ``cosine_min`` is the least cosine between a text's two vectors, −1 if one is no vector.
+    ``neighbours_agree`` counts texts whose nearest other text is the same by both.
+    """
+
+    def nearest(rows: Array) -> Array:
+        near = cosines(rows, rows)
+        np.fill_diagonal(near, -np.inf)
+        found: Array = near.argmax(axis=1)
+        return found
+
+    alike = np.nan_to_num(np.diagonal(cosines(ours, theirs)), nan=-1.0)
+    return Accuracy(
+        inputs=len(ours),
+        top1=None,
+        top5=None,
+        agreement=None,
+        max_prob_diff=_largest(ours.astype(np.float64) - theirs),
+        max_logit_diff=None,
+        cosine_min=float(alike.min()),
+        neighbours_agree=int((nearest(ours) == nearest(theirs)).sum()),
     )
 
 

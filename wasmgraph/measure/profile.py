@@ -19,6 +19,7 @@ from wasmgraph.tensors import Array
 
 CHAINS, TILE, FILL, STREAM = range(4)  # the steps of a roofline artifact
 DIRECT_RULES = ("direct-conv2d", "pointwise-conv2d")
+SLOW = 0.25  # a product that reaches a smaller share of its roofline is slow
 _PATIENCE = 0.2  # seconds that a round waits for quiet; short, because there are many rounds
 _PEAKS = 4  # they are short, so a round has several
 
@@ -44,6 +45,8 @@ class Work(Protocol):
     def flops(self) -> int: ...  # noqa: D102
     @property
     def traffic_bytes(self) -> int: ...  # noqa: D102
+    @property
+    def product(self) -> bool: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class StepTime:
     rule: str
     flops: int
     traffic_bytes: int
+    product: bool
     seconds: float
 
 
@@ -62,7 +66,9 @@ class StepTime:
 class OperatorTime:
     """All calls of one kernel together. ``share`` is of the whole run's time; ``roofline_share``
     is flops a second over the roofline's peak (a Winograd convolution, whose flops are counted as
-    if direct, may exceed 1), None without flops; ``traffic_bytes`` are those of all operands, once."""
+    if direct, may exceed 1), None without flops; ``traffic_bytes`` are those of all operands, once.
+    ``slow`` is a product that takes more than four times as long as its arithmetic at the peak, or as
+    reading its operands from memory, whichever is longer."""
 
     kernel: str
     operator: str
@@ -74,6 +80,7 @@ class OperatorTime:
     roofline_share: float | None
     flops: int
     traffic_bytes: int
+    slow: bool
 
 
 @dataclass(frozen=True)
@@ -135,7 +142,7 @@ def profile_steps(
         limit_steps[STREAM].traffic_bytes / min(streams),
     )
     timings = [
-        StepTime(s.kernel, s.operator, s.rule, s.flops, s.traffic_bytes, min(times))
+        StepTime(s.kernel, s.operator, s.rule, s.flops, s.traffic_bytes, s.product, min(times))
         for s, times in zip(steps, durations, strict=True)
     ]
     return Profile(timings, roofline)
@@ -152,6 +159,8 @@ def by_kernel(profile: Profile) -> list[OperatorTime]:
     for kernel, group in groups.items():
         seconds = sum(step.seconds for step in group)
         flops = sum(step.flops for step in group)
+        traffic = sum(step.traffic_bytes for step in group)
+        least = max(flops / roofline.flops_per_s, traffic / roofline.bytes_per_s)
         rate = flops / seconds if flops else None
         found.append(
             OperatorTime(
@@ -164,7 +173,8 @@ def by_kernel(profile: Profile) -> list[OperatorTime]:
                 None if rate is None else rate * 1e-9,
                 None if rate is None else rate / roofline.flops_per_s,
                 flops,
-                sum(step.traffic_bytes for step in group),
+                traffic,
+                group[0].product and least < SLOW * seconds,
             )
         )
     return sorted(found, key=lambda operator: -operator.seconds)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from wasmgraph.errors import CacheError, FetchError, UsageError, needing
 from wasmgraph.files import cache_dir, cache_lock, write_atomically
@@ -20,13 +21,15 @@ class Model:
     """A model that can be fetched: how its file is built, and the revision of that build.
 
     ``build`` gets a function to report progress and returns the file's content. ``revision`` is part of the
-    cached file's name: raise it when the content changes.
+    cached file's name: raise it when the content changes. ``tokenizer`` returns the content of the
+    ``tokenizer.json`` of a network of text.
     """
 
     name: str
     revision: int
     build: Callable[[Progress], bytes]
     summary: str
+    tokenizer: Callable[[Progress], bytes] | None = None
 
 
 def _resnet50(progress: Progress, trained: bool) -> bytes:
@@ -55,6 +58,36 @@ def _ocr(progress: Progress, name: str) -> bytes:
     from wasmgraph.models import ocr
 
     return ocr.build(name, progress)
+
+
+def _minilm(progress: Progress) -> bytes:
+    with needing("making the model's file", "compile"):
+        import onnx  # noqa: F401
+    from wasmgraph.models import minilm
+
+    return minilm.build(progress)
+
+
+def _minilm_tokenizer(progress: Progress) -> bytes:
+    from wasmgraph.models import minilm
+
+    return minilm.tokenizer(progress)
+
+
+def _byte_classifier(progress: Progress) -> bytes:
+    with needing("making the model's file", "compile"):
+        from wasmgraph.models import byte_classifier
+
+    progress("a byte classifier of random weights")
+    return bytes(byte_classifier.build().SerializeToString())
+
+
+def _recurrent(progress: Progress, kind: Any, steps: int) -> bytes:
+    with needing("making the model's file", "compile"):
+        from wasmgraph.models import recurrent
+
+    progress(f"{kind} of {steps} steps and random weights")
+    return bytes(recurrent.build(kind, steps).SerializeToString())
 
 
 _LIGHT = "bvlc_alexnet densenet121 inception_v1 inception_v2 resnet50 shufflenet squeezenet vgg19 zfnet512"
@@ -87,6 +120,29 @@ MODELS = {
                 ("ppocr_direction", "direction"),
             )
         ),
+        Model(
+            "minilm",
+            1,
+            _minilm,
+            "all-MiniLM-L6-v2: vectors of sentences (83 MB download)",
+            _minilm_tokenizer,
+        ),
+        Model(
+            "byte_classifier",
+            1,
+            _byte_classifier,
+            "a classifier of 2,048 bytes with seeded random weights: for speed alone",
+        ),
+        *(
+            Model(
+                f"{kind.lower()}_{steps}",
+                1,
+                partial(_recurrent, kind=kind, steps=steps),
+                f"{kind} 256 wide, {steps} steps, with seeded random weights: for speed alone",
+            )
+            for kind in ("LSTM", "GRU")
+            for steps in (64, 512)
+        ),
         *(
             Model(
                 f"light_{name}",
@@ -117,21 +173,48 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
     CacheError
         The cache cannot be written.
     """
+    model = _model(name)
+    return _cached(model, "onnx", model.build, progress)
+
+
+def fetch_tokenizer(name: str, progress: Progress | None = None) -> Path:
+    """Return the path of the ``tokenizer.json`` of a network of text, cached like :func:`fetch`'s file.
+
+    Raises
+    ------
+    UsageError
+        There is no model of that name, or it takes no text.
+    FetchError, DigestError, CacheError
+        As :func:`fetch` raises them.
+    """
+    model = _model(name)
+    if model.tokenizer is None:
+        known = ", ".join(each.name for each in MODELS.values() if each.tokenizer)
+        raise UsageError(f"the model {name!r} has no tokenizer; {known} has one.")
+    return _cached(model, "tokenizer.json", model.tokenizer, progress)
+
+
+def _model(name: str) -> Model:
     if name not in MODELS:
         raise UsageError(f"unknown model {name!r}; there are {', '.join(MODELS)}.")
-    model = MODELS[name]
-    path = cache_dir("models") / f"{name}-{model.revision}.onnx"
+    return MODELS[name]
+
+
+def _cached(
+    model: Model, ending: str, build: Callable[[Progress], bytes], progress: Progress | None
+) -> Path:
+    path = cache_dir("models") / f"{model.name}-{model.revision}.{ending}"
     try:
         if not path.exists():
             with cache_lock(path):
                 if not path.exists():
-                    write_atomically(path, model.build(progress or (lambda _: None)))
+                    write_atomically(path, build(progress or (lambda _: None)))
     except OSError as error:
         raise CacheError(
-            f"{name}: the cache {path.parent.parent} cannot be written ({error.strerror}): make room there,"
-            " or set WASMGRAPH_CACHE to another directory."
+            f"{model.name}: the cache {path.parent.parent} cannot be written ({error.strerror}): make room"
+            " there, or set WASMGRAPH_CACHE to another directory."
         ) from error
     return path
 
 
-__all__ = ["MODELS", "Model", "fetch", "from_mindspore"]
+__all__ = ["MODELS", "Model", "fetch", "fetch_tokenizer", "from_mindspore"]

@@ -14,7 +14,11 @@ import onnx
 from onnx import TensorProto, helper
 
 from wasmgraph.models.building import GraphBuilder
+from wasmgraph.models.description import IDS, KINDS, MASK
 from wasmgraph.tensors import Array
+
+INPUTS = (IDS, MASK, KINDS)
+HIDDEN, EMBEDDING = "last_hidden_state", "sentence_embedding"
 
 
 @dataclass(frozen=True)
@@ -92,32 +96,33 @@ class _Encoder:
         bias = self.graph.constant(f"{name}.bias", self.weights[f"{name}.bias"])
         return self.graph.node("Add", [product, bias], f"{name}/out")
 
-    def norm(self, source: str, name: str) -> str:
+    def norm(self, source: str, name: str, output: str | None = None) -> str:
         parts = [
             self.graph.constant(f"{name}.{p}", self.weights[f"{name}.{p}"]) for p in ("weight", "bias")
         ]
         epsilon = self.config.layer_norm_eps
-        return self.graph.node("LayerNormalization", [source, *parts], name, axis=-1, epsilon=epsilon)
+        return self.graph.node(
+            "LayerNormalization", [source, *parts], output or name, axis=-1, epsilon=epsilon
+        )
 
     def embeddings(self) -> str:
         graph, weights = self.graph, self.weights
         words = graph.constant("words", weights["embeddings.word_embeddings.weight"])
-        kinds = weights["embeddings.token_type_embeddings.weight"]
-        table = weights["embeddings.position_embeddings.weight"] + kinds[0]
-        length = graph.node("Shape", ["input_ids"], "length", start=1, end=2)
+        kinds = graph.constant("kinds", weights["embeddings.token_type_embeddings.weight"])
+        length = graph.node("Shape", [IDS], "length", start=1, end=2)
         zero, axis = self.integers("zero", 0), self.integers("first_axis", 0)
-        positions = graph.constant("positions", table)
+        positions = graph.constant("positions", weights["embeddings.position_embeddings.weight"])
         positions = graph.node("Slice", [positions, zero, length, axis], "positions_used")
-        total = graph.node(
-            "Add", [graph.node("Gather", [words, "input_ids"], "tokens"), positions], "embedded"
-        )
+        token = graph.node("Gather", [words, IDS], "embeddings.word_embeddings")
+        kind = graph.node("Gather", [kinds, KINDS], "embeddings.token_type_embeddings")
+        total = graph.node("Add", [graph.node("Add", [token, kind], "typed"), positions], "embedded")
         return self.norm(total, "embeddings.LayerNorm")
 
     def mask(self) -> str:
         """0 where a token counts, a large negative number at padding: ``[batch, 1, 1, sequence]``."""
         graph = self.graph
         axes = self.integers("mask_axes", 1, 2)
-        counts = graph.node("Cast", ["attention_mask"], "mask_float", to=TensorProto.FLOAT)
+        counts = graph.node("Cast", [MASK], "mask_float", to=TensorProto.FLOAT)
         spread = graph.node("Unsqueeze", [counts, axes], "mask_spread")
         inverse = graph.node("Sub", [self.scalar(1.0), spread], "mask_inverse")
         return graph.node("Mul", [inverse, self.scalar(float(np.finfo(np.float32).min))], "mask")
@@ -152,11 +157,12 @@ class _Encoder:
             "Mul", [graph.node("Mul", [x, erf], f"{name}/gated"), self.scalar(0.5)], f"{name}/gelu"
         )
 
-    def layer(self, x: str, name: str, mask: str) -> str:
+    def layer(self, x: str, name: str, mask: str, output: str | None) -> str:
         x = self.attention(x, f"{name}.attention", mask)
         inner = self.gelu(self.dense(x, f"{name}.intermediate.dense"), f"{name}.intermediate")
         out = self.dense(inner, f"{name}.output.dense")
-        return self.norm(self.graph.node("Add", [out, x], f"{name}/sum"), f"{name}.output.LayerNorm")
+        total = self.graph.node("Add", [out, x], f"{name}/sum")
+        return self.norm(total, f"{name}.output.LayerNorm", output)
 
     def pooled(self, x: str) -> str:
         """The mean of the tokens that count, of length 1."""
@@ -171,24 +177,42 @@ class _Encoder:
         mean = graph.node("Div", [total, count], "mean")
         norm = graph.node("ReduceL2", [mean], "norm", axes=[-1], keepdims=1)
         norm = graph.node("Max", [norm, self.scalar(1e-12)], "norm_floor")
-        return graph.node("Div", [mean, norm], "embedding")
+        return graph.node("Div", [mean, norm], EMBEDDING)
 
 
 def build(
     config: Config, weights: Mapping[str, Array], name: str, description: Mapping[str, Any]
 ) -> onnx.ModelProto:
-    """A sentence encoder: ``input_ids`` and ``attention_mask``, int64 ``[batch, sequence]``, to
-    ``embedding``, float32 ``[batch, hidden_size]``, of length 1.
+    """A sentence encoder with open dimensions ``batch`` and ``sequence``.
+
+    It takes ``input_ids``, ``attention_mask`` (1 where a token counts, 0 at padding) and
+    ``token_type_ids``, all int64 ``[batch, sequence]``. It gives ``last_hidden_state``, float32 ``[batch,
+    sequence, hidden_size]``, and ``sentence_embedding``, float32 ``[batch, hidden_size]``: the mean of the
+    tokens that count, of length 1. A sequence has at most ``max_position_embeddings`` tokens.
+
+    Parameters
+    ----------
+    weights : under the names that PyTorch's BERT gives them, all float32
+    description : what the model says of itself
+
+    Raises
+    ------
+    KeyError
+        ``weights`` lacks one.
     """
     encoder = _Encoder(config, weights)
     x, mask = encoder.embeddings(), encoder.mask()
+    last = config.num_hidden_layers - 1
     for layer in range(config.num_hidden_layers):
-        x = encoder.layer(x, f"encoder.layer.{layer}", mask)
+        x = encoder.layer(x, f"encoder.layer.{layer}", mask, HIDDEN if layer == last else None)
     encoder.pooled(x)
 
     def value(tensor: str, kind: int, *shape: int | str) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(tensor, kind, shape)
 
-    tokens = [value(n, TensorProto.INT64, "batch", "sequence") for n in ("input_ids", "attention_mask")]
-    output = value("embedding", TensorProto.FLOAT, "batch", config.hidden_size)
-    return encoder.graph.finish(name, tokens, [output], description)
+    tokens = [value(tensor, TensorProto.INT64, "batch", "sequence") for tensor in INPUTS]
+    outputs = [
+        value(HIDDEN, TensorProto.FLOAT, "batch", "sequence", config.hidden_size),
+        value(EMBEDDING, TensorProto.FLOAT, "batch", config.hidden_size),
+    ]
+    return encoder.graph.finish(name, tokens, outputs, description)

@@ -1,5 +1,5 @@
-"""A model's description of itself: how a photograph becomes its input, and what its outputs mean. It comes
-from whoever made the model, so it is checked before it is used."""
+"""A model's description of itself: how a photograph or a sentence becomes its input, and what its outputs
+mean. It comes from whoever made the model, so it is checked before it is used."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from wasmgraph.errors import ModelError
 from wasmgraph.tensors import TensorSpec
 
 CLASSIFICATION = "image-classification"
+EMBEDDING = "sentence-embedding"
+IDS, MASK, KINDS = "input_ids", "attention_mask", "token_type_ids"
 _LARGEST_SIDE = 4096  # pixels
 _CHOICES = {"channels": ("RGB", "BGR"), "layout": ("NCHW", "NHWC")}
 
@@ -86,3 +88,48 @@ class Classification:
         if classes != len(labels):
             raise ModelError(f"the model's description has {len(labels)} labels for {classes} classes.")
         return Classification(names[0], names[1], labels, how)
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """How a graph makes vectors of sentences.
+
+    Its inputs (``names``: ``input_ids``, ``attention_mask`` and perhaps ``token_type_ids``) have the shape
+    ``[batch, length]``; its output ``output`` has a vector a sentence. ``tokenizer`` names the model whose
+    tokenizer it takes, and is None where the description names none.
+    """
+
+    names: Sequence[str]
+    batch: int
+    length: int
+    output: str
+    tokenizer: str | None
+
+    @staticmethod
+    def of(description: Mapping[str, Any], inputs: Sequence[TensorSpec]) -> Embedding:
+        """Read a description for a graph with these inputs.
+
+        Raises
+        ------
+        ModelError
+            The description is incomplete, or belongs to another graph.
+        """
+        names = [spec.name for spec in inputs]
+        if not {IDS, MASK} <= set(names) <= {IDS, MASK, KINDS}:
+            raise ModelError(
+                f"a network that embeds sentences takes {IDS}, {MASK} and perhaps {KINDS}; this one takes"
+                f" {', '.join(names) or 'nothing'}."
+            )
+        shapes = {spec.static_shape for spec in inputs}
+        shape = shapes.pop()
+        if shapes or len(shape) != 2 or 0 in shape:
+            raise ModelError(
+                "a network that embeds sentences takes inputs of one shape [batch, length]; this one takes"
+                f" {', '.join(map(str, inputs))}."
+            )
+        output, tokenizer = description.get("embedding"), description.get("tokenizer")
+        if not isinstance(output, str):
+            raise ModelError(f"the model's description says embedding {output!r}; an output was expected.")
+        if not isinstance(tokenizer, str | None):
+            raise ModelError(f"the model's description says tokenizer {tokenizer!r}; a name was expected.")
+        return Embedding(names, *shape, output, tokenizer)

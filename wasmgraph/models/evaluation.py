@@ -1,4 +1,5 @@
-"""Inputs for measuring a model: labelled photographs where it takes them, otherwise seeded noise."""
+"""Inputs for measuring a model: labelled photographs or English sentences where it takes them, otherwise
+seeded noise."""
 
 from __future__ import annotations
 
@@ -12,8 +13,10 @@ from typing import Any, cast
 import numpy as np
 
 from wasmgraph.artifact import DESCRIPTION_KEY
-from wasmgraph.errors import FetchError
-from wasmgraph.measure.accuracy import Accuracy, judge, judge_answers
+from wasmgraph.errors import FetchError, MissingDependencyError
+from wasmgraph.measure.accuracy import Accuracy, judge, judge_answers, judge_vectors
+from wasmgraph.models import text
+from wasmgraph.models.description import EMBEDDING, Embedding
 from wasmgraph.models.ocr import TASKS, answer, examples, is_right
 from wasmgraph.models.photos import Photo, accuracy_set, inputs_of, labelled_folder
 from wasmgraph.tensors import Array, TensorSpec
@@ -27,12 +30,20 @@ class Evaluation:
 
     ``description`` is the model's own: weights, preprocessing, labels. ``photos`` are the photographs that
     the feeds were made from, if any. Labels are class indices, or the right answers of a task with text.
+    ``texts`` of them are in the feeds of ``embedding``, which makes vectors of them.
     """
 
     feeds: Sequence[dict[str, Array]]
     labels: Sequence[int] | Sequence[str] | None
     description: dict[str, Any]
     photos: Sequence[Photo] = ()
+    embedding: Embedding | None = None
+    texts: int = 0
+
+    @property
+    def length(self) -> int | None:
+        """Tokens of a text; None for a network that takes none."""
+        return self.embedding.length if self.embedding else None
 
     @property
     def sha256(self) -> str:
@@ -59,6 +70,10 @@ class Evaluation:
 
         ``outputs`` and ``reference`` are those of the feeds, ``specs`` the outputs' specs.
         """
+        if self.embedding:
+            said = self.embedding
+            ours, theirs = (text.vectors_of(said, rows, self.texts) for rows in (outputs, reference))
+            return judge_vectors(ours, theirs)
         probabilities, logits = self.outputs(specs)
         task = self.description.get("task")
         if task not in TASKS or self.labels is None:
@@ -96,7 +111,7 @@ def evaluation(
     ----------
     inputs : what the graph takes
     images : a folder of labelled photographs instead of the twenty known ones
-    notice : called with the reason if photographs cannot be fetched
+    notice : called with the reason if photographs or a tokenizer cannot be had
     """
     description = describe(path)
     photos = []
@@ -105,6 +120,11 @@ def evaluation(
             photos = labelled_folder(images) if images is not None else accuracy_set()
         except FetchError as error:
             notice(f"No photographs: {error} Accuracy is measured on seeded noise.")
+    if description.get("task") == EMBEDDING and description.get("tokenizer"):
+        try:
+            return _texts(Embedding.of(description, inputs), description)
+        except (FetchError, MissingDependencyError) as error:
+            notice(f"No sentences: {error} Measured on seeded noise, without accuracy.")
     if description.get("task") in TASKS and inputs[0].static_shape[0] == 1:
         pairs = examples(description["task"], inputs[0].static_shape)
         lines = [{description["input"]: image} for image, _ in pairs]
@@ -128,3 +148,14 @@ def evaluation(
         for _ in range(_NOISE_INPUTS)
     ]
     return Evaluation(noise, None, description)
+
+
+def _texts(said: Embedding, description: dict[str, Any]) -> Evaluation:
+    """Sentences, or passages as long as the network takes."""
+    from wasmgraph.models import fetch_tokenizer
+
+    tokenizer = text.read_tokenizer(fetch_tokenizer(said.tokenizer or ""))
+    tokens = text.tokenize(tokenizer, text.texts_to_measure(said.length), said.length)
+    tokens = text.distinct(tokens)
+    feeds = list(text.feeds_of(said, tokens))
+    return Evaluation(feeds, None, description, embedding=said, texts=len(tokens))

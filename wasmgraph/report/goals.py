@@ -86,7 +86,12 @@ def goals(summary: Summary, model: str) -> list[Goal]:
         if model in _AGAINST_ORT_WEB:
             found.append(latency(_SIMD, _ORT_WEB, 0.75, 0.75))
         fallbacks = figures.of(_SIMD, "ops_fallback")
-        return [*found, Goal("operators that no rule schedules", fallbacks, 0, 0)]
+        slow = figures.of(_SIMD, "ops_slow")
+        return [
+            *found,
+            Goal("operators that no rule schedules", fallbacks, 0, 0),
+            Goal("products by a rule that is not made for them", slow, 0, 0),
+        ]
     if model != "resnet50":
         return []
     found = [

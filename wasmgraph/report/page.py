@@ -18,6 +18,7 @@ from wasmgraph.records import photographs_of
 from wasmgraph.report import summary as s
 from wasmgraph.report.decomposition import Change, decomposition
 from wasmgraph.report.goals import Goal, goals
+from wasmgraph.report.lengths import lengths
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -92,7 +93,8 @@ def build_report(
     history: str | Path | None = None,
     conformance: str | Path | None = None,
 ) -> Path:
-    """Write ``report.html`` (and a ``latency-MODEL.svg`` a model) into ``directory``.
+    """Write ``report.html`` into ``directory``, and its plots: a ``latency-MODEL.svg`` a model, a
+    ``lengths-MODEL.svg`` a network of text in several shapes.
 
     Parameters
     ----------
@@ -122,6 +124,8 @@ def build_report(
         for number, summary in enumerate(summaries)
         for place, model in enumerate(summary.models)
     ]
+    swept = [found for summary in summaries for found in lengths(summary)]
+    curves = [plots.lengths_plot(found) for found in swept]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("wasmgraph.report", "templates"),
         autoescape=True,
@@ -133,6 +137,7 @@ def build_report(
     parts = resources.files("wasmgraph.report").joinpath("templates")
     html = environment.get_template("page.html").render(
         pages=pages,
+        swept=list(zip(swept, (Markup(plots.inline(svg)) for svg in curves), strict=True)),  # noqa: S704
         summaries=summaries,
         notices=list(dict.fromkeys(n for summary in summaries for n in summary.info.notices)),
         troubled=list(_troubled(summaries)),
@@ -149,6 +154,8 @@ def build_report(
         for page in pages:
             svg = plots.latency_plot(page.rows)
             write_atomically(out / f"latency-{Path(page.model).name}.svg", svg.encode())
+        for found, svg in zip(swept, curves, strict=True):
+            write_atomically(out / f"lengths-{Path(found.network).name}.svg", svg.encode())
         path = out / "report.html"
         write_atomically(path, html.encode())
     except OSError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
 
 import matplotlib as mpl
@@ -18,10 +19,12 @@ from matplotlib.figure import Figure
 
 from wasmgraph.analysis.history import Trend
 from wasmgraph.report.decomposition import Change
+from wasmgraph.report.lengths import Lengths
 from wasmgraph.report.summary import Row, format_ms
 
 # Okabe & Ito's colours (2008), distinguishable with colour-blind eyes.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKS, _LINES = "os^Dv", ("-", "--", ":")
 _INK = "#7a7a7a"
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -104,6 +107,49 @@ def decomposition_plot(changes: Sequence[Change]) -> str:
         axes.set_xlim(left=0)
         axes.margins(x=0.25)
         axes.set_xlabel("median of one inference, ms; × is over the line above")
+        return _svg(figure)
+
+
+def lengths_plot(found: Lengths) -> str:
+    """Latency and its ratio to the reference over the length of texts: a colour and a mark a backend, a
+    style of line a batch."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(10, 4.2))
+        left, right = figure.subplots(1, 2)
+        batches = sorted({batch for batch, _ in found.shapes})
+        for number, backend in enumerate((*found.ours, *found.peers)):
+            colour, mark = _COLOURS[number % len(_COLOURS)], _MARKS[number % len(_MARKS)]
+            for style, batch in zip(cycle(_LINES), batches, strict=False):
+                curve = found.curve(backend, batch)
+                look = {
+                    "color": colour,
+                    "marker": mark,
+                    "linestyle": style,
+                    "linewidth": 1.3,
+                    "markersize": 5,
+                }
+                at = [length for length, _ in curve]
+                milliseconds = [(row.median_s or 0) * 1e3 for _, row in curve]
+                left.plot(at, milliseconds, label=f"{backend}, batch {batch}", **look)
+                ratios = [(n, r) for n, r in curve if r.get("ratio") and r.get("reference") != backend]
+                if ratios:
+                    values = [r.get("ratio") for _, r in ratios]
+                    spread = [
+                        [max(0, v - r.get("ratio_low")) for v, (_, r) in zip(values, ratios, strict=True)],
+                        [max(0, r.get("ratio_high") - v) for v, (_, r) in zip(values, ratios, strict=True)],
+                    ]
+                    right.errorbar([n for n, _ in ratios], values, spread, capsize=2, **look)
+        for axes in (left, right):
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(sorted({length for _, length in found.shapes}))
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.set_xlabel("tokens of a text")
+        left.set_yscale("log")
+        left.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        left.set_ylabel("median of one inference, ms")
+        right.set_ylim(bottom=0)
+        right.set_ylabel("over the reference (95 % interval)")
+        right.legend(*left.get_legend_handles_labels(), frameon=False, fontsize=8)
         return _svg(figure)
 
 

@@ -150,6 +150,12 @@ def format_count(row: Row, key: str) -> str:
     return f"{row.get(key):.0f}/{row.get('inputs'):.0f}"
 
 
+def format_closeness(row: Row) -> str:
+    """How far the least cosine is from 1, ``1.1e-12``, or a dash where there are no vectors of texts."""
+    least = row.get("cosine_min")
+    return "–" if least is None else format_difference(max(0.0, 1 - least))
+
+
 def format_difference(value: Any) -> str:
     """``1.2e-06``, or a dash."""
     return "–" if value is None else f"{value:.1e}"
@@ -181,6 +187,12 @@ def format_figure(value: float) -> str:
 
 def accuracy_words(row: Row) -> str:
     """What is known of a row's accuracy, in words."""
+    if row.get("cosine_min") is not None:
+        equal = format_count(row, "neighbours_agree")
+        return (
+            f"Its vectors' cosines with the reference's are at least 1 − {format_closeness(row)}, and the"
+            f" nearest neighbour is the reference's of {equal} texts."
+        )
     if row.get("top1") is not None:
         right, equal = format_count(row, "top1"), format_count(row, "agreement")
         return f"Top-1 is right on {right} photographs, and equal to the reference's on {equal}."

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from wasmgraph.report.decomposition import Change, decomposition
 from wasmgraph.report.goals import Goal, goals
+from wasmgraph.report.lengths import Lengths, lengths
 from wasmgraph.report.summary import (
     Row,
     Summary,
@@ -30,7 +31,9 @@ def result_table(summary: Summary, console: Console) -> None:
     for model in summary.models:
         rows = [row for row in summary.rows if row.model == model]
         first = rows[0]
-        title = f"{model} ({first.get('weights')} weights, batch {first.get('batch')}; :N is N threads)"
+        length = f", {first.get('length'):.0f} tokens" if first.get("length") else ""
+        title = f"{model} ({first.get('weights')} weights, batch {first.get('batch')}{length};"
+        title += " :N is N threads)"
         table = Table(title=terminal(title), title_justify="left")
         table.add_column("backend")
         columns = ("median ms", "over reference [95 %]", "top-1", "top-5", "agreement")
@@ -54,6 +57,8 @@ def result_table(summary: Summary, console: Console) -> None:
         _decomposition(decomposition(rows), console)
         _deployment(rows, console)
         _goals(goals(summary, model), console)
+    for found in lengths(summary):
+        _lengths(found, console)
     for name, seconds in summary.overhead_s.items():
         console.print(f"harness overhead, {terminal(name)}: {seconds * 1e6:.0f} µs a call")
     for title, cases in (("skipped", summary.info.skipped), ("failed", summary.info.failed)):
@@ -123,6 +128,16 @@ def _deployment(rows: Sequence[Row], console: Console) -> None:
     console.print(table)
 
 
+def _lengths(found: Lengths, console: Console) -> None:
+    title = terminal(f"{found.network} over the length of texts")
+    table = Table(title=title, title_justify="left")
+    for column in found.columns:
+        table.add_column(terminal(column), justify="right", overflow="fold")
+    for cells in found.cells:
+        table.add_row(*map(terminal, cells))
+    console.print(table)
+
+
 def _decomposition(changes: Sequence[Change], console: Console) -> None:
     if not changes:
         return
@@ -170,11 +185,15 @@ def profile_table(
             f"{row['seconds'] * 1e3:.3f}",
             f"{row['share']:.1%}",
             "–" if rate is None else f"{rate:.1f}",
-            "–" if share is None else f"{share:.0%}",
+            "–" if share is None else f"{share:.0%}{' slow' if row['slow'] else ''}",
         )
     console.print(table)
     total = sum(row["seconds"] for row in kernels)
-    console.print(f"{total * 1e3:.1f} ms in {sum(row['calls'] for row in kernels)} calls")
+    text = f"{total * 1e3:.1f} ms in {sum(row['calls'] for row in kernels)} calls"
+    slow = sum(row["calls"] for row in kernels if row["slow"])
+    if slow:
+        text += f"; {slow} are slow: products that take over four times as long as the roofline allows"
+    console.print(text)
 
 
 def _roofline_words(roofline: Mapping[str, float]) -> str:

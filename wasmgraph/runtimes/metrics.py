@@ -25,6 +25,7 @@ def metrics(artifact: Artifact, feeds: Mapping[str, Array]) -> dict[str, Any]:
         "kernels": manifest.kernels,
         "ops_scheduled": manifest.ops_scheduled,
         "ops_fallback": manifest.ops_fallback,
+        "ops_slow": manifest.ops_slow,
         "notes": "; ".join(manifest.notes) or None,
     }
     return counted | asdict(meter(artifact, feeds)) if manifest.kind == "wasm" else counted

@@ -6,7 +6,15 @@ import pytest
 
 import wasmgraph as wg
 from wasmgraph.compiler.inspect.roofline import build_roofline
-from wasmgraph.measure.profile import by_kernel, profile_steps, roofline_share, time_share_without
+from wasmgraph.measure.profile import (
+    Profile,
+    Roofline,
+    StepTime,
+    by_kernel,
+    profile_steps,
+    roofline_share,
+    time_share_without,
+)
 
 
 @pytest.mark.parametrize(
@@ -63,3 +71,20 @@ def test_a_profile_covers_every_call(target: str, small_artifact, small_input) -
     assert 0 < share < 2
     assert roofline_share(profile, ["no-such-rule"]) is None
     assert 0 < time_share_without(profile, "conv2d") < 1
+
+
+@pytest.mark.parametrize(
+    ("flops", "traffic", "product", "slow"),
+    [
+        (10**9, 1000, True, False),  # a third of the roofline
+        (10**9 // 2, 1000, True, True),  # a sixth
+        (10**9 // 2, 1000, False, False),
+        (10**6, 10**8, True, False),  # a matrix × vector, whose bound is memory
+    ],
+)
+def test_a_product_under_a_quarter_of_its_roofline_is_slow(
+    flops: int, traffic: int, product: bool, slow: bool
+) -> None:
+    step = StepTime("k", "matmul", "dense", flops, traffic, product, seconds=0.03)
+    (row,) = by_kernel(Profile([step], Roofline(flops_per_s=1e11, bytes_per_s=1e10)))
+    assert row.slow == slow

@@ -22,7 +22,9 @@ def lower(model: onnx.ModelProto, target_name: str, finish: bool) -> tvm.IRModul
     target = get_target(target_name)
     described = codegen.tvm_target(target)
     with described:
-        mod = tvm.ir.transform.Sequential(passes.relax_passes(target, True))(import_model(model)[0])
+        mod = tvm.ir.transform.Sequential(passes.relax_passes(target, winograd=True, attention=True))(
+            import_model(model)[0]
+        )
     mod, _ = schedule_module(mod, target)
     kernels = {g: f for g, f in mod.functions.items() if isinstance(f, tirx.PrimFunc)}
     config = {"s_tir.LoopPartition": {"partition_const_loop": True}}

@@ -17,6 +17,7 @@ from onnx.external_data_helper import uses_external_data
 
 from wasmgraph.compiler.constants import allocate, let_go
 from wasmgraph.compiler.importing import frontend
+from wasmgraph.compiler.importing.checking import check, import_domain
 from wasmgraph.compiler.importing.frontend.schemas import subgraphs
 from wasmgraph.compiler.importing.onnx_private import external_bytes, parser_error
 from wasmgraph.compiler.importing.weights import check_size, hide, large_names
@@ -147,6 +148,7 @@ def _settle(
     _densify(proto.graph, name)
     _check_tensors(proto, name)
     check_operators(proto)
+    import_domain(proto)
     _check(proto, name, weights)
     _unique_outputs(proto)
     return Model(proto, name, digest.hexdigest() if digest else "", weights)
@@ -314,23 +316,14 @@ def _check_tensors(proto: onnx.ModelProto, where: str) -> None:
 
 
 def _check(proto: onnx.ModelProto, name: str, weights: Mapping[str, Array]) -> None:
-    """Run ONNX's checker on a model. The checker requires shapes of inputs and outputs, which may be
-    missing here."""
-    bare = [
-        value.name
-        for value in (*proto.graph.input, *proto.graph.output)
-        if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape")
-    ]
+    """Run ONNX's checker on a model."""
     checked = proto
-    if weights or bare:
+    if weights:
         checked = onnx.ModelProto()
         checked.CopyFrom(proto)
         hide(checked, weights)
-        for value in (*checked.graph.input, *checked.graph.output):
-            if value.name in bare:
-                value.type.tensor_type.shape.SetInParent()
     try:
-        onnx.checker.check_model(checked)
+        check(checked)
     except (onnx.checker.ValidationError, ValueError) as error:
         raise ModelError(f"{name} is not a valid ONNX model: {first_line(error)}") from error
 

@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 
 from wasmgraph.compiler.importing.binding import fed_inputs
+from wasmgraph.compiler.importing.checking import check, onnxruntime_crashes
 from wasmgraph.compiler.importing.open_constants import leaves_open
 from wasmgraph.compiler.importing.weights import FOLDED, hide
 from wasmgraph.errors import ModelError
@@ -20,6 +21,9 @@ from wasmgraph.tensors import Array
 # The IR version does not affect anything that is imported here, and onnxruntime supports fewer versions
 # than onnx.
 _IR_VERSION = 10
+_UNCHANGED = (
+    "onnxruntime could not simplify the model, so that normalizations and constants stay as they are: "
+)
 
 
 def optimize(
@@ -49,6 +53,8 @@ def optimize(
 
 
 def _simplified(proto: onnx.ModelProto, name: str) -> tuple[onnx.ModelProto, list[str]]:
+    if onnxruntime_crashes(proto):
+        return proto, [_UNCHANGED + "one of its functions has an operator that onnxruntime does not find"]
     with tempfile.TemporaryDirectory(prefix="wasmgraph-") as directory:
         path = Path(directory, "simplified.onnx")
         options = onnxruntime.SessionOptions()
@@ -70,11 +76,7 @@ def _simplified(proto: onnx.ModelProto, name: str) -> tuple[onnx.ModelProto, lis
             proto.ir_version = version
             first = str(refusal).strip().splitlines()[0]
             try:
-                onnx.checker.check_model(onnx.shape_inference.infer_shapes(proto, strict_mode=True))
+                check(onnx.shape_inference.infer_shapes(proto, strict_mode=True))
             except Exception as error:
                 raise ModelError(f"{name}: onnxruntime refuses the model: {first}") from error
-            note = (
-                "onnxruntime could not simplify the model, so that normalizations and constants stay as"
-                f" they are: {first}"
-            )
-            return proto, [note]
+            return proto, [_UNCHANGED + first]

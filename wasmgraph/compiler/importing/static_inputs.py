@@ -22,6 +22,7 @@ STATIC_INPUTS: Mapping[str, tuple[int, ...]] = {
     "DFT": (1, 2),  # dft_length, axis
     "Dropout": (2,),  # training_mode
     "Expand": (1,),  # shape
+    "GroupQueryAttention": (6,),  # total_sequence_length (of com.microsoft)
     "HammingWindow": (0,),  # size
     "HannWindow": (0,),  # size
     "Loop": (0,),  # trip count
@@ -55,7 +56,9 @@ def static_inputs(model: onnx.ModelProto) -> set[str]:
     needed: set[str] = set()
     made: dict[str, onnx.NodeProto] = {}
     for node in _nodes(model.graph):
-        positions = STATIC_INPUTS.get(node.op_type, ()) if node.domain in ("", "ai.onnx") else ()
+        positions = (
+            STATIC_INPUTS.get(node.op_type, ()) if node.domain in ("", "ai.onnx", "com.microsoft") else ()
+        )
         needed.update(node.input[i] for i in positions if i < len(node.input) and node.input[i])
         made.update(dict.fromkeys(node.output, node))
     reached, waiting = set(needed), list(needed)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from math import prod
 
 import tvm
+import tvm_ffi
 from tvm import tirx
+from tvm.ir.expr import TensorLoad
 from tvm.s_tir import Schedule
 from tvm.s_tir.analysis import estimate_tir_flops
 
 from wasmgraph.compiler.operators.recurrent import layer_of
-from wasmgraph.compiler.schedule.blocks import find
+from wasmgraph.compiler.schedule.blocks import blocks, find, reduces
 
 
 def kernel_flops(kernel: tirx.PrimFunc) -> int:
@@ -36,3 +38,36 @@ def kernel_flops(kernel: tirx.PrimFunc) -> int:
         return int(estimate_tir_flops(mod))
     except (tvm.error.InternalError, ValueError):
         return 0  # loops whose extents are data: TVM cannot count them
+
+
+def is_product(kernel: tirx.PrimFunc) -> bool:
+    """Whether a kernel is a matrix product or a convolution: it sums products of two tensors' elements."""
+    if layer_of(kernel) is not None:
+        return True
+    schedule = Schedule(tvm.IRModule({"main": kernel}))
+    return any(
+        _sums_products(schedule.get(block).body) for block in blocks(schedule) if reduces(schedule, block)
+    )
+
+
+def _sums_products(body: tirx.Stmt) -> bool:
+    if not isinstance(body, tirx.BufferStore) or not isinstance(body.value, tirx.Add):
+        return False
+    term = body.value.b
+    while isinstance(term, tirx.Cast):
+        term = term.value
+    if not isinstance(term, tirx.Mul):
+        return False
+    a, b = _tensors(term.a), _tensors(term.b)
+    return bool(a and b) and a.isdisjoint(b)  # a square of differences has the same ones on both sides
+
+
+def _tensors(expression: tirx.PrimExpr) -> set[str]:
+    found: set[str] = set()
+
+    def note(load: TensorLoad) -> TensorLoad:
+        found.add(str(load.source.name))
+        return load
+
+    tvm_ffi.structural_map(expression, [(TensorLoad, note)])
+    return found

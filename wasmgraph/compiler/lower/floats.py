@@ -85,8 +85,13 @@ def _keep_nan(kind: type, first: Any, second: Any) -> Any:
 
 def _cast(cast: Any, saturate: Callable[[Any, int], Any]) -> Any:
     """A cast of a float to an integer. NaN becomes 0. Other values saturate to signed 32 bits, or to 64
-    bits for uint32, int64 and uint64; a narrower dtype keeps the lowest bits of that."""
-    kind, _ = _kind(cast)
+    bits for uint32, int64 and uint64; a narrower dtype keeps the lowest bits of that.
+
+    A cast of a vector of truth values becomes a choice: TVM's generator of LLVM refuses to give such a cast
+    a name."""
+    kind, lanes = _kind(cast)
+    if _kind(cast.value)[0] == "bool" and lanes > 1 and kind != "bool":
+        return tirx.Select(cast.value, _number(1, cast), _number(0, cast))
     if not _kind(cast.value)[0].startswith("float") or not kind.startswith(("int", "uint")):
         return cast
     dtype = str(cast.ty.dtype)

@@ -17,6 +17,7 @@ from wasmgraph.targets import Target
 
 Legalize = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
 
+_FEW_ROWS = 16
 # Relax's operator pattern: element-wise operators that follow may be fused into the kernel.
 OUT_FUSIBLE = 4
 # Nothing may be.
@@ -36,6 +37,18 @@ def channel_block(channels: int, target: Target) -> int:
     """
     full = target.tile_channels
     return min(widths(target), key=lambda w: (-(-channels // w) * (w + full / 2), w))
+
+
+def few_rows_block(rows: int, target: Target) -> int | None:
+    """The block for a product of few rows by weights that come from memory; None for other products.
+
+    The first tile of rows waits for a block's weights, the others find them in the cache. With half of the
+    channels a tile has twice the rows (``decide_tile``), so that a larger part of the arithmetic overlaps
+    with memory. A target that can prefetch does not need it.
+    """
+    half = target.tile_channels // 2
+    few = target.tile_pixels < rows <= _FEW_ROWS and not target.prefetch
+    return half if few and half % target.lanes == 0 else None
 
 
 def lane_block(channels: int, target: Target) -> int:

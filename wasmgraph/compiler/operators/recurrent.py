@@ -160,8 +160,8 @@ class _Kernel:
         self.weights = [
             arg(f"weights{i}", d, p.blocks, a.hidden, p.block) for i, p in enumerate(a.products)
         ]
-        self.inner = arg("inner", d, a.hidden) if a.reset_after else None
-        self.peepholes = arg("peepholes", d, 3 * a.hidden) if a.peepholes else None
+        self.inner: Buffer = arg("inner", d, a.hidden) if a.reset_after else None
+        self.peepholes: Buffer = arg("peepholes", d, 3 * a.hidden) if a.peepholes else None
         self.lengths = arg("lengths", a.batch, dtype="int32") if a.lengths else None
         states = 2 if a.kind == "LSTM" else 1
         self.initial = [arg(f"initial{i}", d, a.batch, a.hidden) for i in range(states)]

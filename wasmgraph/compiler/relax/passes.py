@@ -17,6 +17,7 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from wasmgraph.compiler import operators
 from wasmgraph.compiler.constants import allocate, array_of, constant, is_in_file, let_go
+from wasmgraph.compiler.relax.attention import GroupAttention
 from wasmgraph.compiler.relax.layout import ChannelsLast
 from wasmgraph.compiler.sizes import static_shape
 from wasmgraph.targets import Target
@@ -33,8 +34,9 @@ _NUMPY: dict[str, Callable[[np.ndarray, relax.Call], np.ndarray]] = {
 _RESHAPES = ("relax.reshape", "relax.squeeze", "relax.expand_dims", "relax.flatten")
 
 
-def relax_passes(target: Target, winograd: bool) -> list[tvm.ir.transform.Pass]:
-    """The passes, in order, for one target; ``winograd`` allows the algorithm where it pays."""
+def relax_passes(target: Target, winograd: bool, attention: bool) -> list[tvm.ir.transform.Pass]:
+    """The passes, in order, for one target; ``winograd`` allows the algorithm where it pays, ``attention``
+    the grouping of attention."""
     r = relax.transform
     return [
         r.DecomposeOpsForInference(),
@@ -51,6 +53,7 @@ def relax_passes(target: Target, winograd: bool) -> list[tvm.ir.transform.Pass]:
         r.FoldConstant(),
         r.DeadCodeElimination(["main"]),
         r.AnnotateTIROpPattern(),
+        *([GroupAttention()] if attention else []),
         r.FuseOps(fuse_opt_level=2),
         r.FuseTIR(),
         r.DeadCodeElimination(["main"]),

@@ -15,6 +15,7 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import ScheduleError
 
+from wasmgraph.compiler.schedule.attention import schedule_attention
 from wasmgraph.compiler.schedule.blocks import begin_with_infinity
 from wasmgraph.compiler.schedule.decisions import Decision, Scheduled
 from wasmgraph.compiler.schedule.elementwise import schedule_elementwise
@@ -40,12 +41,23 @@ RULES: Mapping[str, Rule] = {
     "pointwise-conv2d": schedule_pointwise,
     "direct-conv2d": schedule_conv2d,
     "dense": schedule_dense,
+    "attention": schedule_attention,
     "product": schedule_product,
     "reduction": schedule_reduction,
     "row-reduction": schedule_rows,
     "elementwise": schedule_elementwise,
 }
 FALLBACK = "fallback"
+# The rules that are made for matrix products and convolutions. Under any other, one is slow.
+PRODUCT_RULES = (
+    "winograd-conv2d",
+    "pointwise-conv2d",
+    "direct-conv2d",
+    "dense",
+    "attention",
+    "product",
+    "recurrent",
+)
 
 
 @dataclass(frozen=True)

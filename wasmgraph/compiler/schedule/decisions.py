@@ -4,11 +4,12 @@ its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from tvm.s_tir import Schedule
 
+from wasmgraph.compiler.operators.packing import few_rows_block
 from wasmgraph.targets import Target
 
 _CHUNK_PIXELS = 32
@@ -48,6 +49,13 @@ Scheduled: TypeAlias = tuple[Schedule, Decision]  # a rule's result: the schedul
 def decide_tile(pixels: int, packed: int, target: Target) -> Tile:
     """The register tile for ``pixels`` pixels and weights in blocks of ``packed`` channels."""
     return Tile(tile_pixels(pixels, target), min(packed, target.tile_channels))
+
+
+def decide_rows(rows: int, packed: int, target: Target) -> Tile:
+    """The tile for the rows of a matrix product; see ``operators.packing.few_rows_block``."""
+    if few_rows_block(rows, target) == packed:
+        target = replace(target, tile_pixels=2 * target.tile_pixels, tile_channels=packed)
+    return decide_tile(rows, packed, target)
 
 
 def decide_chunked(pixels: int, packed: int, blocks: int, inner: int, target: Target) -> Tile:

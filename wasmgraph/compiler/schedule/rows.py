@@ -30,22 +30,22 @@ def schedule_rows(schedule: Schedule, target: Target, decision: Decision | None 
     if any(extent != 1 for extent in leading[rows:]):
         return None  # the reduced axes are not innermost
     if not isinstance(decision, Vector):
-        decision = Vector(_width(schedule, reducing, target.lanes))
+        decision = Vector(row_width(schedule, reducing, target.lanes))
     for block in reducing:
-        _reduce_in_lanes(schedule, block, decision.width)
+        reduce_in_lanes(schedule, block, decision.width)
     row = schedule.fuse(*loops[:rows]) if rows else schedule.add_unit_loop(loops[0] if loops else last)
     name = schedule.get(last).name_hint
     before = [block for block in blocks(schedule) if schedule.get(block).name_hint != name]
     for block in reversed(before):
         schedule.compute_at(block, row, preserve_unit_loops=True)
     for block in before:
-        _schedule_pass(schedule, block, schedule.get_loops(block)[1:], decision.width)
-    _schedule_pass(schedule, last, schedule.get_loops(last)[1:], decision.width)
+        schedule_pass(schedule, block, schedule.get_loops(block)[1:], decision.width)
+    schedule_pass(schedule, last, schedule.get_loops(last)[1:], decision.width)
     share(schedule, row)
     return schedule, decision
 
 
-def _schedule_pass(schedule: Schedule, block: SBlockRV, own: list[LoopRV], lanes: int) -> None:
+def schedule_pass(schedule: Schedule, block: SBlockRV, own: list[LoopRV], lanes: int) -> None:
     """Schedule one pass over a row; ``own`` are the block's loops inside the loops over rows."""
     if not reduces(schedule, block):
         if own:
@@ -70,7 +70,7 @@ def _spatial_extents(schedule: Schedule, block: SBlockRV) -> list[int]:
     return [int(axis.dom.extent) for axis in axes if axis.iter_type == IterVar.DataPar]
 
 
-def _width(schedule: Schedule, reducing: list[SBlockRV], lanes: int) -> int:
+def row_width(schedule: Schedule, reducing: list[SBlockRV], lanes: int) -> int:
     """The number of elements computed at a time: several vectors if they divide all rows, so that their
     sums do not depend on each other."""
     rows = [int(schedule.get(schedule.get_loops(block)[-1]).extent) for block in reducing]
@@ -78,7 +78,7 @@ def _width(schedule: Schedule, reducing: list[SBlockRV], lanes: int) -> int:
     return next(several, lanes)
 
 
-def _reduce_in_lanes(schedule: Schedule, block: SBlockRV, lanes: int) -> None:
+def reduce_in_lanes(schedule: Schedule, block: SBlockRV, lanes: int) -> None:
     """Give every lane its own partial result, if vectors divide the innermost dimension."""
     loops = schedule.get_loops(block)
     spatial = len(_spatial_extents(schedule, block))

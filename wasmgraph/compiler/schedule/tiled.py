@@ -25,7 +25,14 @@ from wasmgraph.compiler.schedule.blocks import (
     vectorize,
     vectorize_copy,
 )
-from wasmgraph.compiler.schedule.decisions import Decision, Scheduled, Tile, decide_chunked, decide_tile
+from wasmgraph.compiler.schedule.decisions import (
+    Decision,
+    Scheduled,
+    Tile,
+    decide_chunked,
+    decide_rows,
+    decide_tile,
+)
 from wasmgraph.targets import Target
 
 # The position of the group's axis among the spatial axes of ``acc``, by the number of spatial axes:
@@ -37,7 +44,7 @@ def _spatial(schedule: Schedule, block: SBlockRV) -> list[IterVar]:
     return [axis for axis in schedule.get(block).iter_vars if axis.iter_type == IterVar.DataPar]
 
 
-def _packed(schedule: Schedule, acc: SBlockRV) -> int:
+def packed_channels(schedule: Schedule, acc: SBlockRV) -> int:
     """The number of channels in a block of weights."""
     return int(_spatial(schedule, acc)[-1].dom.extent)
 
@@ -52,7 +59,7 @@ def follow(
     """Return ``decision`` if it is a tile, otherwise the target's own tile for the loop's pixels."""
     if isinstance(decision, Tile):
         return decision
-    return decide_tile(_extent(schedule, pixel), _packed(schedule, acc), target)
+    return decide_tile(_extent(schedule, pixel), packed_channels(schedule, acc), target)
 
 
 def _parts(
@@ -138,7 +145,9 @@ def schedule_dense(
         acc, last = find(schedule, "acc"), output(schedule)
         loops = schedule.get_loops(last)
     pixel, channel = loops
-    chosen = follow(decision, schedule, acc, pixel, target)
+    chosen = decision
+    if not isinstance(chosen, Tile):
+        chosen = decide_rows(_extent(schedule, pixel), packed_channels(schedule, acc), target)
     tile(schedule, acc, last, pixel, channel, target, chosen)
     return schedule, chosen
 
@@ -172,15 +181,17 @@ def tile(
     decision: Tile,
     outer: Sequence[LoopRV] = (),
     rows: Sequence[LoopRV] = (),
+    alone: bool = True,
 ) -> None:
     """Tile ``pixel`` × ``channel`` of ``last`` and compute ``acc`` for each tile in registers.
 
     The loops, from the outside in: ``outer``, blocks of channels, ``rows``, tiles of pixels. If the
     decision has chunks, a loop over chunks of pixels is around as many blocks as the decision says. The
-    loops inside the loop over blocks use one block's weights, which stay in the cache.
+    loops inside the loop over blocks use one block's weights, which stay in the cache. If the product is
+    not ``alone`` in its kernel, its loops are not shared between threads, and nothing is prefetched.
     """
     inline_between(schedule, acc, last)
-    packed = _packed(schedule, acc)
+    packed = packed_channels(schedule, acc)
     block, lane = schedule.split(channel, [None, packed])
     if decision.chunk is not None:
         chunks, pixel = schedule.split(pixel, [None, decision.chunk])
@@ -191,7 +202,7 @@ def tile(
         part, lane = schedule.split(lane, [None, decision.channels])
         blocks = [block, part]
     tile, within = schedule.split(pixel, [None, decision.pixels])
-    schedule.reorder(*outer, *blocks, *rows, tile, within, lane)
+    schedule.reorder(*(outer if alone else ()), *blocks, *rows, tile, within, lane)
     schedule.compute_at(acc, tile, preserve_unit_loops=True)
     schedule.set_scope(acc, 0, "local")
     # Inside the tile: every spatial axis of acc again (unit loops except for pixel and lane), then the
@@ -207,6 +218,8 @@ def tile(
     schedule.unroll(within)
     for loop in (tile, *blocks):
         schedule.annotate(loop, PEEL, 1)
+    if not alone:
+        return
     if target.prefetch:
         schedule.annotate([*rows, tile][0], FETCH_AHEAD, len(rows) + 1)
     share(schedule, *outer, block, *rows, tile)

@@ -28,7 +28,7 @@ def _compile(request: dict[str, Any], say: Say) -> dict[str, Any]:
         **{name: request[name] for name in ("target", "shapes", "params", "keep", "winograd", "command")},
     )
     artifact.save(Path(request["place"]) / RESULT)
-    done = {"rules": dict(log.rules), "fallbacks": log.fallbacks}
+    done = {"rules": dict(log.rules), "fallbacks": log.fallbacks, "slow": log.slow}
     done |= {"constant_outputs": list(log.constant_outputs), "notes": list(log.notes)}
     return {"done": done}
 

@@ -102,6 +102,7 @@ def _fill(log: CompileLog, said: Mapping[str, Any]) -> None:
     try:
         log.rules.update(Counter({str(rule): int(count) for rule, count in said["rules"].items()}))
         log.fallbacks += map(str, said["fallbacks"])
+        log.slow += map(str, said["slow"])
         log.constant_outputs = tuple(map(str, said["constant_outputs"]))
         log.notes = tuple(map(str, said.get("notes", ())))
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -478,3 +478,11 @@ def test_a_computed_input_that_decides_shapes_is_named(
         wg.compile(proto, target="native")
     gc.collect()
     assert "BlockBuilder" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("exponent", [1, 2, 3, 4, 0.5, -1, 2.5])
+def test_powers_of_known_exponents(exponent: float) -> None:
+    x = np.array([[-2.5, -0.0, 0.0, 1e20, 3.0, np.inf, -np.inf, np.nan]], np.float32)
+    node = helper.make_node("Pow", ["x", "e"], ["y"])
+    for constant in (np.float32(exponent), np.full((1,), exponent, np.float32)):
+        agrees(model([node], {"x": x}, ["y"], {"e": constant}), {"x": x})

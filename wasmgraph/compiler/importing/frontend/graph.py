@@ -21,12 +21,17 @@ from tvm import relax
 from wasmgraph.compiler.constants import array_of
 from wasmgraph.compiler.importing.frontend import half
 from wasmgraph.compiler.importing.frontend.empties import without_elements
-from wasmgraph.compiler.importing.frontend.registry import CONVERTERS, SHAPE_ONLY, converts, tvm_has
+from wasmgraph.compiler.importing.frontend.registry import (
+    CONVERTERS,
+    SHAPE_ONLY,
+    converts,
+    input_name,
+    tvm_has,
+)
 from wasmgraph.compiler.importing.frontend.schemas import (
     domain_of,
     fold,
     function_body,
-    input_name,
     instantiate,
     known,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 import onnx
@@ -11,6 +12,8 @@ from onnx import helper
 from wasmgraph.compiler.importing.frontend.schemas import domain_of, schema, subgraphs
 from wasmgraph.compiler.tvm_private import frontend_converters
 
+# The domain of the operators that onnxruntime adds to ONNX's.
+MICROSOFT = "com.microsoft"
 # Operators whose result depends on their input's shape alone.
 SHAPE_ONLY = {"EyeLike", "Shape", "Size"}
 # Operators that TVM's frontend does not convert as ONNX defines them.
@@ -40,6 +43,15 @@ def converts(*operators: str, domain: str = "") -> Callable[[Converter], Convert
         return converter
 
     return register
+
+
+def input_name(node: onnx.NodeProto, position: int, opset: int) -> str:
+    """The name of an operator's input: ONNX's, or that in the converter of an operator that ONNX does not
+    define."""
+    if (found := schema(node, opset)) is not None:
+        return str(found.inputs[position].name)
+    names = list(signature(CONVERTERS[domain_of(node), node.op_type]).parameters)[1:]
+    return names[position] if position < len(names) else f"input {position}"
 
 
 def tvm_has(domain: str, kind: str) -> bool:

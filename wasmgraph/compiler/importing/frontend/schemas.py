@@ -131,12 +131,6 @@ def type_of(value: Value) -> onnx.TypeProto:
     return helper.make_tensor_type_proto(dtype, shape_of(value))
 
 
-def input_name(node: onnx.NodeProto, position: int, opset: int) -> str:
-    """ONNX's name for an operator's input; its position if ONNX does not define the operator."""
-    found = schema(node, opset)
-    return str(found.inputs[position].name) if found is not None else f"input {position}"
-
-
 def instantiate(function: onnx.FunctionProto, call: onnx.NodeProto) -> list[onnx.NodeProto]:
     """A function's nodes, with the attributes of the node that calls it."""
     given = {a.name: a for a in [*function.attribute_proto, *call.attribute]}

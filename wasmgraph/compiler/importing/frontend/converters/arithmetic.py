@@ -158,9 +158,15 @@ def bit_shift(op: Operator, data: Value, by: Value) -> Any:
 
 @converts("Pow")
 def pow_(op: Operator, base: Value, exponent: Value) -> Any:
-    """The result has the base's dtype; an integer to the power of an integer is exact."""
+    """The result has the base's dtype; an integer to the power of an integer is exact. A float to the power
+    of a known 2, 3 or 4 is a product, because a call of the C library takes ten times as long."""
     dtype, other = dtype_of(base), dtype_of(exponent)
     if dtype.startswith("float"):
+        if isinstance(exponent, np.ndarray) and exponent.size == 1 and exponent.ndim <= len(shape_of(base)):
+            factors = exponent.reshape(-1)[0]
+            if factors in (2, 3, 4):
+                square = op("Mul", base, base)
+                return square if factors == 2 else op("Mul", square, base if factors == 3 else square)
         return op.tvm(base, cast_to(op, exponent, dtype))
     if other.startswith("float"):
         found = op("Pow", cast_to(op, base, "float64"), cast_to(op, exponent, "float64"))

@@ -50,13 +50,19 @@ def layer_normalization(op: Operator, data: Value, scale: Value, bias: Value = N
 
 @converts("RMSNormalization")
 def rms_normalization(op: Operator, data: Value, scale: Value) -> Any:
-    """Use one kernel if only the last axis is normalised, otherwise ONNX's function body."""
+    """Normalise one axis, into which those that are normalised are joined."""
     shape = _normalized(op, data)
     if _exceeds(scale, shape):
         found = op("RMSNormalization", data, np.ones(shape, dtype_of(data)), **_options(op))
         return op("Mul", found, scale)
     scale = _spread(op, _flat(op, scale, shape), shape)
-    return op.tvm(data, scale) if len(shape) == 1 else tuple(op.function(data, scale))
+    outer = shape_of(data)[: -len(shape)]
+    if len(shape) == 1 and outer:
+        return op.tvm(data, scale)
+    rows = op("Reshape", data, np.array([prod(outer), prod(shape)], np.int64))
+    scale = op("Reshape", scale, np.array([prod(shape)], np.int64))
+    found = op.walk.settle(op.tvm(rows, scale, axis=-1))[0]
+    return op("Reshape", found, np.array(shape_of(data), np.int64))
 
 
 def _options(op: Operator) -> dict[str, Any]:

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from wasmgraph.compiler.importing.frontend.converters.arithmetic import cast_to
+from wasmgraph.compiler.importing.frontend.converters.contributed import contributed
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
-from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, shape_of
+from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, is_known, shape_of
+from wasmgraph.tensors import Array
 
 _QUANTIZED = ("int8", "uint8", "int16", "uint16", "int32")
 
@@ -143,3 +145,118 @@ def qlinear_conv(
         total = op("Add", total, op("Reshape", bias, np.array(columns, np.int64)))
     scales = op("Mul", _vector(op, x_scale, columns), _vector(op, w_scale, columns))
     return _requantized(op, total, op("Div", scales, _vector(op, y_scale, columns)), y_zero)
+
+
+@contributed("QGemm", "alpha", "transA", "transB")
+def qgemm(
+    op: Operator,
+    a: Value,
+    a_scale: Value,
+    a_zero: Value,
+    b: Value,
+    b_scale: Value,
+    b_zero: Value,
+    c: Value = None,
+    y_scale: Value = None,
+    y_zero: Value = None,
+) -> Any:
+    """A quantised Gemm; C is in units of both scales' product. Without an output scale the result is
+    float32."""
+    a, b = (
+        op("Transpose", value, perm=[1, 0]) if op.attr(name, 0) else value
+        for value, name in ((a, "transA"), (b, "transB"))
+    )
+    total = op("MatMul", _centred(op, a, a_zero, -2), _centred(op, b, b_zero, -1))
+    if c is not None:
+        total = op("Add", total, c)
+    factor = op("Mul", _vector(op, a_scale, [-1, 1]), _vector(op, b_scale, [-1]))
+    factor = op("Mul", factor, np.float32(op.attr("alpha", 1.0)))
+    if y_scale is None:
+        return op("Mul", cast_to(op, total, "float32"), factor)
+    if y_zero is None:
+        raise op.unsupported("with a scale, but no zero point, of its output is not implemented")
+    return _requantized(op, total, op("Div", factor, _vector(op, y_scale, [-1])), y_zero)
+
+
+@contributed("QLinearAdd")
+def qlinear_add(
+    op: Operator,
+    a: Value,
+    a_scale: Value,
+    a_zero: Value,
+    b: Value,
+    b_scale: Value,
+    b_zero: Value,
+    c_scale: Value,
+    c_zero: Value = None,
+) -> Any:
+    """The quantised sum of quantised tensors."""
+    scaled = [
+        op("Mul", cast_to(op, _centred(op, q, zero, -1), "float32"), op("Div", scale, c_scale))
+        for q, scale, zero in ((a, a_scale, a_zero), (b, b_scale, b_zero))
+    ]
+    c_zero = np.array(0, dtype_of(a)) if c_zero is None else c_zero
+    return _requantized(op, op("Add", *scaled), np.float32(1), c_zero)
+
+
+@contributed("DynamicQuantizeMatMul")
+def dynamic_quantize_matmul(
+    op: Operator, a: Value, b: Value, b_scale: Value, b_zero: Value = None, bias: Value = None
+) -> Any:
+    """A product with the left operand quantised first, by one scale for all of it."""
+    quantized, scale, zero = op("DynamicQuantizeLinear", a, outputs=3)
+    total = op("MatMulInteger", quantized, b, zero, *([] if b_zero is None else [b_zero]))
+    factor = op("Mul", scale, _vector(op, b_scale, [-1]))
+    found = op("Mul", cast_to(op, total, "float32"), factor)
+    return found if bias is None else op("Add", found, bias)
+
+
+@contributed("MatMulNBits", "K", "N", "bits", "block_size", "accuracy_level", weight_prepacked=0)
+def matmul_nbits(
+    op: Operator,
+    a: Value,
+    b: Value,
+    scales: Value,
+    zero_points: Value = None,
+    group_index: Value = None,
+    bias: Value = None,
+) -> Any:
+    """A product by weights of few bits. They are expanded while compiling, and stored as float32."""
+    known = [b, scales, zero_points, group_index]
+    if not all(map(is_known, known)):
+        raise op.unsupported("with weights that are computed from data is not implemented")
+    weight = _expanded(op, *known)  # type: ignore[arg-type]
+    found = op("MatMul", a, np.ascontiguousarray(weight.T))
+    return found if bias is None else op("Add", found, bias)
+
+
+def _expanded(
+    op: Operator, packed: Array, scales: Array, zeros: Array | None, groups: Array | None
+) -> Array:
+    """Expand the weights of MatMulNBits to float32, ``[N, K]``."""
+    rows, columns = int(op.attr("N")), int(op.attr("K"))
+    bits, block = int(op.attr("bits", 4)), int(op.attr("block_size"))
+    if bits not in (2, 4, 8):
+        raise op.unsupported(f"with weights of {bits} bits is not implemented")
+    blocks = -(-columns // block)
+    if packed.size * 8 != rows * blocks * block * bits:
+        raise op.unsupported(
+            f"with packed weights of the shape {list(packed.shape)} for {columns} x {rows} is not"
+            " implemented"
+        )
+    numbers = _unpacked(packed.reshape(rows, -1), bits)[:, :columns].astype(np.float32)
+    of_column = np.arange(columns) // block if groups is None else groups.reshape(-1)[:columns]
+    if zeros is None:
+        zero = np.full((rows, blocks), 2.0 ** (bits - 1), np.float32)
+    elif zeros.dtype == np.uint8:
+        zero = _unpacked(zeros.reshape(rows, -1), bits)[:, :blocks].astype(np.float32)
+    else:
+        zero = zeros.reshape(rows, blocks)
+    return (numbers - zero[:, of_column]) * scales.reshape(rows, blocks)[:, of_column]
+
+
+def _unpacked(packed: Array, bits: int) -> Array:
+    """Split bytes into numbers of fewer bits, the lowest first."""
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    parts = (packed[..., None] >> shifts) & np.uint8((1 << bits) - 1)
+    return parts.reshape(*packed.shape[:-1], -1)

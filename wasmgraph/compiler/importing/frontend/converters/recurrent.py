@@ -1,8 +1,10 @@
-"""Recurrent layers: one product of the input for all steps, then a kernel with a loop over the steps."""
+"""Recurrent layers: the inputs' products for all steps at once, then one kernel with a loop over the steps
+(``compiler/operators/recurrent.py``). Gate orders and equations are those of ONNX's operator documentation.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,90 +14,64 @@ from wasmgraph.compiler.importing.frontend.graph import Operator, converts
 from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, expression, shape_of
 from wasmgraph.compiler.operators.recurrent import GATES, Function, Layer, Product, recurrent_kernel
 
-# The functions that take an alpha, or a beta.
-_ALPHAS = ("affine", "leakyrelu", "thresholdedrelu", "scaledtanh", "hardsigmoid", "elu")
-_BETAS = ("affine", "scaledtanh", "hardsigmoid")
-
-
-def _parameters(
-    op: Operator, before: int, functions: Sequence[str]
-) -> Iterator[tuple[str, float | None, float | None]]:
-    """Activation functions with their alphas and betas. The node lists alphas and betas only for functions
-    that take one, in the order of the functions of both directions. ``before`` is the number of functions
-    of the preceding directions.
-    """
-    names = [name.lower() for name in op.attr("activations", [])]
-    alphas, betas = list(op.attr("activation_alpha", [])), list(op.attr("activation_beta", []))
-    taken = names[:before]
-    alpha = sum(name in _ALPHAS for name in taken)
-    beta = sum(name in _BETAS for name in taken)
-    for name in functions:
-        a = b = None
-        if name.lower() in _ALPHAS:
-            a = alphas[alpha] if alpha < len(alphas) else None
-            alpha += 1
-        if name.lower() in _BETAS:
-            b = betas[beta] if beta < len(betas) else None
-            beta += 1
-        yield name, a, b
-
-
-# The parameters of functions that have some, if the node gives none.
-_DEFAULTS = {
-    "LeakyRelu": (0.01, 0.0),
-    "ThresholdedRelu": (1.0, 0.0),
-    "HardSigmoid": (0.2, 0.5),
-    "Elu": (1.0, 0.0),
-    "ScaledTanh": (1.0, 1.0),
-    "Affine": (1.0, 0.0),
-}
+# The functions of one direction, and the alpha and beta of each that takes one, if the node names none.
+_DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
+_ALPHAS = {"Affine": 1.0, "LeakyRelu": 0.01, "ThresholdedRelu": 1.0, "ScaledTanh": 1.0}
+_ALPHAS |= {"HardSigmoid": 0.2, "Elu": 1.0}
+_BETAS = {"Affine": 0.0, "ScaledTanh": 1.0, "HardSigmoid": 0.5}
 _PLAIN = ("Relu", "Tanh", "Sigmoid", "Softsign", "Softplus")
 
 
-def _function(op: Operator, name: str, alpha: float | None, beta: float | None) -> Function:
-    if name in _PLAIN:
-        return Function(name)
-    if name not in _DEFAULTS:
-        raise op.unsupported(f"with the activation {name}")
-    a, b = _DEFAULTS[name]
-    return Function(name, a if alpha is None else alpha, b if beta is None else beta)
+def _functions(op: Operator, directions: int) -> tuple[tuple[Function, ...], ...]:
+    """The activation functions of each direction. The node lists alphas and betas only for functions that
+    take one, in the order of the functions of both directions."""
+    default = _DEFAULTS[op.node.op_type]
+    known = {name.lower(): name for name in (*_PLAIN, *_ALPHAS)}
+    named = [known.get(name.lower()) or name for name in op.attr("activations") or default * directions]
+    alphas, betas = iter(op.attr("activation_alpha", [])), iter(op.attr("activation_beta", []))
+    found = []
+    for name in named[: directions * len(default)]:
+        if name not in known.values():
+            raise op.unsupported(f"with the activation {name}")
+        alpha = next(alphas, _ALPHAS[name]) if name in _ALPHAS else 0.0
+        beta = next(betas, _BETAS[name]) if name in _BETAS else 0.0
+        found.append(Function(name, float(alpha), float(beta)))
+    return tuple(tuple(found[n * len(default) : (n + 1) * len(default)]) for n in range(directions))
 
 
 def _shaped(op: Operator, value: Value, *shape: int) -> Any:
     return op("Reshape", value, np.array(shape, np.int64))
 
 
-def _packed(op: Operator, r: Value, product: Product) -> Any:
-    """Some rows of weights ``[direction][gate · hidden][hidden]`` in blocks
-    ``[direction][block][hidden][row]``."""
-    p, (directions, _, hidden) = product, shape_of(r)
-    ends = p.first, p.first + p.columns
-    rows = op("Slice", r, *(np.array([n], np.int64) for n in (*ends, 1)))
-    missing = p.blocks * p.block - p.columns
+def _cut(op: Operator, value: Value, begin: int, end: int) -> Any:
+    """Some rows of ``[direction][row]…``."""
+    return op("Slice", value, *(np.array([n], np.int64) for n in (begin, end, 1)))
+
+
+def _projected(op: Operator, layer: Layer, data: Value, w: Value, bias: Value) -> Any:
+    """The inputs' products of all steps, with biases."""
+    columns = layer.directions * layer.columns
+    found = op("MatMul", data, op("Transpose", _shaped(op, w, columns, -1), perm=[1, 0]))
+    if bias is not None:
+        found = op("Add", found, _shaped(op, bias, columns))
+    return _shaped(op, found, layer.steps, layer.batch, layer.directions, layer.columns)
+
+
+def _packed(op: Operator, layer: Layer, r: Value, product: Product) -> Any:
+    """The weights of a product, ``[direction][block][state][column]``."""
+    rows = _cut(op, r, product.first, product.first + product.columns)
+    missing = product.blocks * product.block - product.columns
     if missing:
-        rows = op("Pad", rows, np.array([0, 0, 0, 0, missing, 0], np.int64))
-    return op("Transpose", _shaped(op, rows, directions, p.blocks, p.block, hidden), perm=[0, 1, 3, 2])
-
-
-def _biases(op: Operator, layer: Layer, b: Value) -> tuple[Any, Any]:
-    """What is added to the inputs' products, and what to the last gate's product with the state: None if
-    that is the same."""
-    d, gates = layer.directions, GATES[layer.kind]
-    whole = _shaped(op, b, d, 2, gates, layer.hidden)
-    of_input, of_state = (op("Gather", whole, np.array(n), axis=1) for n in (0, 1))
-    inner = None
-    if layer.reset_after:
-        inner = op("Gather", of_state, np.array(gates - 1), axis=1)
-        others = np.arange(gates) < gates - 1
-        of_state = op("Mul", of_state, others.astype(layer.dtype).reshape(1, gates, 1))
-    return _shaped(op, op("Add", of_input, of_state), -1), inner
+        zero = np.zeros((layer.directions, missing, layer.hidden), layer.dtype)
+        rows = op("Concat", rows, zero, axis=1)
+    blocks = _shaped(op, rows, layer.directions, product.blocks, product.block, layer.hidden)
+    return op("Transpose", blocks, perm=[0, 1, 3, 2])
 
 
 def _layer(
     op: Operator,
-    functions: list[str],
-    inputs: tuple[Value, ...],
-    initial: list[Value],
+    inputs: Sequence[Value],
+    states: Sequence[Value],
     peepholes: Value = None,
 ) -> Any:
     """Convert a layer. Return every step's hidden state, and the last states."""
@@ -103,57 +79,65 @@ def _layer(
     kind, batchwise = op.node.op_type, bool(op.attr("layout", 0))
     if batchwise:
         data = op("Transpose", data, perm=[1, 0, 2])
-        initial = [None if s is None else op("Transpose", s, perm=[1, 0, 2]) for s in initial]
+        states = [None if s is None else op("Transpose", s, perm=[1, 0, 2]) for s in states]
     steps, batch, _ = shape_of(data)
-    directions, _, hidden = shape_of(r)
-    named, count = op.attr("activations") or functions * directions, len(functions)
+    directions, hidden, dtype = shape_of(r)[0], shape_of(r)[2], dtype_of(data)
+    clip = op.attr("clip")
     layer = Layer(
         kind,
         steps,
         batch,
         hidden,
         directions,
-        op.attr("direction", "forward") == "reverse",
-        dtype_of(data),
-        tuple(
-            tuple(_function(op, *f) for f in _parameters(op, n * count, named[n * count :][:count]))
-            for n in range(directions)
-        ),
-        clip=op.attr("clip"),
+        backwards=op.attr("direction", "forward") == "reverse",
+        dtype=dtype,
+        functions=_functions(op, directions),
+        clip=None if clip is None else float(clip),
         lengths=lengths is not None,
         peepholes=peepholes is not None,
-        coupled=kind == "LSTM" and bool(op.attr("input_forget", 0)),
-        reset_after=kind == "GRU" and bool(op.attr("linear_before_reset", 0)),
+        coupled=bool(op.attr("input_forget", 0)),
+        reset_after=bool(op.attr("linear_before_reset", 0)) and kind == "GRU",
     )
-    columns = op("Transpose", _shaped(op, w, directions * layer.columns, -1), perm=[1, 0])
-    projected, inner = op("MatMul", data, columns), None
-    if b is not None:
-        bias, inner = _biases(op, layer, b)
-        projected = op("Add", projected, bias)
-    arguments = [_shaped(op, projected, steps, batch, directions, -1)]
-    arguments += [_packed(op, r, product) for product in layer.products]
+    bias, inner = _biases(op, layer, b)
+    operands = [_projected(op, layer, data, w, bias)]
+    operands += [_packed(op, layer, r, product) for product in layer.products]
     if layer.reset_after:
-        arguments.append(np.zeros((directions, hidden), layer.dtype) if inner is None else inner)
+        operands.append(inner)
     if peepholes is not None:
-        arguments.append(peepholes)
+        operands.append(peepholes)
     if lengths is not None:
-        arguments.append(lengths)
-    zero = np.zeros((directions, batch, hidden), layer.dtype)
-    arguments += [zero if s is None else s for s in initial]
-    sequence, *last = _call(op, layer, arguments, len(initial))
+        operands.append(op("Cast", lengths, to=6))
+    zero = np.zeros((directions, batch, hidden), dtype)
+    operands += [zero if state is None else state for state in states]
+    sequence, *last = _call(op, layer, operands)
     if batchwise:
         sequence = op("Transpose", sequence, perm=[2, 0, 1, 3])
         last = [op("Transpose", s, perm=[1, 0, 2]) for s in last]
     return (sequence, *last)
 
 
-def _call(op: Operator, layer: Layer, arguments: list[Any], states: int) -> list[relax.Expr]:
-    """Call the layer's kernel."""
-    shape = (layer.directions, layer.batch, layer.hidden)
-    kernel = op.walk.builder.add_func(recurrent_kernel(layer), layer.kind.lower())
-    types = [relax.TensorType(s, layer.dtype) for s in ((layer.steps, *shape), *[shape] * states)]
-    found = op.emit(relax.call_tir(kernel, [expression(a) for a in arguments], types))
-    return [op.emit(relax.TupleGetItem(found, n)) for n in range(1 + states)]
+def _biases(op: Operator, layer: Layer, b: Value) -> tuple[Value, Value]:
+    """The bias of the inputs' products, and that of the last gate's product with the state."""
+    rows = GATES[layer.kind] * layer.hidden
+    none = np.zeros((layer.directions, layer.hidden), layer.dtype)
+    if b is None:
+        return None, none
+
+    if not layer.reset_after:
+        return op("Add", _cut(op, b, 0, rows), _cut(op, b, rows, 2 * rows)), none
+    kept = rows - layer.hidden
+    added = op("Add", _cut(op, b, 0, kept), _cut(op, b, rows, rows + kept))
+    return op("Concat", added, _cut(op, b, kept, rows), axis=1), _cut(op, b, rows + kept, 2 * rows)
+
+
+def _call(op: Operator, layer: Layer, operands: Sequence[Value]) -> list[Any]:
+    """Bind a call of the layer's kernel."""
+    state = (layer.directions, layer.batch, layer.hidden)
+    shapes = [(layer.steps, *state), *[state] * (2 if layer.kind == "LSTM" else 1)]
+    types = [relax.TensorType(shape, layer.dtype) for shape in shapes]
+    name = op.walk.builder.add_func(recurrent_kernel(layer), layer.kind.lower())
+    called = op.emit(relax.call_tir(name, [expression(value) for value in operands], types))
+    return [op.emit(relax.TupleGetItem(called, n)) for n in range(len(types))]
 
 
 @converts("LSTM")
@@ -169,12 +153,11 @@ def lstm(
     peepholes: Value = None,
 ) -> Any:
     """Long short-term memory; gates in the order input, output, forget, cell."""
-    functions = ["Sigmoid", "Tanh", "Tanh"]
-    return _layer(op, functions, (data, w, r, b, lengths), [hidden, cell], peepholes)
+    return _layer(op, (data, w, r, b, lengths), [hidden, cell], peepholes)
 
 
-@converts("GRU")
-def gru(
+@converts("GRU", "RNN")
+def gated_or_plain(
     op: Operator,
     data: Value,
     w: Value,
@@ -183,19 +166,5 @@ def gru(
     lengths: Value = None,
     hidden: Value = None,
 ) -> Any:
-    """Gated recurrent unit; gates in the order update, reset, hidden."""
-    return _layer(op, ["Sigmoid", "Tanh"], (data, w, r, b, lengths), [hidden])
-
-
-@converts("RNN")
-def rnn(
-    op: Operator,
-    data: Value,
-    w: Value,
-    r: Value,
-    b: Value = None,
-    lengths: Value = None,
-    hidden: Value = None,
-) -> Any:
-    """A plain recurrent layer."""
-    return _layer(op, ["Tanh"], (data, w, r, b, lengths), [hidden])
+    """Gated recurrent unit, with gates in the order update, reset, hidden; plain recurrent layer."""
+    return _layer(op, (data, w, r, b, lengths), [hidden])
