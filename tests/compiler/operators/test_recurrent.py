@@ -1,21 +1,26 @@
-"""Recurrent layers are one kernel with a loop over the steps; options are tested with the converters."""
+"""Recurrent layers are one kernel with a loop over the steps; options are tested with the converters too."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
+from onnx import helper
 
 import wasmgraph as wg
+from tests.compiler.importing.frontend.conftest import agrees, model, run
 from wasmgraph.compiler import CompileLog
 from wasmgraph.models.recurrent import build
 
 TARGETS = ("wasm32", "wasm32-simd128", "wasm32-relaxed-simd", "wasm32-simd128-threads", "native")
+TARGETS += ("native-128",)
 
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
-@pytest.mark.parametrize(("hidden", "batch", "both"), [(20, 2, True), (37, 1, False)])
+@pytest.mark.parametrize(("hidden", "batch", "both"), [(20, 2, True), (37, 1, False), (3, 3, True)])
 def test_every_target_is_right(kind, target: str, hidden: int, batch: int, both: bool) -> None:
     proto, log = build(kind, 9, 12, hidden, batch, both), CompileLog()
     x = np.random.default_rng(0).normal(0, 1, (9, batch, 12)).astype(np.float32)
@@ -37,3 +42,43 @@ def test_code_does_not_grow_with_the_steps(kind) -> None:
         calls.append(len(artifact.manifest.steps))
     assert calls[0] == calls[1]
     assert sizes[1] < 1.1 * sizes[0]
+
+
+def layer(kind: str, dtype: str = "float32", **attributes: Any) -> tuple[Any, dict[str, np.ndarray]]:
+    """A layer of two directions whose weights are inputs, and its feeds."""
+    rng, gates, hidden = np.random.default_rng(1), {"LSTM": 4, "GRU": 3, "RNN": 1}[kind], 18
+    shapes = {"x": (5, 3, 4), "w": (2, gates * hidden, 4), "r": (2, gates * hidden, hidden)}
+    feeds = {name: rng.normal(0, 0.3, shape).astype(dtype) for name, shape in shapes.items()}
+    node = helper.make_node(
+        kind, list(feeds), ["y", "y_h"], direction="bidirectional", hidden_size=hidden, **attributes
+    )
+    return model([node], feeds, ["y", "y_h"]), feeds
+
+
+FUNCTIONS = ("Relu", "Tanh", "Sigmoid", "Softsign", "Softplus", "LeakyRelu", "ThresholdedRelu")
+
+
+@pytest.mark.parametrize("name", (*FUNCTIONS, "HardSigmoid", "Elu", "ScaledTanh", "Affine"))
+@pytest.mark.parametrize("target", ["wasm32", "wasm32-simd128"])
+def test_each_direction_has_functions_of_its_own(target: str, name: str) -> None:
+    """Alphas and betas are listed for the functions that take one, of both directions."""
+    given: dict[str, Any] = {"activations": ["Sigmoid", name, "HardSigmoid", "Tanh"]}
+    given["activation_alpha"], given["activation_beta"] = [0.4, 0.3], [0.1, 0.6]
+    if name in FUNCTIONS[:5]:
+        given["activation_alpha"] = [0.3]
+    if name in FUNCTIONS or name == "Elu":
+        given["activation_beta"] = [0.6]
+    agrees(*layer("GRU", **given), target)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("target", ["wasm32-simd128", "native"])
+def test_doubles(target: str, kind: str) -> None:
+    """onnxruntime has no layers of float64."""
+    single, feeds = layer(kind)
+    double, _ = layer(kind, "float64")
+    expected = run(single, feeds)
+    found = run(double, {name: array.astype("float64") for name, array in feeds.items()}, target)
+    for name, array in found.items():
+        assert array.dtype == "float64"
+        np.testing.assert_allclose(array, expected[name], rtol=1e-4, atol=1e-5)
