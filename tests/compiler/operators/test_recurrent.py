@@ -1,4 +1,4 @@
-"""Recurrent layers are one kernel with a loop over the steps; options are tested with the converters too."""
+"""Recurrent layers are one kernel with a loop over the steps. The converters test has more options."""
 
 from __future__ import annotations
 
