@@ -20,7 +20,9 @@ TARGETS += ("native-128",)
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
-@pytest.mark.parametrize(("hidden", "batch", "both"), [(20, 2, True), (37, 1, False), (3, 3, True)])
+@pytest.mark.parametrize(
+    ("hidden", "batch", "both"), [(20, 2, True), (37, 1, False), (3, 3, True), (5, 12, False)]
+)
 def test_every_target_is_right(kind, target: str, hidden: int, batch: int, both: bool) -> None:
     proto, log = build(kind, 9, 12, hidden, batch, both), CompileLog()
     x = np.random.default_rng(0).normal(0, 1, (9, batch, 12)).astype(np.float32)

@@ -121,6 +121,7 @@ def recurrent_kernel(
     sums: int = 1,
     lanes: int = 1,
     exact: bool = False,
+    groups: int = 1,
     marks: Mapping[str, int] | None = None,
 ) -> tirx.PrimFunc:
     """The kernel of a layer.
@@ -136,12 +137,13 @@ def recurrent_kernel(
     sums : the number of sums that are computed at a time
     lanes : elements of a vector
     exact : no vector in the code is longer
-    marks : annotations of the loop over directions
+    groups : groups of equal size into which the rows of a batch are divided; each goes through all steps
+    marks : annotations of the loops over directions and groups, whose turns are independent
     """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(layer.kind.lower())
         T.func_attr({LAYER: json.dumps(asdict(layer)), "op_pattern": OPAQUE})
-        _Kernel(layer, sums, lanes, exact).emit(marks or {})
+        _Kernel(layer, sums, lanes, exact).emit(groups, dict(marks or {}))
     return builder.get()
 
 
@@ -172,18 +174,26 @@ class _Kernel:
         self.held = T.sblock_alloc_buffer((d, a.batch, room), a.dtype)
         self.t: Expr = 0
         self.d: Expr = 0
+        self.first_row: Expr = 0
+        self.size = layer.batch
 
-    def emit(self, marks: Mapping[str, int]) -> None:
-        """The loops: over states to begin with, directions, steps, and states to end with."""
+    def emit(self, groups: int, marks: dict[str, int]) -> None:
+        """The loops: over states to begin with, directions, groups, steps, and states to end with."""
         layer = self.layer
         for n, initial in enumerate(self.initial):
             with T.grid(layer.directions, layer.batch, layer.hidden) as (d, b, j):
                 T.buffer_store(self.held, initial[d, b, j], [d, b, n * layer.hidden + j])
-        with T.serial(layer.directions, annotations=dict(marks)) as d, T.serial(layer.steps) as s:
+        with (
+            T.serial(layer.directions, annotations=marks) as d,
+            T.serial(groups, annotations=marks) as group,
+            T.serial(layer.steps) as s,
+        ):
             back = layer.steps - 1 - s
             self.d, self.t = d, back if layer.backwards else s
             if layer.directions == 2:
                 self.t = s + d * (back - s)
+            self.size = layer.batch // groups
+            self.first_row = group * self.size
             self.step()
         for n, last in enumerate(self.last):
             with T.grid(layer.directions, layer.batch, layer.hidden) as (d, b, j):
@@ -198,18 +208,20 @@ class _Kernel:
                 self.gates(b, finish)
         if self.lengths is not None:
             zero = tirx.const(0, layer.dtype)
-            with T.grid(layer.batch, layer.hidden) as (b, j), T.If(self.t >= self.lengths[b]), T.Then():
+            with self.rows(ended=True) as b, T.serial(layer.hidden) as j:
                 T.buffer_store(self.sequence, zero, [self.t, self.d, b, j])
 
     @contextmanager
-    def rows(self) -> Iterator[Expr]:
-        """A loop over the rows of the batch whose sequence has this step."""
-        with T.serial(self.layer.batch) as b:
+    def rows(self, ended: bool = False) -> Iterator[Expr]:
+        """A loop over the rows of the group whose sequence has this step, or has ``ended``."""
+        with T.serial(self.size) as row:
+            b = self.first_row + row
             if self.lengths is None:
                 yield b
-            else:
-                with T.If(self.t < self.lengths[b]), T.Then():
-                    yield b
+                return
+            length = self.lengths[b]
+            with T.If(self.t >= length if ended else self.t < length), T.Then():
+                yield b
 
     def vectors(self, count: int) -> list[tuple[int, int]]:
         """``count`` numbers as vectors: where each begins, and its length, which is a power of two, because

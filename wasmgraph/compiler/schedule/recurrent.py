@@ -11,12 +11,14 @@ from wasmgraph.compiler.schedule.decisions import Decision, Scheduled, Vector
 from wasmgraph.targets import Target
 
 _ACCUMULATORS = BLOCK // 4  # vectors of sums: SIMD128 takes a block of columns at a time
+_MOST_GROUPS = 8  # of rows: each reads all weights in every step
 
 
 def schedule_recurrent(
     schedule: Schedule, target: Target, decision: Decision | None = None
 ) -> Scheduled | None:
-    """Compute as many sums at a time as hide the latency of multiply and add; threads share directions.
+    """Compute as many sums at a time as hide the latency of multiply and add. Threads share directions and
+    rows of a batch.
 
     Loops over steps carry a state, which no schedule primitive takes.
     """
@@ -26,7 +28,13 @@ def schedule_recurrent(
         return None
     lanes = target.lanes_of(layer.dtype)
     chosen = decision if isinstance(decision, Vector) else Vector(_ACCUMULATORS * lanes)
-    written = recurrent_kernel(layer, chosen.width, lanes, target.exact_vectors, {SHARE: 1})
+    groups = _groups(layer.batch) if target.threaded else 1
+    written = recurrent_kernel(layer, chosen.width, lanes, target.exact_vectors, groups, {SHARE: 1})
     for name, value in kernel.attrs.items():
         written = written.with_attr(name, value)
     return Schedule(tvm.IRModule({"main": written})), chosen
+
+
+def _groups(batch: int) -> int:
+    """The number of groups of equal size into which threads divide a batch."""
+    return next(n for n in range(min(batch, _MOST_GROUPS), 0, -1) if batch % n == 0)
