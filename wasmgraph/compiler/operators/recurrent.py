@@ -373,6 +373,9 @@ class _Units:
 
     def function(self, function: Function, value: Callable[[Expr], Expr]) -> Buffer:
         x = self.let(value)
+        if function.name == "Sigmoid":  # the general function is exact for subnormal results too
+            power = self.let(lambda i: tirx.exp(-x[i]))
+            return self.let(lambda i: self.one() / (self.one() + power[i]))
         if function.name == "Softplus":
             small = self.let(lambda i: tirx.exp(-tirx.abs(x[i])))
             zero = tirx.const(0, self.layer.dtype)
@@ -449,8 +452,6 @@ def _apply(function: Function, x: Expr) -> Expr:
     name, alpha, beta = function.name, *(tirx.const(v, x.ty.dtype) for v in (function.alpha, function.beta))
     zero, one = (tirx.const(v, x.ty.dtype) for v in (0, 1))
     match name:
-        case "Sigmoid":
-            return tirx.sigmoid(x)
         case "Tanh":
             return tirx.tanh(x)
         case "Relu":
