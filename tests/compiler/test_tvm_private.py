@@ -35,6 +35,11 @@ def test_functions_are_built_without_the_packed_convention() -> None:
     assert callable(tvm_private.llvm_builder())
 
 
+def test_loops_with_elementary_functions_can_be_vectorised() -> None:
+    names = ("exp", "log", "log1p", "tanh", "erf", "sigmoid")
+    assert all(tvm.ir.Op.get(f"tirx.{name}").get_attr("TVectorizable") for name in names)
+
+
 def test_the_lowering_s_passes_exist() -> None:
     settling, finishing = lowering_passes()
     assert len(settling) > 10

@@ -9,12 +9,17 @@ from typing import Any
 
 import tvm
 from tvm import relax
+from tvm.ir import Op
 from tvm.relax.frontend.onnx import onnx_frontend
 
 # The frontend prints and warns about what an error says better. It finds both names in its own module, so
 # that nothing of the process changes: other threads may print and warn meanwhile.
 onnx_frontend.print = lambda *_, **__: None
 onnx_frontend.warnings = SimpleNamespace(warn=lambda *_, **__: None)
+
+# TVM would not vectorise a loop with one of these; lower/elementary.py makes vectors of them.
+for name in ("erf", "log1p"):
+    Op.get(f"tirx.{name}").set_attr("TVectorizable", True)
 
 onnx_input = onnx_frontend.onnx_input
 

@@ -1,4 +1,4 @@
-"""exp, log, tanh, erf and the logistic function, over all exponents, infinities and NaN."""
+"""exp, log, log1p, tanh, erf and the logistic function, over all exponents, infinities and NaN."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ FUNCTIONS = {
     "Tanh": (np.tanh, 1.4),
     "Erf": (special.erf, 1.3),
     "Sigmoid": (special.expit, 2.8),
+    "Softplus": (lambda x: np.logaddexp(0, x), 1.8),
 }
 _LEAST = np.float32(2**-126)
 
@@ -102,3 +103,24 @@ def test_functions_of_functions_are_right(target: str) -> None:
     exact = x * np.tanh(np.log1p(np.exp(x.astype(np.float64))))
     np.testing.assert_allclose(found["mish"], exact, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found["padded"], np.pad(exact, ((0, 2), (1, 3))), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("target", ["wasm32", "wasm32-simd128", "native"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_may_be_repeated_shared_and_nested(name: str, target: str) -> None:
+    nodes = [
+        helper.make_node(name, ["x"], ["a"]),
+        helper.make_node(name, ["a"], ["b"]),
+        helper.make_node("Mul", ["a", "b"], ["c"]),
+        helper.make_node("Tanh", ["c"], ["d"]),
+        helper.make_node("Add", ["d", "a"], ["e"]),
+        helper.make_node("ReduceMax", ["e"], ["f"], axes=[1]),
+    ]
+    model = model_of(nodes, {"x": [7, 13]}, ["e", "f"])
+    x = np.random.default_rng(0).uniform(0.1, 2, (7, 13)).astype(np.float32)
+    with wg.load(wg.compile(model, target=target)) as session:
+        found = session.run({"x": x})
+    a = FUNCTIONS[name][0](x.astype(np.float64))
+    exact = np.tanh(a * FUNCTIONS[name][0](a)) + a
+    np.testing.assert_allclose(found["e"], exact, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found["f"], exact.max(1, keepdims=True), rtol=1e-5, atol=1e-6)

@@ -13,7 +13,7 @@ import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
 
-from wasmgraph.compiler.lower.elementary import as_arithmetic
+from wasmgraph.compiler.lower.elementary import as_arithmetic, many_as_arithmetic
 from wasmgraph.compiler.lower.floats import define_floats
 from wasmgraph.compiler.lower.phases import LOCAL_BYTES, Phase, divide
 from wasmgraph.compiler.lower.prefetch import fetch_ahead
@@ -125,6 +125,7 @@ def generate(mod: tvm.IRModule, target: Target) -> Kernels:
         for gvar, function in lowered.functions.items():
             name = gvar.name_hint
             function = function.with_attr("global_symbol", symbol_of(name))
+            function = many_as_arithmetic(function)
             function, lifted = _raw_pointers(function, lift_large=not target.threaded)
             raw[symbol_of(name)] = define_floats(function, target)
             if not target.threaded:

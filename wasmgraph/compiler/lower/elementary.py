@@ -1,4 +1,4 @@
-"""exp, log, tanh, erf and the logistic function of float32 as arithmetic, which can be vectorised.
+"""exp, log, log1p, tanh, erf and the logistic function of float32 as arithmetic, which can be vectorised.
 
 A call of the C library computes one number at a time. These functions consist of additions,
 multiplications, comparisons and shifts: a vector takes as many instructions as a scalar, and every engine
@@ -14,6 +14,7 @@ sqrt(1/2) - 1 to sqrt(2) - 1. tests/compiler/lower/test_elementary.py holds the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import tvm
@@ -172,10 +173,20 @@ class _Numbers:
         value = tirx.Select(tirx.EQ(x, self.f(0.0)), self.f(float("-inf")), value)
         return tirx.Select(x < self.f(0.0), nan, value)
 
+    def log1p(self, x: Expr) -> Expr:
+        """log(1 + x). What the sum loses in rounding is added, times the logarithm's slope there."""
+        x = self.let(x)
+        total = self.let(self.f(1.0) + x)
+        lost = (x - (total - self.f(1.0))) / total
+        lost = tirx.Select(x > self.f(-1.0), lost, self.f(0.0))
+        lost = tirx.Select(x < self.f(float("inf")), lost, self.f(0.0))
+        return tirx.Select(tirx.EQ(x, self.f(0.0)), x, self.log(total) + lost)  # keeps the sign of zero
+
 
 _FUNCTIONS: dict[str, Callable[[_Numbers, Expr], Expr]] = {
     "tirx.exp": _Numbers.exp,
     "tirx.log": _Numbers.log,
+    "tirx.log1p": _Numbers.log1p,
     "tirx.tanh": _Numbers.tanh,
     "tirx.erf": _Numbers.erf,
     "tirx.sigmoid": _Numbers.sigmoid,
@@ -183,32 +194,107 @@ _FUNCTIONS: dict[str, Callable[[_Numbers, Expr], Expr]] = {
 
 
 def as_arithmetic(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    """A kernel whose elementary functions of float32 are arithmetic.
+    """A kernel whose elementary functions of float32 are arithmetic, where a value has only one of them."""
 
-    A function whose argument contains another stays a call of the C library, a slow one. TVM replaces names
-    by their values where it analyses an expression for LLVM, which takes a time exponential in the depth of
-    functions of functions: minutes for tanh(log(1 + exp(x))).
+    def one(value: Expr) -> Expr:
+        calls = _calls(value)
+        return _replaced(value, calls[0], lambda: _arithmetic(calls[0])) if len(calls) == 1 else value
+
+    return _with_values(function, lambda value: ([], one(value)))
+
+
+def many_as_arithmetic(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """A vectorised kernel whose remaining elementary functions are arithmetic too, each into a local
+    variable, which LLVM turns into a register.
+
+    Within one expression, functions of functions would take a time exponential in their depth: minutes for
+    tanh(log(1 + exp(x))). TVM replaces names by their values where it analyses an expression for LLVM; a
+    variable in memory ends its analysis.
     """
-
-    def rewrite(call: Call) -> Any:
-        name = call.op.name if isinstance(call.op, tvm.ir.Op) else ""
-        dtype = str(call.ty.dtype) if name in _FUNCTIONS else ""
-        if not dtype.startswith("float32") or _binds(call.args[0]):
-            return call
-        numbers = _Numbers(dtype)
-        return numbers.result(_FUNCTIONS[name](numbers, call.args[0]))
-
-    return function.with_body(tvm_ffi.structural_map(function.body, [(Call, rewrite)]))
+    return _with_values(function, _apart)
 
 
-def _binds(expression: Expr) -> bool:
-    """Whether names are bound in it."""
-    found = False
+def _with_values(
+    function: tirx.PrimFunc, rewrite: Callable[[Expr], tuple[list[tirx.Stmt], Expr]]
+) -> tirx.PrimFunc:
+    """Rewrite every value that is stored or bound; statements go in front of it."""
 
-    def note(let: tirx.Let) -> tirx.Let:
-        nonlocal found
-        found = True
-        return let
+    def renewed(statement: Any, build: Callable[[Expr], tirx.Stmt]) -> tirx.Stmt:
+        before, value = rewrite(statement.value)
+        if value.same_as(statement.value):
+            return statement
+        return tirx.SeqStmt([*before, build(value)]) if before else build(value)
 
-    tvm_ffi.structural_map(expression, [(tirx.Let, note)])
-    return found
+    def store(old: tirx.BufferStore) -> tirx.Stmt:
+        return renewed(old, lambda value: tirx.BufferStore(old.buffer, value, old.indices))
+
+    def bind(old: tirx.Bind) -> tirx.Stmt:
+        return renewed(old, lambda value: tirx.Bind(old.var, value))
+
+    rewriters = [(tirx.BufferStore, store), (tirx.Bind, bind)]
+    return function.with_body(tvm_ffi.structural_map(function.body, rewriters))
+
+
+def _apart(value: Expr) -> tuple[list[tirx.Stmt], Expr]:
+    """Statements that compute a value's elementary functions, and the value."""
+    before: list[tirx.Stmt] = []
+    while calls := _calls(value):
+        call = calls[0]
+        lanes = call.ty.dtype.lanes
+        variable = tirx.decl_buffer((lanes,), "float32", "elementary", scope="local")
+        place = [tirx.Ramp(tirx.const(0, "int32"), tirx.const(1, "int32"), lanes)] if lanes > 1 else [0]
+        result = _guarded(_arithmetic(call), call, value)
+        before += [tirx.AllocBuffer(variable), tirx.BufferStore(variable, result, place)]
+        value = _replaced(value, call, partial(tirx.BufferLoad, variable, place))
+    return before, value
+
+
+def _calls(value: Expr) -> list[Call]:
+    """The elementary functions of a value, arguments before the functions that take them. Equal ones are
+    there once."""
+    calls: list[Call] = []
+
+    def note(call: Call) -> Call:
+        if _elementary(call) and not any(tvm_ffi.structural_equal(call, other) for other in calls):
+            calls.append(call)
+        return call
+
+    tvm_ffi.structural_map(value, [(Call, note)])
+    return calls
+
+
+def _elementary(call: Call) -> bool:
+    named = isinstance(call.op, tvm.ir.Op) and call.op.name in _FUNCTIONS
+    return named and str(call.ty.dtype).startswith("float32")
+
+
+def _arithmetic(call: Call) -> Expr:
+    numbers = _Numbers(str(call.ty.dtype))
+    return numbers.result(_FUNCTIONS[call.op.name](numbers, call.args[0]))
+
+
+def _guarded(result: Expr, call: Call, value: Expr) -> Expr:
+    """The result, computed under the conditions under which the value computes the call: it may read what
+    is not there otherwise."""
+
+    def note(choice: Call) -> Call:
+        nonlocal result
+        if isinstance(choice.op, tvm.ir.Op) and choice.op.name == "tirx.if_then_else":
+            condition, *branches = choice.args
+            zero = _Numbers(str(result.ty.dtype)).f(0.0)
+            inside = [not _replaced(branch, call, lambda: zero).same_as(branch) for branch in branches]
+            if inside != [True, True] and any(inside):
+                result = tirx.if_then_else(condition, *((result, zero) if inside[0] else (zero, result)))
+        return choice
+
+    tvm_ffi.structural_map(value, [(Call, note)])
+    return result
+
+
+def _replaced(tree: Expr, call: Call, result: Callable[[], Expr]) -> Expr:
+    """Each place of the call gets a result of its own: a name must not be bound twice."""
+
+    def rewrite(other: Call) -> Expr:
+        return result() if _elementary(other) and tvm_ffi.structural_equal(other, call) else other
+
+    return tvm_ffi.structural_map(tree, [(Call, rewrite)])

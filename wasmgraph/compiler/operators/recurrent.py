@@ -357,8 +357,7 @@ class _Units:
         kernel.store(kernel.sequence, at, self.width, lambda i: state[i])
 
     def let(self, value: Callable[[Expr], Expr]) -> Buffer:
-        """Values in registers. Functions take only such values: a function whose argument contains another
-        would be a call (``lower/elementary.py``)."""
+        """Values in registers."""
         buffer = T.alloc_buffer((self.width,), self.layer.dtype)
         self.kernel.store(buffer, [0], self.width, value)
         return buffer

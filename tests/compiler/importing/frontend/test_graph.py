@@ -234,3 +234,25 @@ def test_what_comes_of_a_tuple_meets_a_constant() -> None:
     ]
     factor = {"factor": np.full((3, 1, 1), 1.5, np.float32)}
     agrees(model(nodes, {"x": x}, ["y"], {**channels, **factor}), {"x": x})
+
+
+def test_shapes_that_do_not_broadcast_are_refused_in_words() -> None:
+    """The message showed TVM's description of its operator."""
+    graph = helper.make_graph(
+        [
+            node("Shape", ["x"], ["rows"], end=1),
+            node("Slice", ["table", "zero", "rows"], ["part"]),
+            node("Add", ["x", "part"], ["y"], name="places"),
+        ],
+        "test",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [
+            numpy_helper.from_array(np.zeros((5, 3), np.float32), "table"),
+            numpy_helper.from_array(np.array([0]), "zero"),
+        ],
+    )
+    wrong = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    with pytest.raises(ModelError, match=r"'places' \(Add\): the first input shape at dim 0 is 6 and") as told:
+        wg.compile(wrong, shapes={"x": (6, 3)})
+    assert "ir.Op" not in str(told.value)

@@ -8,6 +8,7 @@ and loops are unrolled. The result is a straight line of tensor operators.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -284,6 +285,13 @@ def _place(node: onnx.NodeProto) -> str:
     return f"node {node.name!r}" if node.name else f"the node that makes {', '.join(node.output)!r}"
 
 
+def _plain(error: Exception) -> str:
+    """The last line of an error, without TVM's descriptions of its operators and its types of numbers."""
+    last = (str(error).strip() or repr(error)).splitlines()[-1]
+    last = re.sub(r"^In ir\.Op\(.*support_level=\d+\), ", "", last)
+    return re.sub(r"T\.int64\((-?\d+)\)", r"\1", last).rstrip(".")
+
+
 @contextlib.contextmanager
 def _naming(node: onnx.NodeProto) -> Iterator[None]:
     """Add to an error the node at which it happened: the innermost one with a name."""
@@ -296,8 +304,7 @@ def _naming(node: onnx.NodeProto) -> Iterator[None]:
             error.args = (f"{where} ({node.op_type}): {error}",)
         raise
     except Exception as error:  # converters, including TVM's, raise errors of any class
-        last = (str(error).strip() or repr(error)).splitlines()[-1]
-        located = ModelError(f"{where} ({node.op_type}): {last}")
+        located = ModelError(f"{where} ({node.op_type}): {_plain(error)}")
         located.node = where  # type: ignore[attr-defined]
         raise located from error
 
