@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +21,9 @@ TARGETS = ("wasm32", "wasm32-simd128", "native")
 
 # Benchmarks that a test starts would take themselves for a worker's, and not measure.
 os.environ.pop("PYTEST_XDIST_WORKER", None)
+
+# A shell's background job ignores Ctrl-C, and so would every process that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def model_of(

@@ -117,6 +117,8 @@ def hostile(quick: bool, say: Callable[[str], None]) -> tuple[dict[str, Any], li
 def main(parts: tuple[str, ...], quick: bool) -> None:
     """Do PARTS, or all of it: about half an hour."""
     console, finds = Console(), list[str]()
+    # A shell's background job ignores Ctrl-C, and so would the commands that are to be interrupted.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def say(text: str) -> None:
         console.print(text, markup=False)
