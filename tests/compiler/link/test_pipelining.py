@@ -10,7 +10,8 @@ import wasmtime
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wasmgraph.compiler.link.pipelining import MOST_STRIDE, _choice, pipeline, pipelined
+from wasmgraph.abi import READ_AHEAD_BYTES
+from wasmgraph.compiler.link.pipelining import _TOUCHED_BYTES, MOST_STRIDE, _choice, pipeline, pipelined
 from wasmgraph.host import cpu_features
 from wasmgraph.wasm.wasmcode import SIMD, opcodes
 from wasmgraph.wasm.wasmfile import read_module
@@ -182,6 +183,19 @@ def test_what_the_condition_advances_has_not_yet_grown_when_pixels_are_read(
     before, after, loops = rewritten(product(2, 4, scaled=scaled, counted=counted), tmp_path)
     assert loops == 1
     assert np.array_equal(run(after, 9, 8), run(before, 9, 8))
+
+
+@pytest.mark.parametrize(("pixels", "vectors", "touched"), [(4, 2, 1), (3, 2, 1), (2, 4, 0), (2, 2, 0)])
+def test_tiles_of_few_rows_touch_weights_ahead(
+    pixels: int, vectors: int, touched: int, tmp_path: Path
+) -> None:
+    """At most as far ahead as a module has memory behind its last tensor."""
+    text = product(pixels, vectors)
+    before, after, _ = rewritten(text, tmp_path)
+    loads = [opcodes(io.BytesIO(raw), read_module(io.BytesIO(raw)))[0, 0x28] for raw in (before, after)]
+    assert loads == [0, 1 + touched]  # one chooses the version
+    assert _TOUCHED_BYTES + 4 <= READ_AHEAD_BYTES
+    assert np.array_equal(run(after, 9, pixels * vectors), run(before, 9, pixels * vectors))
 
 
 def test_an_address_above_two_gibibytes_is_written_as_a_signed_number() -> None:
