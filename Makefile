@@ -17,10 +17,11 @@ bench-light: $(READY)
 		--backends wasm32-simd128@wasmtime,ort-web,onnxruntime --benchmark-json=results/light.json
 	$(BIN)/wasmgraph report results/light.json -o reports/light
 
-# A network of text over lengths and batches, against onnxruntime and onnxruntime-web: under ten minutes.
-TEXT := minilm@1x8,minilm@1x32,minilm@1x128,minilm@1x256,minilm@1x512,minilm@8x8,minilm@8x32,minilm@8x128,byte_classifier,lstm_64,lstm_512,gru_64,gru_512
+# A network of text over lengths and batches, and its parts, against onnxruntime and onnxruntime-web: under ten minutes.
+TEXT := minilm@1x8,minilm@1x32,minilm@1x128,minilm@1x256,minilm@1x512,minilm@8x8,minilm@8x32,minilm@8x128
+PARTS := byte_classifier,romanizer_encoder,ddddocr,lstm_16,lstm_64,lstm_512,gru_16,gru_64,gru_512,matrix_vector,attention_32,attention_64
 bench-text: $(READY)
-	$(BIN)/pytest bench -q -k "latency or accuracy and simd128" --models $(TEXT) \
+	$(BIN)/pytest bench -q -k "latency or profile or compile or accuracy and simd128" --models $(TEXT),$(PARTS) \
 		--backends wasm32-simd128@wasmtime,ort-web,onnxruntime --rounds 8 --benchmark-json=results/text.json
 	$(BIN)/wasmgraph report results/text.json -o reports/text --markdown reports/text/summary.md
 

@@ -19,10 +19,14 @@ from wasmgraph.compiler import build_roofline
 from wasmgraph.measure.accuracy import augment, doubts, judge
 from wasmgraph.measure.coldstart import cold_start
 from wasmgraph.measure.profile import (
+    ATTENTION_RULES,
     DIRECT_RULES,
+    PRODUCT_RULES,
     by_kernel,
     profile_steps,
+    read_share,
     roofline_share,
+    time_share_outside,
     time_share_without,
 )
 from wasmgraph.measure.sessions import run_together
@@ -175,6 +179,10 @@ def test_profile(benchmark: Any, bench: Bench, backend: Backend) -> None:
             read_gb_s=profile.roofline.bytes_per_s * 1e-9,
             direct_share=roofline_share(profile, DIRECT_RULES),
             other_share=time_share_without(profile, "conv2d"),
+            products_share=roofline_share(profile, PRODUCT_RULES),
+            products_read_share=read_share(profile, PRODUCT_RULES),
+            attention_share=roofline_share(profile, ATTENTION_RULES),
+            outside_products_share=time_share_outside(profile, (*PRODUCT_RULES, *ATTENTION_RULES)),
             calls_slow=sum(row.calls for row in kernels if row.slow),
         )
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from wasmgraph.analysis.conformance import OperatorCases, read_conformance
-from wasmgraph.report import Row, build_report, summarize
+from wasmgraph.report import Row, Summary, build_report, summarize
 from wasmgraph.report.decomposition import decomposition
 from wasmgraph.report.goals import goals
 from wasmgraph.report.lengths import lengths
@@ -201,7 +201,24 @@ def text_tables(path: Path) -> str:
     summary = summarize(path)
     processor = markdown_text(str(summary.cpu.get("brand_raw", "an unknown processor")))
     parts = [f"Measured on {summary.datetime[:10]}, on {processor}."]
-    return "\n\n".join([*parts, *map(lengths_markdown, lengths(summary))])
+    return "\n\n".join([*parts, *map(lengths_markdown, lengths(summary)), _goals_table(summary)])
+
+
+def _goals_table(summary: Summary) -> str:
+    """The goals of all models of a run."""
+    lines = [(model, goal) for model in summary.models for goal in goals(summary, model)]
+    words = {True: "reached", False: "**not reached**", None: "not measured"}
+    return markdown_table(
+        ("network", "figure", "measured", "at least", "aim", "goal"),
+        2,
+        (
+            [
+                *(f"`{model}`", markdown_text(goal.figure), goal.show(goal.measured)),
+                *(f"{goal.sign} {goal.show(goal.bound)}", goal.show(goal.aim), words[goal.reached]),
+            ]
+            for model, goal in lines
+        ),
+    )
 
 
 def operator_tables(path: Path) -> str:

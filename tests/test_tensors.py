@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from wasmgraph.dims import Expression
 from wasmgraph.errors import FeedError, UsageError
-from wasmgraph.tensors import TensorSpec, check_feeds, signature
+from wasmgraph.tensors import TensorSpec, check_feeds, noise, signature
 
 SPECS = (TensorSpec("a", (2, 3), "float32"), TensorSpec("b", (1,), "int64"))
 
@@ -136,3 +136,12 @@ def test_a_shape_with_a_dimension_has_a_size_once_that_has_a_value() -> None:
     assert spec.at({"seq": 3}).nbytes == 48
     with pytest.raises(UsageError, match="no value"):
         _ = spec.nbytes
+
+
+def test_noise_of_wide_integers_fits_any_index() -> None:
+    """Profiling a network of text ended with an index out of range."""
+    specs = [TensorSpec("ids", (50,), "int64"), TensorSpec("x", (50,), "float32")]
+    found = noise(specs, np.random.default_rng(0))
+    assert set(found["ids"].tolist()) == {0, 1}
+    assert found["x"].dtype == np.float32
+    assert found["x"].std() > 0.5

@@ -21,7 +21,7 @@ from wasmgraph.compiler import compile
 from wasmgraph.compiler.importing import bind_shapes, read_model
 from wasmgraph.files import replacing
 from wasmgraph.runtimes import load
-from wasmgraph.tensors import Array, TensorSpec, check_feeds
+from wasmgraph.tensors import Array, TensorSpec, check_feeds, noise
 
 Say = Callable[[str], None]
 
@@ -105,16 +105,13 @@ def compare_with_onnxruntime(
 def _feeds(proto: onnx.ModelProto, given: Mapping[str, Array], strict: bool) -> dict[str, Array]:
     constants = {tensor.name for tensor in proto.graph.initializer}
     values = [value for value in proto.graph.input if value.name not in constants]
-    rng = np.random.default_rng(0)
     specs: list[TensorSpec] = []
-    noise: dict[str, Array] = {}
     for value in values:
         tensor = value.type.tensor_type
         dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
         shape = tuple(d.dim_value for d in tensor.shape.dim)
         specs.append(TensorSpec(value.name, shape, str(dtype)))
-        noise[value.name] = rng.normal(0, 1, shape).astype(dtype)
-    feeds = check_feeds(specs, {**noise, **given}, strict)
+    feeds = check_feeds(specs, {**noise(specs, np.random.default_rng(0)), **given}, strict)
     return {spec.name: array for spec, array in zip(specs, feeds, strict=True)}
 
 

@@ -58,6 +58,10 @@ class Record:
     unstable : why the rounds cannot be relied on, with a remedy, if they spread too far
     direct_share : share of that peak reached by direct convolutions, weighted by time
     other_share : share of the time spent outside convolutions
+    products_share, attention_share : shares of that peak reached by matrix products with known weights, and
+        by attention, weighted by time
+    products_read_share : bytes of those products' operands a second, over those that the roofline reads
+    outside_products_share : share of the time spent outside matrix products and attention
     sessions : how many ran at the same time, each in a thread
     runs_per_s, sessions_p50_s, sessions_p99_s : their inferences a second together, and the seconds of a
         call
@@ -112,6 +116,10 @@ class Record:
     read_gb_s: float | None = None
     direct_share: float | None = None
     other_share: float | None = None
+    products_share: float | None = None
+    products_read_share: float | None = None
+    attention_share: float | None = None
+    outside_products_share: float | None = None
     calls_slow: int | None = None
     sessions: int | None = None
     runs_per_s: float | None = None

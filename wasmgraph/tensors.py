@@ -82,6 +82,17 @@ def signature(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> st
     return plain(f"{side(inputs)} → {side(outputs)}")
 
 
+def noise(specs: Sequence[TensorSpec], rng: np.random.Generator) -> dict[str, Array]:
+    """Feeds of the given shapes: standard normal numbers; 0 and 1 for int32 and int64, which are indices,
+    tokens and masks, and would be out of range otherwise."""
+    return {
+        s.name: rng.integers(0, 2, s.static_shape, s.dtype)
+        if s.dtype in ("int32", "int64")
+        else rng.normal(0, 1, s.static_shape).astype(s.dtype)
+        for s in specs
+    }
+
+
 def check_feeds(specs: Sequence[TensorSpec], feeds: Feeds, strict: bool = True) -> list[Array]:
     """Return the fed arrays in the order of ``specs``.
 

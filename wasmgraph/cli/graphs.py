@@ -509,10 +509,10 @@ def profile(artifact: Path, rounds: int | None, threads: int, as_json: bool) -> 
     from wasmgraph.compiler import build_roofline
     from wasmgraph.measure.profile import by_kernel, profile_steps
     from wasmgraph.runtimes import load
+    from wasmgraph.tensors import noise
 
     opened = Artifact.open(artifact)
-    rng = np.random.default_rng(0)
-    feeds = {s.name: rng.normal(0, 1, s.static_shape).astype(s.dtype) for s in opened.inputs}
+    feeds = noise(opened.inputs, np.random.default_rng(0))
     roof = build_roofline(opened.manifest.target)
     with (
         load(opened, threads=threads) as session,

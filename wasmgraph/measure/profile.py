@@ -19,6 +19,7 @@ from wasmgraph.tensors import Array
 
 CHAINS, TILE, FILL, STREAM = range(4)  # the steps of a roofline artifact
 DIRECT_RULES = ("direct-conv2d", "pointwise-conv2d")
+PRODUCT_RULES, ATTENTION_RULES = ("dense",), ("attention", "product")
 SLOW = 0.25  # a product that reaches a smaller share of its roofline is slow
 _PATIENCE = 0.2  # seconds that a round waits for quiet; short, because there are many rounds
 _PEAKS = 4  # they are short, so a round has several
@@ -187,6 +188,22 @@ def roofline_share(profile: Profile, rules: Sequence[str]) -> float | None:
     if not seconds:
         return None
     return sum(step.flops for step in chosen) / seconds / profile.roofline.flops_per_s
+
+
+def read_share(profile: Profile, rules: Sequence[str]) -> float | None:
+    """Bytes of the operands of all steps of some rules a second, over those that the roofline reads."""
+    chosen = [step for step in profile.steps if step.rule in rules]
+    seconds = sum(step.seconds for step in chosen)
+    if not seconds:
+        return None
+    return sum(step.traffic_bytes for step in chosen) / seconds / profile.roofline.bytes_per_s
+
+
+def time_share_outside(profile: Profile, rules: Sequence[str]) -> float | None:
+    """Share of the time that goes to steps of other rules; None if no step has one of these."""
+    total = sum(step.seconds for step in profile.steps)
+    inside = sum(step.seconds for step in profile.steps if step.rule in rules)
+    return 1 - inside / total if inside else None
 
 
 def time_share_without(profile: Profile, operator: str) -> float:

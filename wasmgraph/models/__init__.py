@@ -12,6 +12,7 @@ from typing import Any
 from wasmgraph.errors import CacheError, FetchError, UsageError, needing
 from wasmgraph.files import cache_dir, cache_lock, write_atomically
 from wasmgraph.models.mindspore import from_mindspore
+from wasmgraph.models.packaged import PACKAGED_MODELS
 
 Progress = Callable[[str], None]
 
@@ -58,6 +59,22 @@ def _ocr(progress: Progress, name: str) -> bytes:
     from wasmgraph.models import ocr
 
     return ocr.build(name, progress)
+
+
+def _product(progress: Progress, build: str, **sizes: int) -> bytes:
+    with needing("making the model's file", "compile"):
+        from wasmgraph.models import products
+
+    progress("matrix products")
+    return bytes(getattr(products, build)(**sizes).SerializeToString())
+
+
+def _packaged(progress: Progress, name: str) -> bytes:
+    with needing("making the model's file", "compile"):
+        import onnx  # noqa: F401
+    from wasmgraph.models import packaged
+
+    return packaged.build(name, progress)
 
 
 def _minilm(progress: Progress) -> bytes:
@@ -141,7 +158,26 @@ MODELS = {
                 f"{kind} 256 wide, {steps} steps, with seeded random weights: for speed alone",
             )
             for kind in ("LSTM", "GRU")
-            for steps in (64, 512)
+            for steps in (16, 64, 512)
+        ),
+        Model(
+            "matrix_vector",
+            1,
+            partial(_product, build="matrix_vector"),
+            "products of a row by matrices of 16 MiB, with seeded random weights: for speed alone",
+        ),
+        *(
+            Model(
+                f"attention_{size}",
+                1,
+                partial(_product, build="attention", size=size),
+                f"attention over 256 tokens, twelve heads of size {size}: for speed alone",
+            )
+            for size in (32, 64)
+        ),
+        *(
+            Model(name, 1, partial(_packaged, name=name), packaged.summary)
+            for name, packaged in PACKAGED_MODELS.items()
         ),
         *(
             Model(

@@ -19,7 +19,7 @@ from wasmgraph.models import text
 from wasmgraph.models.description import EMBEDDING, Embedding
 from wasmgraph.models.ocr import TASKS, answer, examples, is_right
 from wasmgraph.models.photos import Photo, accuracy_set, inputs_of, labelled_folder
-from wasmgraph.tensors import Array, TensorSpec
+from wasmgraph.tensors import Array, TensorSpec, noise
 
 _NOISE_INPUTS = 3
 
@@ -143,11 +143,7 @@ def evaluation(
         labels = [photo.label for photo in photos] if trained else None
         return Evaluation(feeds, labels, description, photos)
     rng = np.random.default_rng(0)
-    noise = [
-        {s.name: rng.normal(0, 1, s.static_shape).astype(s.dtype) for s in inputs}
-        for _ in range(_NOISE_INPUTS)
-    ]
-    return Evaluation(noise, None, description)
+    return Evaluation([noise(inputs, rng) for _ in range(_NOISE_INPUTS)], None, description)
 
 
 def _texts(said: Embedding, description: dict[str, Any]) -> Evaluation:

@@ -1,12 +1,12 @@
-"""The project's goals on ResNet-50 and some other networks, compared with a run."""
+"""The project's goals on ResNet-50, networks of text and some others, compared with a run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from wasmgraph.report.summary import Row, Summary, format_bytes
+from wasmgraph.report.summary import Row, Summary, format_bytes, format_difference, format_figure
 
 _SIMD, _SCALAR = "wasm32-simd128@wasmtime", "wasm32@wasmtime"
 _RELAXED, _THREADS = "wasm32-relaxed-simd@wasmtime", "wasm32-simd128-threads@wasmtime:2"
@@ -14,6 +14,7 @@ _SIMD_V8, _RELAXED_V8 = "wasm32-simd128@node", "wasm32-relaxed-simd@node"
 _NATIVE, _NATIVE_128 = "native@native", "native-128@native"
 _REFERENCE, _ORT_WEB, _TFJS = "onnxruntime", "ort-web", "tfjs-wasm"
 _OTHER_NETS = ("light_squeezenet", "light_densenet121", "light_shufflenet", "light_inception_v2")
+_PACKAGED = ("romanizer_encoder", "ddddocr")
 _SESSION_BYTES = 4_000_000
 _AGAINST_ORT_WEB = ("light_squeezenet", "light_densenet121")
 
@@ -27,7 +28,7 @@ class Goal:
     bound: float
     aim: float
     at_most: bool = True
-    unit: Literal["ratio", "percent", "bytes"] = "ratio"
+    unit: Literal["ratio", "percent", "bytes", "seconds", "difference"] = "ratio"
 
     @property
     def reached(self) -> bool | None:
@@ -42,6 +43,10 @@ class Goal:
             return "–"
         if self.unit == "bytes":
             return format_bytes(value)
+        if self.unit == "difference":
+            return format_difference(value)
+        if self.unit == "seconds":
+            return f"{format_figure(value)} s"
         return f"{value:.0%}" if self.unit == "percent" else f"{value:.2f}"
 
     @property
@@ -73,10 +78,11 @@ class _Figures:
 
 
 def goals(summary: Summary, model: str) -> list[Goal]:
-    """The goals of a model at batch 1; most models have none."""
+    """The goals of a model; most models have none, and of ResNet-50 and its like only batch 1 has."""
     figures = _Figures([row for row in summary.rows if row.model == model])
-    if next(iter(figures.rows.values())).get("batch") != 1:
-        return []
+    found = _text_goals(summary, model, figures)
+    if found or next(iter(figures.rows.values())).get("batch") != 1:
+        return found
 
     def latency(over: str, under: str, bound: float, aim: float, at_most: bool = True) -> Goal:
         return Goal(f"{over} over {under}", figures.latency(over, under), bound, aim, at_most)
@@ -124,3 +130,64 @@ def goals(summary: Summary, model: str) -> list[Goal]:
         extra = None if session is None else session - arena
         found.append(Goal(figure, extra, _SESSION_BYTES, _SESSION_BYTES, unit="bytes"))
     return found
+
+
+def _text_goals(summary: Summary, model: str, figures: _Figures) -> list[Goal]:
+    """The goals of a network of text, or of its parts."""
+
+    def latency(under: str, bound: float, aim: float) -> Goal:
+        return Goal(f"{_SIMD} over {under}", figures.latency(_SIMD, under), bound, aim)
+
+    def share(figure: str, key: str, bound: float, aim: float, at_most: bool = False) -> Goal:
+        return Goal(figure, figures.of(_SIMD, key), bound, aim, at_most, "percent")
+
+    network = model.partition("@")[0]
+    if network == "minilm":
+        return list(_minilm_goals(figures, latency, share))
+    if network == "byte_classifier":
+        return [latency(_ORT_WEB, 0.9, 0.6)]
+    if network in _PACKAGED:
+        return [latency(_REFERENCE, 3.5, 2.0)]
+    if network == "matrix_vector":
+        return [share("matrix × vector, share of read bandwidth", "products_read_share", 0.7, 0.9)]
+    if network in ("attention_32", "attention_64"):
+        return [share("attention, share of roofline", "attention_share", 0.6, 0.8)]
+    if network in ("lstm_64", "gru_64"):
+        return [latency(_ORT_WEB, 0.8, 0.5)]
+    if network in ("lstm_512", "gru_512"):
+        few = _Figures([row for row in summary.rows if row.model == network.replace("512", "16")])
+        rows = figures.rows.get(_SIMD), few.rows.get(_SIMD)
+        seconds = [row.compile_s if row else None for row in rows]
+        sizes = [row.get("module_bytes") if row else None for row in rows]
+        return [
+            latency(_ORT_WEB, 0.8, 0.5),
+            Goal("compile time, 512 steps over 16", _over(*seconds), 1.1, 1.0),
+            Goal("module without parameters, 512 steps over 16", _over(*sizes), 1.1, 1.0),
+        ]
+    return []
+
+
+def _over(above: float | None, below: float | None) -> float | None:
+    return above / below if above and below else None
+
+
+def _minilm_goals(
+    figures: _Figures, latency: Callable[..., Goal], share: Callable[..., Goal]
+) -> Iterator[Goal]:
+    first = next(iter(figures.rows.values()))
+    batch, length = first.get("batch") or 1, first.get("length") or 1
+    if batch * length >= 32:
+        yield latency(_ORT_WEB, 0.8, 0.68)
+        yield latency(_REFERENCE, 3.3, 2.6)
+    else:
+        yield latency(_ORT_WEB, 0.6, 0.35)
+    cosine = figures.of(_SIMD, "cosine_min")
+    distance = None if cosine is None else max(0.0, 1 - cosine)
+    yield Goal("1 − least cosine", distance, 1e-5, 1e-5, unit="difference")
+    if batch * length >= 16:
+        yield share("products with known weights, share of roofline", "products_share", 0.8, 0.92)
+    if length >= 64:
+        yield share("attention, share of roofline", "attention_share", 0.6, 0.8)
+    yield share("time outside products and attention", "outside_products_share", 0.08, 0.04, at_most=True)
+    row = figures.rows.get(_SIMD)
+    yield Goal("compile time", row.compile_s if row else None, 6.0, 3.0, unit="seconds")
