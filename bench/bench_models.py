@@ -15,7 +15,7 @@ import pytest
 from bench.lab import CLOCK, Bench
 from bench.peers import engine
 from wasmgraph.backends import REFERENCE, Backend
-from wasmgraph.compiler import build_roofline
+from wasmgraph.compiler import CompileLog, build_roofline, compile
 from wasmgraph.measure.accuracy import augment, doubts, judge
 from wasmgraph.measure.coldstart import cold_start
 from wasmgraph.measure.profile import (
@@ -34,6 +34,7 @@ from wasmgraph.runtimes import load
 
 pytestmark = pytest.mark.benchmark(timer=CLOCK.now)
 
+_COMPILES, _COMPILE_SECONDS = 5, 2.0
 _COLD_STARTS = 3
 _PROFILE_ROUNDS = 4
 _PROFILE_SECONDS = 0.5  # a block of the latency: six seconds
@@ -41,11 +42,15 @@ _SESSION_CALLS = 5
 
 
 def test_compile(benchmark: Any, bench: Bench, backend: Backend) -> None:
-    """ONNX file → artifact file, once."""
+    """ONNX file → artifact file: once, or as often as fits two seconds, at most five times."""
     assert backend.target is not None
     bench.artifact(backend.target)
-    log = bench.logs[backend.target]
-    CLOCK.replay(benchmark, [sum(stage.seconds for stage in log.stages)])
+    seconds = [bench.logs[backend.target].seconds]
+    while sum(seconds) < _COMPILE_SECONDS and len(seconds) < _COMPILES:
+        log = CompileLog()
+        compile(bench.onnx_path, target=backend.target, log=log)
+        seconds.append(log.seconds)
+    CLOCK.replay(benchmark, seconds)
     benchmark.extra_info.update(bench.record(backend))
 
 

@@ -4,7 +4,7 @@ import { readFileSync } from 'node:fs';
 import ort from 'onnxruntime-web';
 import { serve } from '../../wasmgraph/runtimes/node_messages.mjs';
 
-const ARRAYS = { float32: Float32Array, int64: BigInt64Array, int32: Int32Array };
+const ARRAYS = { float32: Float32Array, int64: BigInt64Array, int32: Int32Array, bool: Uint8Array };
 let session;
 let metadata;
 

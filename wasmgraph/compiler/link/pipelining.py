@@ -14,9 +14,9 @@ V8 folds broadcasts anyway. It moves all loads of a turn to its beginning, where
 the new pixels. A module therefore has both versions of each kernel, and a word in memory selects one: 0,
 its initial value, selects Cranelift's. Results are equal bit by bit.
 
-A product of few rows waits for its weights, which come from memory. Each turn of its loops therefore loads
-a weight of a later turn and drops it: nothing waits for such a load until the processor's window of
-instructions is full. WebAssembly has no other way to prefetch.
+Weights come from memory once per inference, and the first tile that needs a block of them waits. Each turn
+therefore also loads a weight of a later turn and drops it: nothing waits for such a load until the
+processor's window of instructions is full. WebAssembly has no other way to prefetch.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ from wasmgraph.wasm.wasmfile import CODE, FUNCTION, Module, leb128, read_module,
 # Bytes by which an address may grow in a turn: the last turn reads the pixels of a turn that does not
 # follow.
 MOST_STRIDE = READ_AHEAD_BYTES
-_TOUCHED_BYTES = READ_AHEAD_BYTES - 64  # how far ahead weights are touched
+# How far ahead weights are touched. A whole block ahead would evict the current block from the first level.
+_TOUCHED_BYTES = READ_AHEAD_BYTES - 64
 _V128, _I32 = 0x7B, 0x7F
 _LOOP, _END, _BR_IF = (0, 0x03), (0, 0x0B), (0, 0x0D)
 _GET, _SET, _TEE = (0, 0x20), (0, 0x21), (0, 0x22)
@@ -287,10 +288,9 @@ def _loop(
         last += load
         instead[at] = [_DROP, _get(handed)]
     weights = [growing[at] for at in growing if at not in pixels]
-    # A tile of more rows than vectors of weights is made for few rows (operators.packing.few_rows_block).
-    # The load is first in a turn: elsewhere Cranelift would copy the variables that follow it.
+    # First in a turn: elsewhere Cranelift would copy the variables that follow it.
     places = [address.variable for address in weights if address.variable is not None]
-    if len(pixels) > len(weights) and places:
+    if places:
         first += [_get(places[0]), _make(_LOAD_I32, b"\x02" + leb128(_TOUCHED_BYTES)), _DROP]
     turn = [i for at in range(condition) for i in instead.get(at, [body[at]])]
     return before, [*first, *_unfused(turn), *last, *body[condition:]]
