@@ -106,6 +106,20 @@ def section(number: int, body: bytes) -> bytes:
     return bytes([number]) + leb128(len(body)) + body
 
 
+def function_names(names: bytes) -> dict[int, str]:
+    """The functions' names by index, from the content of the custom section ``name``."""
+    reader, found = Reader(names), dict[int, str]()
+    while reader.at < len(names):
+        kind, size = reader.byte(), reader.unsigned()
+        if kind != 1:
+            reader.skip(size)
+            continue
+        for _ in range(reader.count()):
+            index = reader.unsigned()
+            found[index] = reader.text()
+    return found
+
+
 def custom_section(name: str, data: bytes) -> bytes:
     """Encode a custom section, ready to be appended to a module."""
     return section(_CUSTOM, leb128(len(name.encode())) + name.encode() + data)

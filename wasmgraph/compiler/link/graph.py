@@ -4,6 +4,7 @@ calls."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,14 @@ from wasmgraph.compiler.link.pipelining import pipeline
 from wasmgraph.compiler.link.wasi import command_values, params_values, place_params
 from wasmgraph.compiler.link.zig import compile_object, zig
 from wasmgraph.compiler.lower.phases import Phase
-from wasmgraph.compiler.plan import COPY, Argument, Call, Plan, Scalar, symbol_of
+from wasmgraph.compiler.plan import COPY, Address, Argument, Call, Plan, Scalar, symbol_of
+from wasmgraph.compiler.sizes import dtype_bytes
 from wasmgraph.errors import CompileError
 from wasmgraph.targets import Target
 from wasmgraph.tensors import Array, TensorSpec
 from wasmgraph.wasm.wasmfile import read_module
+
+_OUTGROWN = 64 << 10  # bytes of weights
 
 
 def _expression(argument: Argument) -> str:
@@ -140,13 +144,30 @@ def link_graph(
         data_bytes=plan.param_bytes + plan.arena_bytes,
         addresses=(ARENA, PLAIN_LOOPS),
         form=form,
+        named=True,
     )
     linked = link_library(library, directory, target)
     if target.kind == "wasm":
         with linked.open("rb") as stream:
             plain = read_module(stream).global_values[PLAIN_LOOPS]
-        pipeline(linked, plain)
+        pipeline(linked, plain, _streaming(plan, phases))
     return linked, digest
+
+
+def _streaming(plan: Plan, phases: Mapping[str, Sequence[Phase]]) -> set[str]:
+    """The symbols of kernels whose weights do not stay in a cache until the next inference."""
+    sizes = {p.offset: prod(p.shape) * dtype_bytes(p.dtype) for p in plan.parameters}
+    kernels = {
+        call.kernel
+        for call in plan.calls
+        for a in call.arguments
+        if isinstance(a, Address) and a.space == "params" and sizes[a.offset] >= _OUTGROWN
+    }
+    return {
+        symbol_of(symbol)
+        for kernel in kernels
+        for symbol in ([p.symbol for p in phases[kernel]] if phases else [kernel])
+    }
 
 
 def archive_name(target: Target) -> str:

@@ -14,24 +14,34 @@ V8 folds broadcasts anyway. It moves all loads of a turn to its beginning, where
 the new pixels. A module therefore has both versions of each kernel, and a word in memory selects one: 0,
 its initial value, selects Cranelift's. Results are equal bit by bit.
 
-Weights come from memory once per inference, and the first tile that needs a block of them waits. Each turn
-therefore also loads a weight of a later turn and drops it: nothing waits for such a load until the
-processor's window of instructions is full. WebAssembly has no other way to prefetch.
+Large weights come from memory once per inference, and the first tile that needs a block of them waits. Each
+turn of such a *streaming* kernel therefore also loads a weight of a later turn and drops it: nothing waits
+for such a load until the processor's window of instructions is full. WebAssembly has no other way to
+prefetch.
 """
 
 from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from wasmgraph.abi import READ_AHEAD_BYTES
 from wasmgraph.files import replacing
 from wasmgraph.wasm.wasmcode import SIMD, Function, Instruction, functions
-from wasmgraph.wasm.wasmfile import CODE, FUNCTION, Module, leb128, read_module, section, signed_leb128
+from wasmgraph.wasm.wasmfile import (
+    CODE,
+    FUNCTION,
+    Module,
+    function_names,
+    leb128,
+    read_module,
+    section,
+    signed_leb128,
+)
 
 # Bytes by which an address may grow in a turn: the last turn reads the pixels of a turn that does not
 # follow.
@@ -127,25 +137,40 @@ class _Address(NamedTuple):
     variable: int | None
 
 
-def pipeline(path: Path, flag: int | None) -> int:
-    """Rewrite a linked module in place; return the number of rewritten loops.
+def pipeline(path: Path, flag: int | None, streaming: Collection[str] = ()) -> int:
+    """Rewrite a linked module in place, without its functions' names; return the number of rewritten loops.
 
     Parameters
     ----------
     flag : address of the word that selects the kernels; None: the module has only the rewritten ones
+    streaming : names of the kernels whose weights come from memory
     """
     with path.open("rb") as stream:
         module = read_module(stream)
+        names = module.custom("name")
         if module.code is None:
             return 0
+        wanted: set[int] = set()
+        if names is not None:
+            stream.seek(names.offset)
+            found = function_names(stream.read(names.size))
+            wanted = {index for index, name in found.items() if name in streaming}
         end = module.code.offset + module.code.size
         stream.seek(0)
-        head, loops = _rewritten(stream.read(end), module, flag)
-        if loops:
+        head, loops = _rewritten(stream.read(end), module, flag, wanted)
+        if loops or names is not None:
             with replacing(path) as copy:
                 copy.write(head)
+                if names is not None:
+                    _copy(stream, copy, names.start - end)
+                    stream.seek(names.offset + names.size)
                 shutil.copyfileobj(stream, copy, 1 << 22)
     return loops
+
+
+def _copy(source: BinaryIO, destination: BinaryIO, count: int) -> None:
+    while count:
+        count -= destination.write(source.read(min(count, 1 << 22)))
 
 
 def pipelined(raw: bytes) -> bytes:
@@ -157,7 +182,9 @@ def pipelined(raw: bytes) -> bytes:
     return _rewritten(raw[:end], module, None)[0] + raw[end:]
 
 
-def _rewritten(head: bytes, module: Module, flag: int | None) -> tuple[bytes, int]:
+def _rewritten(
+    head: bytes, module: Module, flag: int | None, streaming: Collection[int] = ()
+) -> tuple[bytes, int]:
     """Return the module up to the end of its code section, and the number of rewritten loops."""
     declared, code = module.section(FUNCTION), module.code
     assert declared and code
@@ -168,7 +195,7 @@ def _rewritten(head: bytes, module: Module, flag: int | None) -> tuple[bytes, in
     loops = 0
     for number, (body, kind) in enumerate(zip(bodies, module.functions[imported:], strict=True)):
         parameters = _parameters(module.types[kind])
-        changed, count = _function(body, parameters)
+        changed, count = _function(body, parameters, imported + number in streaming)
         if not count:
             continue
         loops += count
@@ -213,7 +240,7 @@ def _choice(flag: int, parameters: int, other: int) -> list[Instruction]:
     ]
 
 
-def _function(function: Function, parameters: int) -> tuple[Function, int]:
+def _function(function: Function, parameters: int, streaming: bool) -> tuple[Function, int]:
     types: list[int | None] = [None] * parameters
     for count, kind in function.variables:
         types += [kind] * count
@@ -231,7 +258,7 @@ def _function(function: Function, parameters: int) -> tuple[Function, int]:
             end += 1
         if _op(instructions[end]) != _BR_IF or _op(instructions[end + 1]) != _END:
             continue
-        rewritten = _loop(instructions[at : end + 1], variables)
+        rewritten = _loop(instructions[at : end + 1], variables, streaming)
         if rewritten:
             before, body = rewritten
             out[-1:] = [*before, out[-1], *body]
@@ -242,7 +269,7 @@ def _function(function: Function, parameters: int) -> tuple[Function, int]:
 
 
 def _loop(
-    body: Sequence[Instruction], variables: _Variables
+    body: Sequence[Instruction], variables: _Variables, streaming: bool
 ) -> tuple[list[Instruction], list[Instruction]] | None:
     """Return the code before a loop and the loop's new body, which carries pixels to the next turn; None to
     keep the loop as it is.
@@ -290,7 +317,7 @@ def _loop(
     weights = [growing[at] for at in growing if at not in pixels]
     # First in a turn: elsewhere Cranelift would copy the variables that follow it.
     places = [address.variable for address in weights if address.variable is not None]
-    if places:
+    if streaming and places:
         first += [_get(places[0]), _make(_LOAD_I32, b"\x02" + leb128(_TOUCHED_BYTES)), _DROP]
     turn = [i for at in range(condition) for i in instead.get(at, [body[at]])]
     return before, [*first, *_unfused(turn), *last, *body[condition:]]
