@@ -44,8 +44,8 @@ class Placed:
 @dataclass(frozen=True)
 class Step:
     """One call of the plan: the kernel's symbol, the operators it does, the rule that scheduled it,
-    its floating-point operations (a convolution's as if direct), the bytes of its operands, and whether it
-    is a matrix product or a convolution."""
+    its floating-point operations (a convolution's as if direct), the bytes of its operands, whether it is a
+    matrix product or a convolution, and how often it is done in a run: a call in a loop, once a turn."""
 
     kernel: str
     operator: str
@@ -53,6 +53,7 @@ class Step:
     flops: int
     traffic_bytes: int
     product: bool = False
+    turns: int = 1
 
 
 @dataclass(frozen=True)

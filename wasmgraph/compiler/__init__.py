@@ -274,8 +274,9 @@ def _build(
             flops[c.kernel],
             c.traffic_bytes,
             c.kernel in products,
+            plan.turns(number),
         )
-        for c in plan.calls
+        for number, c in enumerate(plan.calls)
     )
     log.rules.update(step.rule for step in steps)
     log.fallbacks += [step.kernel for step in steps if step.rule == FALLBACK]

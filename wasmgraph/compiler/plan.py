@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from math import prod
 from typing import Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ from tvm.ir import GenericConst, GlobalVar, Op, PrimType
 
 from wasmgraph.abi import ALIGNMENT
 from wasmgraph.compiler.constants import array_of, let_go
+from wasmgraph.compiler.loops import ROWS, Loop, mark_of
 from wasmgraph.compiler.sizes import dtype_bytes, shape_of, size_of
 from wasmgraph.dims import Dim, Size, bounds, operation
 from wasmgraph.errors import UnsupportedOperatorError
@@ -86,6 +88,17 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Repeat:
+    """Calls from ``first`` up to ``end``, which is excluded, that are done ``turns`` times (None: without
+    end), while the byte at ``condition`` in the arena, if there is one, is not 0."""
+
+    first: int
+    end: int
+    turns: int | None
+    condition: int | None
+
+
+@dataclass(frozen=True)
 class Plan:
     """The whole run. ``inputs`` and ``outputs`` are arena offsets, in ``main``'s order; of what ``main``
     returns the last are ``checks``."""
@@ -97,6 +110,12 @@ class Plan:
     parameters: tuple[Parameter, ...]
     param_bytes: int
     checks: tuple[Check, ...] = ()
+    repeats: tuple[Repeat, ...] = ()  # inner ones before those around them
+
+    def turns(self, call: int) -> int:
+        """How often a call is done in a run; a loop without a known number of turns counts as one turn."""
+        around = [r for r in self.repeats if r.first <= call < r.end and r.condition is None]
+        return prod(r.turns or 1 for r in around)
 
     def to_json(self) -> str:
         """The plan as ``graph.json`` shows it."""
@@ -118,9 +137,23 @@ _Operand = _Place | Scalar
 
 
 @dataclass
+class _OpenLoop:
+    """A loop whose end has not come yet: its first step, its state, and the tensors of rows that it
+    writes."""
+
+    loop: Loop
+    first: int
+    state: list[_Buffer]
+    rows: list[_Buffer] = field(default_factory=list)
+
+
+@dataclass
 class _Builder:
     workspaces: Mapping[str, tuple[int, ...]]
     dims: Mapping[str, Dim]
+    rowwise: Collection[str] = ()  # kernels that write one row in each turn
+    open: list[_OpenLoop] = field(default_factory=list)
+    repeats: list[tuple[_OpenLoop, int]] = field(default_factory=list)  # each with its end
     places: dict[relax.Var, list[_Place]] = field(default_factory=dict)
     buffers: list[_Buffer] = field(default_factory=list)
     steps: list[tuple[str, list[_Operand], int]] = field(default_factory=list)
@@ -187,13 +220,55 @@ class _Builder:
         )
         self.steps.append((kernel, [*operands, *results, *work], traffic))
 
+    def begin(self, loop: Loop, initial: Sequence[relax.Expr]) -> list[_Buffer]:
+        """Copy a loop's initial state to its place."""
+        state = []
+        for value in initial:
+            (source,) = self.place(value)
+            state.append(self.new(value.ty, len(self.steps)))
+            self.step(COPY, [source], [state[-1]])
+        self.open.append(_OpenLoop(loop, len(self.steps), state))
+        return state
+
+    def end(self, loop: Loop, values: Sequence[relax.Expr]) -> list[_Place]:
+        """Copy the next state to the state's place, and extend the lives of all that a later turn needs."""
+        ended = self.open.pop()
+        assert ended.loop == loop
+        places = [place for value in values for place in self.place(value)]
+        following, rows = places[: len(ended.state)], places[len(ended.state) :]
+        types = [value.ty for value in values[: len(ended.state)]]
+        moves = [(s, d, t) for s, d, t in zip(following, ended.state, types, strict=True) if s is not d]
+        for number, (source, destination, ty) in enumerate(moves):
+            if any(source is state for state in ended.state):  # another copy may overwrite it first
+                held = self.new(ty, len(self.steps))
+                self.step(COPY, [source], [held])
+                moves[number] = held, destination, ty
+        for source, destination, _ in moves:
+            self.step(COPY, [source], [destination])
+        last = len(self.steps) - 1
+        for buffer in self.buffers:
+            if buffer.first < ended.first <= buffer.last:
+                buffer.last = max(buffer.last, last)
+        for buffer in (*ended.state, *ended.rows):
+            buffer.first, buffer.last = min(buffer.first, ended.first), max(buffer.last, last)
+        self.repeats.append((ended, len(self.steps)))
+        return [*ended.state, *rows]
+
     def bind(self, var: relax.Var, value: relax.Expr) -> None:
+        if isinstance(value, relax.Call) and isinstance(value.op, relax.ExternFunc):
+            mark = mark_of(value.op.global_symbol)
+            assert mark is not None, value.op.global_symbol
+            loop, begins = mark
+            self.places[var] = list(self.begin(loop, value.args) if begins else self.end(loop, value.args))
+            return
         if isinstance(value, relax.Call) and isinstance(value.op, Op):
             name = value.op.name
             if name == "relax.call_tir" and isinstance(value.args[0], GlobalVar):
                 types = value.ty_args[0] if value.ty_args else value.ty
                 fields = types.fields if isinstance(types, relax.TupleType) else [types]
                 results = [self.new(ty, len(self.steps)) for ty in fields]
+                if value.args[0].name_hint in self.rowwise:
+                    self.open[-1].rows += results
                 self.step(value.args[0].name_hint, self.operands(value.args[1]), results)
                 self.places[var] = list(results)
                 return
@@ -275,7 +350,8 @@ def make_plan(
     -------
     The plan, and the constants in the order of ``plan.parameters``.
     """
-    builder = _Builder(workspaces, dims or {})
+    rowwise = {g.name_hint for g, f in mod.functions.items() if f.attrs and f.attrs.get(ROWS)}
+    builder = _Builder(workspaces, dims or {}, rowwise)
     main = mod["main"]
     inputs = _walk(builder, main)
     outputs: list[_Buffer] = []
@@ -312,5 +388,9 @@ def make_plan(
         tuple(builder.parameters),
         builder.param_bytes,
         tuple(Check(b.offset, n) for b, n in zip(outputs[first_check:], limits, strict=True)),
+        tuple(
+            Repeat(o.first, last, o.loop.turns, o.state[0].offset if o.loop.conditional else None)
+            for o, last in builder.repeats
+        ),
     )
     return plan, builder.blob

@@ -48,11 +48,13 @@ class Work(Protocol):
     def traffic_bytes(self) -> int: ...  # noqa: D102
     @property
     def product(self) -> bool: ...  # noqa: D102
+    @property
+    def turns(self) -> int: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """One call of the plan: seconds of its best round, and what it had to do."""
+    """One call of the plan: seconds of its best round, and what it had to do; in a loop, of all turns."""
 
     kernel: str
     operator: str
@@ -61,6 +63,7 @@ class StepTime:
     traffic_bytes: int
     product: bool
     seconds: float
+    turns: int = 1
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,16 @@ def profile_steps(
         limit_steps[STREAM].traffic_bytes / min(streams),
     )
     timings = [
-        StepTime(s.kernel, s.operator, s.rule, s.flops, s.traffic_bytes, s.product, min(times))
+        StepTime(
+            s.kernel,
+            s.operator,
+            s.rule,
+            s.turns * s.flops,
+            s.turns * s.traffic_bytes,
+            s.product,
+            s.turns * min(times),
+            s.turns,
+        )
         for s, times in zip(steps, durations, strict=True)
     ]
     return Profile(timings, roofline)
@@ -168,7 +180,7 @@ def by_kernel(profile: Profile) -> list[OperatorTime]:
                 kernel,
                 group[0].operator,
                 group[0].rule,
-                len(group),
+                sum(step.turns for step in group),
                 seconds,
                 seconds / total,
                 None if rate is None else rate * 1e-9,

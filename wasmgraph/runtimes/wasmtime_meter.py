@@ -58,7 +58,7 @@ def meter(artifact: Artifact, feeds: Mapping[str, Array]) -> Reading:
         for index, step in enumerate(artifact.manifest.steps):
             before = session.fuel
             session.run_step(index)
-            kernels[step.kernel] += before - session.fuel
+            kernels[step.kernel] += step.turns * (before - session.fuel)
         return Reading(work, dict(kernels), machine_code_bytes(artifact), session.memory_bytes)
 
 

@@ -3,7 +3,7 @@ calls."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from wasmgraph.compiler.link.pipelining import pipeline
 from wasmgraph.compiler.link.wasi import command_values, params_values, place_params
 from wasmgraph.compiler.link.zig import compile_object, zig
 from wasmgraph.compiler.lower.phases import Phase
-from wasmgraph.compiler.plan import COPY, Address, Argument, Call, Plan, Scalar, symbol_of
+from wasmgraph.compiler.plan import COPY, Address, Argument, Call, Plan, Repeat, Scalar, symbol_of
 from wasmgraph.compiler.sizes import dtype_bytes
 from wasmgraph.errors import CompileError
 from wasmgraph.targets import Target
@@ -70,9 +70,9 @@ def entry_source(plan: Plan, phases: Mapping[str, Sequence[Phase]]) -> str:
         for i, call in enumerate(plan.calls)
     ]
     values = {
+        "RUN": "\n".join(_sequence(0, len(plan.calls), plan.repeats)),
         "DECLARATIONS": "\n".join(declared),
         "STEPS": "\n".join(steps),
-        "COUNT": str(len(plan.calls)),
         "CHECKS": "\n".join(
             f"    if (*(int64_t *)ARENA({check.offset}u) > {check.limit}) return {FIRST_CHECK + i};"
             for i, check in enumerate(plan.checks)
@@ -80,6 +80,34 @@ def entry_source(plan: Plan, phases: Mapping[str, Sequence[Phase]]) -> str:
         "ARENA_BYTES": str(max(plan.arena_bytes, ALIGNMENT)),
     }
     return template("entry.c", values)
+
+
+def _sequence(first: int, end: int, repeats: Sequence[Repeat], depth: int = 1) -> Iterator[str]:
+    """The C code of the calls from ``first`` up to ``end``; ``repeats`` lie among them."""
+    indent = "    " * depth
+    inner = [r for r in repeats if first <= r.first and r.end <= end]
+    outermost = [
+        r for r in inner if not any(o is not r and o.first <= r.first and r.end <= o.end for o in inner)
+    ]
+    for each in sorted(outermost, key=lambda r: r.first):
+        yield from _steps(first, each.first, indent)
+        goes_on = ["!error"]
+        if each.turns is not None:
+            goes_on.insert(0, f"turn{depth} < {each.turns}LL")
+        if each.condition is not None:
+            goes_on.append(f"*(byte *)ARENA({each.condition}u)")
+        yield f"{indent}for (int64_t turn{depth} = 0; {' && '.join(goes_on)}; ++turn{depth}) {{"
+        others = [r for r in inner if r is not each]
+        yield from _sequence(each.first, each.end, others, depth + 1)
+        yield f"{indent}}}"
+        first = each.end
+    yield from _steps(first, end, indent)
+
+
+def _steps(first: int, end: int, indent: str) -> Iterator[str]:
+    if first < end:
+        yield f"{indent}for (int32_t index = {first}; index < {end} && !error; ++index)"
+        yield f"{indent}    error = step(arena, index SHARED);"
 
 
 def write_params(path: Path, plan: Plan, constants: Sequence[Array]) -> None:

@@ -140,6 +140,12 @@ class Walk:
     # The results of the current nodes are used only if this holds; None if they are used in any case.
     condition: Value = None
     where: tuple[str, str] = ("", "")  # place and operator of the innermost current node with a name
+    loops: int = 0  # that were converted as loops
+
+    def next_loop(self) -> int:
+        """The number of another loop."""
+        self.loops += 1
+        return self.loops
 
     @contextlib.contextmanager
     def only_if(self, condition: Value, apply: Callable[..., Any]) -> Iterator[None]:

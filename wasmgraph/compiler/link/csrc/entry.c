@@ -49,8 +49,7 @@ static int32_t checked(byte *arena) {
 
 static int32_t run(byte *arena SHARE) {
     int32_t error = 0;
-    for (int32_t index = 0; index < @COUNT@ && !error; ++index)
-        error = step(arena, index SHARED);
+@RUN@
     return error ? error : checked(arena);
 }
 

@@ -1,18 +1,26 @@
-"""Control flow over known values: conditions and trip counts determine at compile time which nodes run."""
+"""Control flow. Known conditions and trip counts determine at compile time which nodes run. A loop's body
+is converted once where that is possible (``frontend/repeating.py``)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from onnx import helper
+from tvm import te, tirx
 
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
+from wasmgraph.compiler.importing.frontend.repeating import FEW_TURNS, Start, Turn, repeat
 from wasmgraph.compiler.importing.frontend.values import Value, is_known, scalar, shape_of
 from wasmgraph.errors import ModelError
 
 # Loops with more iterations than this are not unrolled but refused.
 MOST_TURNS = 10_000
+_NEEDED = (
+    "a loop that is not unrolled needs a state of the same shapes in every turn, and, if data end it, no"
+    " scan outputs"
+)
 
 
 @converts("If")
@@ -39,15 +47,17 @@ def _select(op: Operator, condition: Value) -> Any:
 
 @converts("Loop")
 def loop(op: Operator, count: Value, condition: Value, *carried: Value) -> Any:
-    """Unroll the loop: convert the body once for each iteration."""
+    """Convert the body once, as a loop; if it cannot be one, once for each iteration."""
+    if (found := _repeated(op, count, condition, carried)) is not None:
+        return found
     if count is not None and not is_known(count):
-        raise op.unsupported("has a trip count that depends on data")
+        raise op.unsupported(f"has a trip count that depends on data; {_NEEDED}")
     most = scalar(count, MOST_TURNS + 1)
     state, scans = list(carried), _Scans(op, "body", 1 + len(carried))
     turn = 0
     while turn < most and _holds(op, condition):
         if turn == MOST_TURNS:
-            raise op.unsupported(f"runs more than {MOST_TURNS:,} times")
+            raise op.unsupported(f"runs more than {MOST_TURNS:,} times; {_NEEDED}")
         condition, *results = op.subgraph("body", np.array(turn, np.int64), condition, *state)
         state = results[: len(state)]
         scans.append(results[len(state) :])
@@ -55,9 +65,31 @@ def loop(op: Operator, count: Value, condition: Value, *carried: Value) -> Any:
     return (*state, *scans.stacked([0] * len(scans.collected)))
 
 
+def _repeated(op: Operator, count: Value, condition: Value, carried: Sequence[Value]) -> Any:
+    """The results of a loop whose body is converted once, or None."""
+    turns = scalar(count, None) if is_known(count) else None
+    if (turns is not None and turns < FEW_TURNS) or (is_known(condition) and not scalar(condition, True)):
+        return None
+
+    def body(number: Value, again: Value, state: list[Value]) -> Turn:
+        again, *results = op.subgraph("body", number, again, *state)
+        return Turn(again, results[: len(carried)], results[len(carried) :])
+
+    first = np.array(True) if condition is None else condition
+    if is_known(count):
+        start = Start(carried, turns, first)
+    else:
+        most = op("Reshape", count, np.array([], np.int64))
+        some = op("Less", np.array(0, np.int64), most)
+        first = some if is_known(first) else op("And", op("Reshape", first, np.array([], np.int64)), some)
+        start = Start(carried, None, first, lambda done: op("Less", done, most))
+    found = repeat(op, body, start)
+    return None if found is None else (*found[0], *found[1])
+
+
 def _holds(op: Operator, condition: Value) -> bool:
     if not is_known(condition):
-        raise op.unsupported("ends on a condition that depends on data")
+        raise op.unsupported(f"ends on a condition that depends on data; {_NEEDED}")
     return bool(scalar(condition, True))
 
 
@@ -109,8 +141,23 @@ def scan(op: Operator, *inputs: Value) -> Any:
     if len(lengths) != 1:
         raise ModelError(f"the scanned inputs have different lengths: {sorted(lengths)}")
     (length,) = lengths
+    back_out = list(op.attr("scan_output_directions", [0] * outputs))
+    axes_out = list(op.attr("scan_output_axes", [0] * outputs))
+    if length >= FEW_TURNS:
+
+        def body(number: Value, _: Value, state: list[Value]) -> Turn:
+            slices = [
+                _slice(op, s, a, number, bool(back))
+                for s, a, back in zip(sequences, axes, backwards, strict=True)
+            ]
+            results = op.subgraph("body", *state, *slices)
+            return Turn(None, results[: len(state)], results[len(state) :])
+
+        if (found := repeat(op, body, Start(state, length, np.array(True)))) is not None:
+            final, rows = found
+            return (*final, *(_laid(op, *each) for each in zip(rows, axes_out, back_out, strict=True)))
     if length > MOST_TURNS:
-        raise op.unsupported(f"runs more than {MOST_TURNS:,} times")
+        raise op.unsupported(f"runs more than {MOST_TURNS:,} times; {_NEEDED}")
     for turn in range(length):
         slices = [
             op("Gather", s, np.array(length - 1 - turn if back else turn, np.int64), axis=a)
@@ -119,10 +166,29 @@ def scan(op: Operator, *inputs: Value) -> Any:
         results = op.subgraph("body", *state, *slices)
         state = results[: len(state)]
         scans.append(results[len(state) :])
-    return (
-        *state,
-        *scans.stacked(
-            list(op.attr("scan_output_axes", [0] * outputs)),
-            list(op.attr("scan_output_directions", [0] * outputs)),
-        ),
-    )
+    return (*state, *scans.stacked(axes_out, back_out))
+
+
+def _slice(op: Operator, sequence: Value, axis: int, number: Value, backwards: bool) -> Value:
+    """The slice of a turn."""
+    shape = list(shape_of(sequence))
+    last = tirx.const(shape.pop(axis) - 1, "int64")
+
+    def compute(tensor: te.Tensor, turn: te.Tensor) -> te.Tensor:
+        at = tirx.Min(turn(), last)
+        at = last - at if backwards else at
+        return te.compute(shape, lambda *i: tensor[(*i[:axis], at, *i[axis:])], name="slice")
+
+    return op.te(compute, sequence, number)
+
+
+def _laid(op: Operator, rows: Value, axis: int, back: int) -> Value:
+    """Rows of all turns along another axis than the first, or in the other order."""
+    rank = len(shape_of(rows))
+    if back:
+        rows = op("Gather", rows, np.arange(shape_of(rows)[0])[::-1].copy(), axis=0)
+    if axis % rank == 0:
+        return rows
+    order = list(range(1, rank))
+    order.insert(axis % rank, 0)
+    return op("Transpose", rows, perm=order)

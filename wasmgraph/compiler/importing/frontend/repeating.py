@@ -1,0 +1,198 @@
+"""Loops whose body is converted once. It must give a state of the same shapes and dtypes in every turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+from tvm import relax, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T  # noqa: N812 - as TVM writes it
+
+from wasmgraph.compiler.importing.frontend.graph import Operator, Walk
+from wasmgraph.compiler.importing.frontend.values import (
+    Value,
+    dtype_of,
+    expression,
+    is_known,
+    scalar,
+    shape_of,
+)
+from wasmgraph.compiler.loops import ROWS, Loop
+from wasmgraph.compiler.operators.packing import OPAQUE
+from wasmgraph.compiler.tvm_private import end_blocks
+from wasmgraph.errors import WasmgraphError
+
+# A loop of fewer turns is unrolled: its constants fold, and its turns share kernels anyway.
+FEW_TURNS = 5
+_COUNTERS = (("number", "int64"), ("condition", "bool"))
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a body makes of a state: whether there is another turn, the next state, a row of each tensor of
+    rows."""
+
+    again: Value
+    state: list[Value]
+    rows: list[Value]
+
+
+# From the number of the turn (int64, a scalar), whether it is the first or goes on, and the state.
+Body = Callable[[Value, Value, list[Value]], Turn]
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a loop begins.
+
+    Attributes
+    ----------
+    state : initial values
+    turns : the number of turns; None: only conditions end the loop
+    first : whether there is a first turn: a known True, or a tensor
+    again : from the number of turns done, a condition beside the body's own; None if there is none
+    """
+
+    state: Sequence[Value]
+    turns: int | None
+    first: Value
+    again: Callable[[Value], Value] | None = None
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """What a trial conversion found: whether data may end the loop, and how many checks of indices its body
+    makes."""
+
+    conditional: bool
+    checks: int
+
+
+def repeat(op: Operator, body: Body, start: Start) -> tuple[list[Value], list[Value]] | None:
+    """Convert ``body`` as a loop.
+
+    Returns
+    -------
+    The final state, and the tensors of rows; None if the body cannot be a loop.
+    """
+    if any(value is None or isinstance(value, list) or 0 in shape_of(value) for value in start.state):
+        return None
+    if (probe := _probe(op, body, start)) is None:
+        return None
+    walk = op.walk
+    loop = Loop(walk.next_loop(), start.turns, probe.conditional)
+    # The state: whether there is another turn, the number of turns done, the worst index of each check so
+    # far, the body's own.
+    before = len(walk.checks)
+    codes: list[Value] = [np.zeros(1, np.int64)] * probe.checks
+    conditions = [_truth(op, start.first)] if probe.conditional else []
+    state = _mark(walk, loop.begin, [*conditions, np.array(0, np.int64), *codes, *start.state])
+    fixed = len(conditions) + 1
+    number, codes, own = (
+        state[fixed - 1],
+        state[fixed : fixed + probe.checks],
+        state[fixed + probe.checks :],
+    )
+    turn = body(number, state[0] if probe.conditional else np.array(True), own)
+    done = op("Add", number, np.array(1, np.int64))
+    if probe.conditional:
+        conditions = [_truth(op, turn.again)]
+        if start.again is not None:
+            conditions = [op("And", conditions[0], start.again(done))]
+    codes = [op("Max", code, new) for code, (_, new) in zip(codes, walk.checks[before:], strict=True)]
+    rows = [_write_row(walk, row, number, start.turns) for row in turn.rows]
+    ended = _mark(walk, loop.end, [*conditions, done, *codes, *turn.state, *rows])
+    for place in range(probe.checks):
+        walk.checks[before + place] = (walk.checks[before + place][0], ended[fixed + place])
+    first_row = len(ended) - len(rows)
+    shaped = [
+        op("Reshape", tensor, np.array([start.turns, *shape_of(row)], np.int64))
+        for tensor, row in zip(ended[first_row:], turn.rows, strict=True)
+    ]
+    return ended[fixed + probe.checks : first_row], shaped
+
+
+def _truth(op: Operator, value: Value) -> Value:
+    return np.array(True) if value is None else op("Reshape", value, np.array([], np.int64))
+
+
+def _probe(op: Operator, body: Body, start: Start) -> _Probe | None:
+    """Convert the body in a scratch function, which is thrown away."""
+    number, condition = (relax.Var(name, relax.TensorType((), kind)) for name, kind in _COUNTERS)
+    state = [
+        relax.Var(f"state{i}", relax.TensorType(shape_of(v), dtype_of(v)))
+        for i, v in enumerate(start.state)
+    ]
+    conditional = start.turns is None or start.again is not None or not is_known(start.first)
+    with _scratch(op.walk, [number, condition, *state]) as checks:
+        try:
+            turn = body(number, condition if conditional else np.array(True), list(state))
+        except WasmgraphError:
+            return None
+        count = len(op.walk.checks) - checks
+    if any(v is None or isinstance(v, list) or 0 in shape_of(v) for v in (*turn.state, *turn.rows)):
+        return None
+    kinds = [[(shape_of(v), dtype_of(v)) for v in side] for side in (turn.state, start.state)]
+    if kinds[0] != kinds[1] or (is_known(turn.again) and not scalar(turn.again, True)):
+        return None
+    unchanged = is_known(turn.again) or turn.again is condition
+    if start.turns is None and start.again is None and unchanged:
+        return None  # it would never end
+    conditional = conditional or not is_known(turn.again)
+    return None if conditional and turn.rows else _Probe(conditional, count)
+
+
+@contextmanager
+def _scratch(walk: Walk, parameters: list[relax.Var]) -> Iterator[int]:
+    outer, checks, loops = walk.builder, len(walk.checks), walk.loops
+    walk.builder = relax.BlockBuilder()
+    try:
+        with walk.builder.function("scratch", params=parameters):
+            with walk.builder.dataflow():
+                yield checks
+                value = walk.builder.emit_output(parameters[0])
+            walk.builder.emit_func_output(value)
+    finally:
+        end_blocks(walk.builder)
+        walk.builder, walk.loops = outer, loops
+        del walk.checks[checks:]
+
+
+def _mark(walk: Walk, name: str, values: Sequence[Value]) -> list[Value]:
+    tensors = [expression(value) for value in values]
+    types = relax.TupleType([tensor.ty for tensor in tensors])
+    whole = walk.builder.emit(relax.op.call_pure_packed(name, *tensors, ty_args=types))
+    return [walk.builder.emit(relax.TupleGetItem(whole, i)) for i in range(len(tensors))]
+
+
+def _write_row(walk: Walk, row: Value, number: Value, turns: int | None) -> relax.Expr:
+    """A flat tensor of all rows, of which a turn writes its own."""
+    assert turns is not None
+    tensor = expression(row)
+    size, dtype = prod(shape_of(row)), dtype_of(row)
+    flat = walk.builder.emit(relax.op.reshape(tensor, (size,)))
+    kernel = _row_kernel(size, turns, dtype)
+    gvar = walk.builder.add_func(kernel, "write_row")
+    out = relax.TensorType((turns * size,), dtype)
+    return walk.builder.emit(relax.call_tir(gvar, relax.Tuple([flat, expression(number)]), out))
+
+
+def _row_kernel(size: int, turns: int, dtype: str) -> tirx.PrimFunc:
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("write_row")
+        T.func_attr({"op_pattern": OPAQUE, ROWS: 1, "tirx.noalias": True})
+        row = T.arg("row", T.Buffer((size,), dtype))
+        number = T.arg("number", T.Buffer((), "int64"))
+        rows = T.arg("rows", T.Buffer((turns * size,), dtype))
+        with T.serial(0, size) as i, T.sblock("rows"):
+            at = T.axis.spatial(size, i)
+            # A profile may run single calls in any order.
+            place = tirx.Min(number[()], tirx.const(turns - 1, "int64")) * size + at
+            T.reads(row[at], number[()])
+            T.writes(rows[place])
+            T.buffer_store(rows, row[at], [place])
+    return builder.get()
