@@ -1,9 +1,10 @@
 """Marks of a loop in ``main``. What lies between its two marks is done once in each turn (iteration).
 
 ``main`` is a straight line for all passes over it. A mark is a call of an external function, which they
-neither fuse nor move. The first mark takes the initial values of the loop's state and returns the state.
-The second takes the state's next values, and tensors of which each turn wrote a row; it returns the final
-state and these tensors. Only the plan knows what a mark means.
+neither fuse nor move. The first mark takes the initial values of the loop's state and tensors from outside
+that the loop reads. It returns them under names of their own, so that nothing in the loop is fused or
+identified with what is outside. The second takes the state's next values, and tensors of which each turn
+wrote a row; it returns the final state and these tensors. Only the plan knows what a mark means.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ ROWS = "wasmgraph_rows"  # the attribute of a kernel that writes one row of its 
 @dataclass(frozen=True)
 class Loop:
     """``number`` tells the loops of a graph apart. There are at most ``turns`` turns, None: without end.
-    If the loop is ``conditional``, its state's first tensor is a truth value; a turn begins if it holds."""
+    If the loop is ``conditional``, its state's first tensor is a truth value; a turn begins if it holds.
+    ``states`` is how many tensors the state has."""
 
     number: int
     turns: int | None
     conditional: bool
+    states: int
 
     @property
     def begin(self) -> str:

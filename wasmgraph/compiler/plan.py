@@ -220,15 +220,15 @@ class _Builder:
         )
         self.steps.append((kernel, [*operands, *results, *work], traffic))
 
-    def begin(self, loop: Loop, initial: Sequence[relax.Expr]) -> list[_Buffer]:
+    def begin(self, loop: Loop, values: Sequence[relax.Expr]) -> list[_Place]:
         """Copy a loop's initial state to its place."""
-        state = []
-        for value in initial:
+        state: list[_Buffer] = []
+        for value in values[: loop.states]:
             (source,) = self.place(value)
             state.append(self.new(value.ty, len(self.steps)))
             self.step(COPY, [source], [state[-1]])
         self.open.append(_OpenLoop(loop, len(self.steps), state))
-        return state
+        return [*state, *(place for value in values[loop.states :] for place in self.place(value))]
 
     def end(self, loop: Loop, values: Sequence[relax.Expr]) -> list[_Place]:
         """Copy the next state to the state's place, and extend the lives of all that a later turn needs."""
@@ -259,7 +259,7 @@ class _Builder:
             mark = mark_of(value.op.global_symbol)
             assert mark is not None, value.op.global_symbol
             loop, begins = mark
-            self.places[var] = list(self.begin(loop, value.args) if begins else self.end(loop, value.args))
+            self.places[var] = (self.begin if begins else self.end)(loop, value.args)
             return
         if isinstance(value, relax.Call) and isinstance(value.op, Op):
             name = value.op.name

@@ -255,3 +255,19 @@ def test_a_loop_that_never_ends_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     loop = node("Loop", ["", "start", "x"], ["p"], body=inside)
     with pytest.raises(UnsupportedOperatorError, match="condition that depends on data|more than 40 times"):
         wg.compile(model([loop], {"x": X, "start": np.array(True)}, ["p"]))
+
+
+def test_what_a_loop_without_turns_would_compute_is_computed_after_it() -> None:
+    """The same operator on the same tensor, in the loop and behind it, is not done once for both."""
+    inside = body(
+        [node("Exp", ["outer"], ["e"]), node("Add", ["a", "e"], ["next"])], [("a", "next", FLOAT, [2, 3])]
+    )
+    nodes = [
+        node("Neg", ["x"], ["outer"]),
+        node("Loop", ["count", "", "x"], ["last"], body=inside),
+        node("Exp", ["outer"], ["after"]),
+        node("Add", ["after", "last"], ["sum"]),
+    ]
+    for turns in (0, 2):
+        feeds = {"x": X, "count": np.array(turns)}
+        agrees(model(nodes, feeds, ["last", "sum"]), feeds)

@@ -117,11 +117,24 @@ class Operator:
             raise self.unsupported("has no function body for inputs of these types")
         return self.walk.call(body, self.node, list(inputs))
 
-    def subgraph(self, attribute: str, *inputs: Value) -> list[Value]:
-        """Walk the graph in an attribute. It can refer to the names in the scope of this node."""
+    def subgraph(
+        self, attribute: str, *inputs: Value, outside: Mapping[str, Value] | None = None
+    ) -> list[Value]:
+        """Walk the graph in an attribute. It can refer to the names in the scope of this node; ``outside``
+        has other values for some of them."""
         graph = self.attributes[attribute]
-        scope = {**self.scope, **dict(zip((v.name for v in graph.input), inputs, strict=True))}
+        given = dict(zip((v.name for v in graph.input), inputs, strict=True))
+        scope = {**self.scope, **(outside or {}), **given}
         return self.walk.graph(graph, scope, self.walk.opsets)
+
+    def outside(self, attribute: str) -> dict[str, Value]:
+        """The computed tensors in the scope of this node to which the graph in an attribute refers."""
+        names = _mentioned(self.attributes[attribute])
+        return {
+            name: value
+            for name, value in self.scope.items()
+            if name in names and not isinstance(value, list) and not is_known(value)
+        }
 
     def unsupported(self, what: str) -> UnsupportedOperatorError:
         """The error for a variant of the operator that has no implementation."""
@@ -285,6 +298,17 @@ def _computed(node: onnx.NodeProto, position: int, opset: int) -> UnsupportedOpe
         f"{node.op_type} takes its {what!r} from data, and shapes must be known while compiling; export the"
         f" model with {what!r} as a constant"
     )
+
+
+def _mentioned(graph: onnx.GraphProto) -> set[str]:
+    """All names that a graph, and the graphs in it, refer to."""
+    names = {output.name for output in graph.output}
+    for node in graph.node:
+        names.update(node.input)
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                names |= _mentioned(inner)
+    return names
 
 
 def _place(node: onnx.NodeProto) -> str:

@@ -41,8 +41,9 @@ class Turn:
     rows: list[Value]
 
 
-# From the number of the turn (int64, a scalar), whether it is the first or goes on, and the state.
-Body = Callable[[Value, Value, list[Value]], Turn]
+# From the number of the turn (int64, a scalar), the condition under which it began (a scalar), the state,
+# and tensors from outside.
+Body = Callable[[Value, Value, list[Value], list[Value]], Turn]
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,14 @@ class Start:
     turns : the number of turns; None: only conditions end the loop
     first : whether there is a first turn: a known True, or a tensor
     again : from the number of turns done, a condition beside the body's own; None if there is none
+    outside : computed tensors that the body reads, the same in every turn
     """
 
     state: Sequence[Value]
     turns: int | None
     first: Value
     again: Callable[[Value], Value] | None = None
+    outside: Sequence[Value] = ()
 
 
 @dataclass(frozen=True)
@@ -84,20 +87,18 @@ def repeat(op: Operator, body: Body, start: Start) -> tuple[list[Value], list[Va
     if (probe := _probe(op, body, start)) is None:
         return None
     walk = op.walk
-    loop = Loop(walk.next_loop(), start.turns, probe.conditional)
     # The state: whether there is another turn, the number of turns done, the worst index of each check so
     # far, the body's own.
     before = len(walk.checks)
     codes: list[Value] = [np.zeros(1, np.int64)] * probe.checks
     conditions = [_truth(op, start.first)] if probe.conditional else []
-    state = _mark(walk, loop.begin, [*conditions, np.array(0, np.int64), *codes, *start.state])
+    state = [*conditions, np.array(0, np.int64), *codes, *start.state]
+    loop = Loop(walk.next_loop(), start.turns, probe.conditional, len(state))
+    begun = _mark(walk, loop.begin, [*state, *start.outside])
     fixed = len(conditions) + 1
-    number, codes, own = (
-        state[fixed - 1],
-        state[fixed : fixed + probe.checks],
-        state[fixed + probe.checks :],
-    )
-    turn = body(number, state[0] if probe.conditional else np.array(True), own)
+    number, codes = begun[fixed - 1], begun[fixed : fixed + probe.checks]
+    own, outside = begun[fixed + probe.checks : loop.states], begun[loop.states :]
+    turn = body(number, begun[0] if probe.conditional else np.array(True), own, outside)
     done = op("Add", number, np.array(1, np.int64))
     if probe.conditional:
         conditions = [_truth(op, turn.again)]
@@ -123,14 +124,14 @@ def _truth(op: Operator, value: Value) -> Value:
 def _probe(op: Operator, body: Body, start: Start) -> _Probe | None:
     """Convert the body in a scratch function, which is thrown away."""
     number, condition = (relax.Var(name, relax.TensorType((), kind)) for name, kind in _COUNTERS)
-    state = [
-        relax.Var(f"state{i}", relax.TensorType(shape_of(v), dtype_of(v)))
-        for i, v in enumerate(start.state)
-    ]
+    state, outside = (
+        [relax.Var("given", relax.TensorType(shape_of(v), dtype_of(v))) for v in values]
+        for values in (start.state, start.outside)
+    )
     conditional = start.turns is None or start.again is not None or not is_known(start.first)
-    with _scratch(op.walk, [number, condition, *state]) as checks:
+    with _scratch(op.walk, [number, condition, *state, *outside]) as checks:
         try:
-            turn = body(number, condition if conditional else np.array(True), list(state))
+            turn = body(number, condition if conditional else np.array(True), state, outside)
         except WasmgraphError:
             return None
         count = len(op.walk.checks) - checks

@@ -71,18 +71,21 @@ def _repeated(op: Operator, count: Value, condition: Value, carried: Sequence[Va
     if (turns is not None and turns < FEW_TURNS) or (is_known(condition) and not scalar(condition, True)):
         return None
 
-    def body(number: Value, again: Value, state: list[Value]) -> Turn:
-        again, *results = op.subgraph("body", number, again, *state)
+    outside = op.outside("body")
+
+    def body(number: Value, again: Value, state: list[Value], tensors: list[Value]) -> Turn:
+        scope = dict(zip(outside, tensors, strict=True))
+        again, *results = op.subgraph("body", number, again, *state, outside=scope)
         return Turn(again, results[: len(carried)], results[len(carried) :])
 
     first = np.array(True) if condition is None else condition
     if is_known(count):
-        start = Start(carried, turns, first)
+        start = Start(carried, turns, first, outside=list(outside.values()))
     else:
         most = op("Reshape", count, np.array([], np.int64))
         some = op("Less", np.array(0, np.int64), most)
         first = some if is_known(first) else op("And", op("Reshape", first, np.array([], np.int64)), some)
-        start = Start(carried, None, first, lambda done: op("Less", done, most))
+        start = Start(carried, None, first, lambda done: op("Less", done, most), list(outside.values()))
     found = repeat(op, body, start)
     return None if found is None else (*found[0], *found[1])
 
@@ -144,16 +147,22 @@ def scan(op: Operator, *inputs: Value) -> Any:
     back_out = list(op.attr("scan_output_directions", [0] * outputs))
     axes_out = list(op.attr("scan_output_axes", [0] * outputs))
     if length >= FEW_TURNS:
+        outside = op.outside("body")
 
-        def body(number: Value, _: Value, state: list[Value]) -> Turn:
+        def body(number: Value, _: Value, state: list[Value], tensors: list[Value]) -> Turn:
+            scope = dict(zip(outside, tensors[scanned:], strict=True))
             slices = [
                 _slice(op, s, a, number, bool(back))
-                for s, a, back in zip(sequences, axes, backwards, strict=True)
+                for s, a, back in zip(tensors, axes, backwards, strict=False)
             ]
-            results = op.subgraph("body", *state, *slices)
+            results = op.subgraph("body", *state, *slices, outside=scope)
             return Turn(None, results[: len(state)], results[len(state) :])
 
-        if (found := repeat(op, body, Start(state, length, np.array(True)))) is not None:
+        if (
+            found := repeat(
+                op, body, Start(state, length, np.array(True), outside=[*sequences, *outside.values()])
+            )
+        ) is not None:
             final, rows = found
             return (*final, *(_laid(op, *each) for each in zip(rows, axes_out, back_out, strict=True)))
     if length > MOST_TURNS:
