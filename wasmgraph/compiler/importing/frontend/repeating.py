@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 from tvm import relax, tirx
@@ -117,6 +118,11 @@ def repeat(op: Operator, body: Body, start: Start) -> tuple[list[Value], list[Va
     return ended[fixed + probe.checks : first_row], shaped
 
 
+def within(number: Any, turns: int) -> Any:
+    """The number of a turn. Whoever runs single calls in any order may find another number in its place."""
+    return tirx.Max(tirx.Min(number, tirx.const(turns - 1, "int64")), tirx.const(0, "int64"))
+
+
 def _truth(op: Operator, value: Value) -> Value:
     return np.array(True) if value is None else op("Reshape", value, np.array([], np.int64))
 
@@ -191,8 +197,7 @@ def _row_kernel(size: int, turns: int, dtype: str) -> tirx.PrimFunc:
         rows = T.arg("rows", T.Buffer((turns * size,), dtype))
         with T.serial(0, size) as i, T.sblock("rows"):
             at = T.axis.spatial(size, i)
-            # A profile may run single calls in any order.
-            place = tirx.Min(number[()], tirx.const(turns - 1, "int64")) * size + at
+            place = within(number[()], turns) * size + at
             T.reads(row[at], number[()])
             T.writes(rows[place])
             T.buffer_store(rows, row[at], [place])

@@ -11,7 +11,7 @@ from onnx import helper
 from tvm import te, tirx
 
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
-from wasmgraph.compiler.importing.frontend.repeating import FEW_TURNS, Start, Turn, repeat
+from wasmgraph.compiler.importing.frontend.repeating import FEW_TURNS, Start, Turn, repeat, within
 from wasmgraph.compiler.importing.frontend.values import Value, is_known, scalar, shape_of
 from wasmgraph.errors import ModelError
 
@@ -181,11 +181,11 @@ def scan(op: Operator, *inputs: Value) -> Any:
 def _slice(op: Operator, sequence: Value, axis: int, number: Value, backwards: bool) -> Value:
     """The slice of a turn."""
     shape = list(shape_of(sequence))
-    last = tirx.const(shape.pop(axis) - 1, "int64")
+    length = shape.pop(axis)
 
     def compute(tensor: te.Tensor, turn: te.Tensor) -> te.Tensor:
-        at = tirx.Min(turn(), last)
-        at = last - at if backwards else at
+        at = within(turn(), length)
+        at = tirx.const(length - 1, "int64") - at if backwards else at
         return te.compute(shape, lambda *i: tensor[(*i[:axis], at, *i[axis:])], name="slice")
 
     return op.te(compute, sequence, number)
