@@ -10,11 +10,14 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from wasmgraph.errors import CacheError, CompileError
+from wasmgraph.errors import CacheError, CompileError, needing
 from wasmgraph.files import cache_dir
 from wasmgraph.targets import Target
 
 _PATIENCE_S = 900  # the first call builds the C library
+# PR_SET_PDEATHSIG: Linux kills Zig with the process that waits for it. Otherwise Zig would go on, and build
+# the C library to its end.
+_TIED = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
 
 
 @cache
@@ -29,8 +32,12 @@ def _cache() -> str:
 
 def zig(*arguments: str | Path) -> None:
     """Run one of Zig's tools; raise CompileError with its message if it fails."""
-    command = [sys.executable, "-m", "ziglang", *map(str, arguments)]
-    tool = " ".join(command[3:5])
+    with needing("linking", "compile"):
+        import ziglang
+    command = [str(Path(ziglang.__file__).with_name("zig")), *map(str, arguments)]
+    tool = " ".join(command[1:3])
+    if sys.platform == "linux":
+        command = [sys.executable, "-c", _TIED, *command]
     environment = {"ZIG_GLOBAL_CACHE_DIR": _cache(), "ZIG_LOCAL_CACHE_DIR": _cache(), **os.environ}
     try:
         done = subprocess.run(
