@@ -14,8 +14,8 @@ from typing import BinaryIO, NamedTuple
 
 MAGIC = b"\0asm\x01\0\0\0"
 PAGE_BYTES = 65536
-FUNCTION, CODE = 3, 10  # sections
-_CUSTOM, _TYPE, _IMPORT, _MEMORY, _GLOBAL, _EXPORT, _START = 0, 1, 2, 5, 6, 7, 8
+CUSTOM, FUNCTION, CODE = 0, 3, 10  # sections
+_TYPE, _IMPORT, _MEMORY, _GLOBAL, _EXPORT, _START = 1, 2, 5, 6, 7, 8
 _VALUE_TYPES = {0x7F: "i32", 0x7E: "i64", 0x7D: "f32", 0x7C: "f64", 0x7B: "v128"}
 # More than any graph needs; a small file may claim millions, which take minutes to read here.
 _MOST_SECTIONS, _MOST_ENTRIES, _MOST_VALUES, _LARGEST_BYTES = 1_000, 100_000, 1_000, 1 << 26
@@ -77,7 +77,7 @@ class Module:
 
     def custom(self, name: str) -> Section | None:
         """The last custom section of that name."""
-        found = [s for s in self.sections if s.id == _CUSTOM and s.name == name]
+        found = [s for s in self.sections if s.id == CUSTOM and s.name == name]
         return found[-1] if found else None
 
 
@@ -122,7 +122,7 @@ def function_names(names: bytes) -> dict[int, str]:
 
 def custom_section(name: str, data: bytes) -> bytes:
     """Encode a custom section, ready to be appended to a module."""
-    return section(_CUSTOM, leb128(len(name.encode())) + name.encode() + data)
+    return section(CUSTOM, leb128(len(name.encode())) + name.encode() + data)
 
 
 def export_start(path: Path, name: str) -> None:
@@ -252,7 +252,7 @@ def _sections(stream: BinaryIO, length: int) -> Iterator[Section]:
                 f"section {number} at byte {at} needs {size} bytes, {length - offset} are there"
             )
         name = ""
-        if number == _CUSTOM:
+        if number == CUSTOM:
             stream.seek(offset)
             reader = Reader(stream.read(min(size, 1024)))
             name = reader.text()

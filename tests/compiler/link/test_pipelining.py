@@ -9,12 +9,15 @@ import pytest
 import wasmtime
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import helper
 
+import wasmgraph as wg
+from tests.conftest import model_of
 from wasmgraph.abi import READ_AHEAD_BYTES
 from wasmgraph.compiler.link.pipelining import _TOUCHED_BYTES, MOST_STRIDE, _choice, pipeline, pipelined
 from wasmgraph.host import cpu_features
-from wasmgraph.wasm.wasmcode import SIMD, opcodes
-from wasmgraph.wasm.wasmfile import read_module
+from wasmgraph.wasm.wasmcode import SIMD, functions, opcodes
+from wasmgraph.wasm.wasmfile import leb128, read_module
 
 FLAG = 1024
 WEIGHTS, PIXELS, RESULTS = 4096, 1 << 16, 1 << 18
@@ -217,3 +220,21 @@ def test_artifacts_have_both_versions(small_artifact: Callable[[str], Path]) -> 
             assert opcodes(stream, module)[0, 0x03] > 0
         assert module.exports["wasmgraph_plain_loops"] == "global"
         assert module.global_values["wasmgraph_plain_loops"] % 4 == 0
+
+
+def test_a_kernel_with_large_weights_loads_ahead_and_one_with_small_weights_does_not() -> None:
+    def ahead(width: int) -> int:
+        weights = np.ones((width, 128), np.float32)
+        nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+        artifact = wg.compile(model_of(nodes, {"x": [8, width]}, ["y"], {"w": weights}))
+        raw = artifact.path.read_bytes()
+        module = read_module(io.BytesIO(raw))
+        assert {s.name for s in module.sections if s.id == 0} <= {"wasmgraph", "wasmgraph.sha256"}
+        code = module.code
+        assert code is not None
+        found = functions(raw[code.offset : code.offset + code.size])
+        load = b"\x28\x02" + leb128(_TOUCHED_BYTES)
+        return sum(i.raw == load for function in found for i in function.instructions)
+
+    assert ahead(64) == 0
+    assert ahead(256) > 0

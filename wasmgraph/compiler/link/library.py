@@ -33,7 +33,7 @@ class Library:
     data_bytes : total size of parameters and arena
     functions : the functions that are exported, with their signatures
     addresses : symbols whose addresses are exported as globals
-    named : keep the functions' names, in a wasm module
+    named : keep the functions' names and all other custom sections, in a wasm module
     """
 
     objects: Sequence[Path]
@@ -82,7 +82,7 @@ def link_library(library: Library, directory: Path, target: Target) -> Path:
     # Zig puts the stack first, so that an overflow traps instead of overwriting data. A reactor module has
     # an `_initialize` that does nothing, and imports only what the form asks for.
     options = ["-mexec-model=command"] if form.command else ["-mexec-model=reactor", "-Wl,--no-entry"]
-    options += ["-Wl,--gc-sections", "-Wl,--strip-debug" if library.named else "-s"]
+    options += ["-Wl,--gc-sections", "-g" if library.named else "-s"]
     exports = [*([] if form.command else library.functions), *library.addresses]
     if form.params == "wasi":
         exports += PARAMS

@@ -23,7 +23,6 @@ prefetch.
 from __future__ import annotations
 
 import io
-import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +33,7 @@ from wasmgraph.files import replacing
 from wasmgraph.wasm.wasmcode import SIMD, Function, Instruction, functions
 from wasmgraph.wasm.wasmfile import (
     CODE,
+    CUSTOM,
     FUNCTION,
     Module,
     function_names,
@@ -138,7 +138,7 @@ class _Address(NamedTuple):
 
 
 def pipeline(path: Path, flag: int | None, streaming: Collection[str] = ()) -> int:
-    """Rewrite a linked module in place, without its functions' names; return the number of rewritten loops.
+    """Rewrite a linked module in place, without custom sections; return the number of rewritten loops.
 
     Parameters
     ----------
@@ -147,24 +147,22 @@ def pipeline(path: Path, flag: int | None, streaming: Collection[str] = ()) -> i
     """
     with path.open("rb") as stream:
         module = read_module(stream)
-        names = module.custom("name")
         if module.code is None:
             return 0
         wanted: set[int] = set()
-        if names is not None:
+        if (names := module.custom("name")) is not None:
             stream.seek(names.offset)
             found = function_names(stream.read(names.size))
             wanted = {index for index, name in found.items() if name in streaming}
         end = module.code.offset + module.code.size
         stream.seek(0)
         head, loops = _rewritten(stream.read(end), module, flag, wanted)
-        if loops or names is not None:
-            with replacing(path) as copy:
-                copy.write(head)
-                if names is not None:
-                    _copy(stream, copy, names.start - end)
-                    stream.seek(names.offset + names.size)
-                shutil.copyfileobj(stream, copy, 1 << 22)
+        with replacing(path) as copy:
+            copy.write(head)
+            for part in module.sections:
+                if part.start >= end and part.id != CUSTOM:
+                    stream.seek(part.start)
+                    _copy(stream, copy, part.offset + part.size - part.start)
     return loops
 
 
