@@ -42,7 +42,7 @@ _SESSION_CALLS = 5
 
 
 def test_compile(benchmark: Any, bench: Bench, backend: Backend) -> None:
-    """ONNX file → artifact file: once, or as often as fits two seconds, at most five times."""
+    """ONNX file → artifact file: once, or until two seconds are spent, at most five times."""
     assert backend.target is not None
     bench.artifact(backend.target)
     seconds = [bench.logs[backend.target].seconds]

@@ -83,12 +83,12 @@ def signature(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> st
 
 
 def noise(specs: Sequence[TensorSpec], rng: np.random.Generator) -> dict[str, Array]:
-    """Feeds of the given shapes: standard normal numbers; 0 and 1 for int32 and int64, which are indices,
-    tokens and masks, and would be out of range otherwise."""
+    """Feeds of the given shapes: standard normal numbers; of integers and truth values 0 and 1, because
+    these are usually indices, tokens or masks, for which other values would be out of range."""
     return {
-        s.name: rng.integers(0, 2, s.static_shape, s.dtype)
-        if s.dtype in ("int32", "int64")
-        else rng.normal(0, 1, s.static_shape).astype(s.dtype)
+        s.name: rng.normal(0, 1, s.static_shape).astype(s.dtype)
+        if s.dtype.startswith("float")
+        else rng.integers(0, 2, s.static_shape).astype(s.dtype)
         for s in specs
     }
 

@@ -113,7 +113,7 @@ class Plan:
     repeats: tuple[Repeat, ...] = ()  # inner ones before those around them
 
     def turns(self, call: int) -> int:
-        """How often a call is done in a run; a loop without a known number of turns counts as one turn."""
+        """How often a call is done in a run; a loop that data may end counts as one turn."""
         around = [r for r in self.repeats if r.first <= call < r.end and r.condition is None]
         return prod(r.turns or 1 for r in around)
 

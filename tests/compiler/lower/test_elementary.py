@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 from scipy import special
 
 import wasmgraph as wg
@@ -124,3 +124,45 @@ def test_a_function_may_be_repeated_shared_and_nested(name: str, target: str) ->
     exact = np.tanh(a * FUNCTIONS[name][0](a)) + a
     np.testing.assert_allclose(found["e"], exact, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found["f"], exact.max(1, keepdims=True), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("target", ["wasm32-simd128", "native"])
+@pytest.mark.parametrize("beyond", [3, (4 << 20) + 1])
+def test_a_function_that_padding_guards_reads_nothing_outside(beyond: int, target: str) -> None:
+    """Computed without its guard, it read outside of memory; under one guard for all places, it was 0 where
+    another place needs it."""
+    nodes = [
+        helper.make_node("Exp", ["x"], ["a"]),
+        helper.make_node("Exp", ["a"], ["h"]),
+        helper.make_node("Tanh", ["h"], ["t"]),
+        helper.make_node("Pad", ["h", "pads"], ["p"]),
+        helper.make_node("Pad", ["t", "more"], ["q"]),
+        helper.make_node("Slice", ["q", "start", "end"], ["r"]),
+        helper.make_node("Sub", ["p", "r"], ["y"]),
+    ]
+    constants = {
+        "pads": np.array([0, 0, 2, beyond]),
+        "more": np.array([0, 0, 2, beyond + 64]),
+        "start": np.array([0, 0]),
+        "end": np.array([5, beyond + 13]),
+    }
+    x = np.linspace(-1, 1, 39, dtype=np.float32).reshape(3, 13)
+    with wg.load(wg.compile(model_of(nodes, {"x": [3, 13]}, ["y"], constants), target=target)) as session:
+        (found,) = session.run({"x": x}).values()
+    h = np.exp(np.exp(x.astype(np.float64)))
+    np.testing.assert_allclose(found[:3, :13], h - np.tanh(h), rtol=1e-5, atol=1e-6)
+    assert not found[3:].any()
+    assert not found[:, 13:].any()
+
+
+@pytest.mark.parametrize("target", ["wasm32", "wasm32-simd128", "native"])
+def test_functions_of_doubles_are_the_library_s(target: str) -> None:
+    nodes = [helper.make_node("Erf", ["x"], ["e"]), helper.make_node("Softplus", ["x"], ["s"])]
+    model = model_of(nodes, {"x": [5]}, ["e", "s"])
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.DOUBLE
+    x = np.linspace(-2, 2, 5)
+    with wg.load(wg.compile(model, target=target)) as session:
+        found = session.run({"x": x})
+    np.testing.assert_allclose(found["e"], special.erf(x), rtol=1e-14)
+    np.testing.assert_allclose(found["s"], np.logaddexp(0, x), rtol=1e-14)

@@ -200,7 +200,16 @@ def as_arithmetic(function: tirx.PrimFunc) -> tirx.PrimFunc:
         calls = _calls(value)
         return _replaced(value, calls[0], lambda: _arithmetic(calls[0])) if len(calls) == 1 else value
 
+    function = function.with_body(tvm_ffi.structural_map(function.body, [(Call, _of_the_library)]))
     return _with_values(function, lambda value: ([], one(value)))
+
+
+def _of_the_library(call: Call) -> Call:
+    """Of numbers that are not float32, a call of the C library, where LLVM has no function of vectors."""
+    name = call.op.name if isinstance(call.op, tvm.ir.Op) else ""
+    if name not in ("tirx.erf", "tirx.log1p") or str(call.ty.dtype).startswith("float32"):
+        return call
+    return tirx.call_pure_extern(str(call.ty.dtype), name.removeprefix("tirx."), call.args[0])
 
 
 def many_as_arithmetic(function: tirx.PrimFunc) -> tirx.PrimFunc:
@@ -237,30 +246,85 @@ def _with_values(
 
 def _apart(value: Expr) -> tuple[list[tirx.Stmt], Expr]:
     """Statements that compute a value's elementary functions, and the value."""
-    before: list[tirx.Stmt] = []
+    before, choices = list[tirx.Stmt](), list[tuple[tirx.Var, Expr]]()
+    for choice in _outermost_choices(value):
+        # What one branch reads may be outside of a tensor if the other is taken.
+        condition, *branches = choice.args
+        sides = [_apart(branch) for branch in branches]
+        held = [s for side, _ in sides for s in side if isinstance(s, tirx.AllocBuffer)]
+        stores = [[s for s in side if not isinstance(s, tirx.AllocBuffer)] for side, _ in sides]
+        yes, no = (tirx.SeqStmt(each) if len(each) > 1 else each[0] if each else None for each in stores)
+        if yes is None and no is None:
+            continue
+        if yes is None:
+            yes, no, condition = no, None, tirx.Not(condition)
+        before += [*held, tirx.IfThenElse(condition, yes, no)]
+        chosen = tirx.if_then_else(choice.args[0], *(branch for _, branch in sides))
+        choices.append((tirx.Var("chosen", choice.ty), chosen))
+        value = _exchanged(value, choice, choices[-1][0])
+    after: list[tirx.Stmt] = []
     while calls := _calls(value):
         call = calls[0]
         lanes = call.ty.dtype.lanes
         variable = tirx.decl_buffer((lanes,), "float32", "elementary", scope="local")
         place = [tirx.Ramp(tirx.const(0, "int32"), tirx.const(1, "int32"), lanes)] if lanes > 1 else [0]
-        result = _guarded(_arithmetic(call), call, value)
-        before += [tirx.AllocBuffer(variable), tirx.BufferStore(variable, result, place)]
+        result = _settled(_arithmetic(call), choices)
+        after += [tirx.AllocBuffer(variable), tirx.BufferStore(variable, result, place)]
         value = _replaced(value, call, partial(tirx.BufferLoad, variable, place))
-    return before, value
+    return [*before, *after], _settled(value, choices)
 
 
-def _calls(value: Expr) -> list[Call]:
-    """The elementary functions of a value, arguments before the functions that take them. Equal ones are
-    there once."""
+def _settled(value: Expr, choices: list[tuple[tirx.Var, Expr]]) -> Expr:
+    """Put choices in the place of the names that stand for them."""
+
+    def rewrite(variable: tirx.Var) -> Expr:
+        return next((chosen for name, chosen in choices if variable.same_as(name)), variable)
+
+    return tvm_ffi.structural_map(value, [(tirx.Var, rewrite)])
+
+
+def _is_choice(call: Call) -> bool:
+    return isinstance(call.op, tvm.ir.Op) and call.op.name.endswith(".if_then_else")
+
+
+def _outermost_choices(value: Expr) -> list[Call]:
+    choices = _distinct([call for call in _within(value) if _is_choice(call)])
+    return [c for c in choices if not any(c is not o and _holds(o, c) for o in choices)]
+
+
+def _holds(tree: Expr, call: Call) -> bool:
+    return any(tvm_ffi.structural_equal(other, call) for other in _within(tree) if other is not tree)
+
+
+def _within(tree: Expr) -> list[Call]:
     calls: list[Call] = []
 
     def note(call: Call) -> Call:
-        if _elementary(call) and not any(tvm_ffi.structural_equal(call, other) for other in calls):
-            calls.append(call)
+        calls.append(call)
         return call
 
-    tvm_ffi.structural_map(value, [(Call, note)])
+    tvm_ffi.structural_map(tree, [(Call, note)])
     return calls
+
+
+def _exchanged(tree: Expr, call: Call, other: Expr) -> Expr:
+    def rewrite(found: Call) -> Expr:
+        return other if tvm_ffi.structural_equal(found, call) else found
+
+    return tvm_ffi.structural_map(tree, [(Call, rewrite)])
+
+
+def _calls(value: Expr) -> list[Call]:
+    """The elementary functions of a value, arguments before the functions that take them."""
+    return _distinct([call for call in _within(value) if _elementary(call)])
+
+
+def _distinct(calls: list[Call]) -> list[Call]:
+    found: list[Call] = []
+    for call in calls:
+        if not any(tvm_ffi.structural_equal(call, other) for other in found):
+            found.append(call)
+    return found
 
 
 def _elementary(call: Call) -> bool:
@@ -271,24 +335,6 @@ def _elementary(call: Call) -> bool:
 def _arithmetic(call: Call) -> Expr:
     numbers = _Numbers(str(call.ty.dtype))
     return numbers.result(_FUNCTIONS[call.op.name](numbers, call.args[0]))
-
-
-def _guarded(result: Expr, call: Call, value: Expr) -> Expr:
-    """The result, computed under the conditions under which the value computes the call: it may read what
-    is not there otherwise."""
-
-    def note(choice: Call) -> Call:
-        nonlocal result
-        if isinstance(choice.op, tvm.ir.Op) and choice.op.name == "tirx.if_then_else":
-            condition, *branches = choice.args
-            zero = _Numbers(str(result.ty.dtype)).f(0.0)
-            inside = [not _replaced(branch, call, lambda: zero).same_as(branch) for branch in branches]
-            if inside != [True, True] and any(inside):
-                result = tirx.if_then_else(condition, *((result, zero) if inside[0] else (zero, result)))
-        return choice
-
-    tvm_ffi.structural_map(value, [(Call, note)])
-    return result
 
 
 def _replaced(tree: Expr, call: Call, result: Callable[[], Expr]) -> Expr:

@@ -225,9 +225,7 @@ def test_a_state_that_grows_is_unrolled_or_refused() -> None:
     loop = node("Loop", ["count", "", "x"], ["last"], body=inside)
     agrees(model([loop], {"x": X}, ["last"], {"count": np.array(5)}), {"x": X})
     feeds = {"x": X, "count": np.array(5)}
-    with pytest.raises(
-        UnsupportedOperatorError, match="that depends on data; a loop that is not"
-    ):
+    with pytest.raises(UnsupportedOperatorError, match="depends on data; such a loop"):
         wg.compile(model([loop], feeds, ["last"]))
 
 
@@ -271,3 +269,35 @@ def test_what_a_loop_without_turns_would_compute_is_computed_after_it() -> None:
     for turns in (0, 2):
         feeds = {"x": X, "count": np.array(turns)}
         agrees(model(nodes, feeds, ["last", "sum"]), feeds)
+
+
+@pytest.mark.parametrize("turns", [0, 3])
+def test_what_a_loop_uses_first_is_computed_before_it(turns: int) -> None:
+    """An element of a sequence was computed in the loop, and read behind it also if there was no turn."""
+    inside = body(
+        [node("SequenceAt", ["sequence", "zero"], ["e"]), node("Add", ["a", "e"], ["next"])],
+        [("a", "next", FLOAT, [2, 3])],
+    )
+    nodes = [
+        node("Exp", ["x"], ["outer"]),
+        node("SequenceConstruct", ["outer", "x"], ["sequence"]),
+        node("Loop", ["count", "", "x"], ["last"], body=inside),
+        node("SequenceAt", ["sequence", "zero"], ["after"]),
+        node("Add", ["after", "last"], ["sum"]),
+    ]
+    feeds = {"x": X, "count": np.array(turns)}
+    agrees(model(nodes, feeds, ["last", "sum"], {"zero": np.array(0)}), feeds)
+
+
+def test_a_loop_that_does_not_begin_and_one_of_too_many_rows() -> None:
+    inside = body(
+        [node("Add", ["a", "a"], ["next"])], [("a", "next", FLOAT, [2, 3])], [("a", FLOAT, [2, 3])]
+    )
+    never = node("Loop", ["count", "no", "x"], ["last", "rows"], body=inside)
+    feeds = {"x": X, "count": np.array(3)}
+    found = run(model([never], feeds, ["last", "rows"], {"no": np.array(False)}), feeds)
+    np.testing.assert_array_equal(found["last"], X)
+    assert found["rows"].shape == (0, 2, 3)
+    forever = node("Loop", ["count", "", "x"], ["last", "rows"], body=inside)
+    with pytest.raises(UnsupportedOperatorError, match="runs more than 10,000 times; such a loop"):
+        wg.compile(model([forever], {"x": X}, ["last", "rows"], {"count": np.array(2**62)}))

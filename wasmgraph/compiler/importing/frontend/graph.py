@@ -1,8 +1,9 @@
 """The walk through an ONNX graph: known values are computed during the walk, the rest becomes Relax.
 
 Shapes are static, so everything that only depends on shapes and constants is known here: conditions,
-trip counts, axes, sizes. Control flow over known values is executed during the walk: branches are chosen
-and loops are unrolled. The result is a straight line of tensor operators.
+trip counts, axes, sizes. Control flow over known values is executed during the walk: branches are chosen,
+short loops are unrolled. The result is a straight line of tensor operators, in which marks enclose the
+bodies of other loops (``repeating.py``).
 """
 
 from __future__ import annotations
@@ -135,6 +136,17 @@ class Operator:
             for name, value in self.scope.items()
             if name in names and not isinstance(value, list) and not is_known(value)
         }
+
+    def in_sequences(self, attribute: str) -> list[Value]:
+        """The computed tensors in the sequences to which the graph in an attribute refers."""
+        names = _mentioned(self.attributes[attribute])
+        return [
+            item
+            for name, value in self.scope.items()
+            if name in names and isinstance(value, list)
+            for item in _items(value)
+            if not is_known(item)
+        ]
 
     def unsupported(self, what: str) -> UnsupportedOperatorError:
         """The error for a variant of the operator that has no implementation."""
@@ -298,6 +310,14 @@ def _computed(node: onnx.NodeProto, position: int, opset: int) -> UnsupportedOpe
         f"{node.op_type} takes its {what!r} from data, and shapes must be known while compiling; export the"
         f" model with {what!r} as a constant"
     )
+
+
+def _items(sequence: list[Value]) -> Iterator[Value]:
+    for item in sequence:
+        if isinstance(item, list):
+            yield from _items(item)
+        else:
+            yield item
 
 
 def _mentioned(graph: onnx.GraphProto) -> set[str]:

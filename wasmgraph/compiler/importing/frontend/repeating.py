@@ -1,4 +1,5 @@
-"""Loops whose body is converted once. It must give a state of the same shapes and dtypes in every turn."""
+"""Loops whose body is converted once. The body must return a state with the same shapes and
+dtypes in every turn."""
 
 from __future__ import annotations
 
@@ -29,6 +30,7 @@ from wasmgraph.errors import WasmgraphError
 
 # A loop of fewer turns is unrolled: its constants fold, and its turns share kernels anyway.
 FEW_TURNS = 5
+_MOST_ELEMENTS = 1 << 32  # of all rows together: no memory has room for more
 _COUNTERS = (("number", "int64"), ("condition", "bool"))
 
 
@@ -58,6 +60,8 @@ class Start:
     first : whether there is a first turn: a known True, or a tensor
     again : from the number of turns done, a condition beside the body's own; None if there is none
     outside : computed tensors that the body reads, the same in every turn
+    also : other computed tensors that the body may be the first to use: they must be computed before it,
+        because what follows a loop without turns may use them too
     """
 
     state: Sequence[Value]
@@ -65,6 +69,7 @@ class Start:
     first: Value
     again: Callable[[Value], Value] | None = None
     outside: Sequence[Value] = ()
+    also: Sequence[Value] = ()
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,8 @@ def repeat(op: Operator, body: Body, start: Start) -> tuple[list[Value], list[Va
     conditions = [_truth(op, start.first)] if probe.conditional else []
     state = [*conditions, np.array(0, np.int64), *codes, *start.state]
     loop = Loop(walk.next_loop(), start.turns, probe.conditional, len(state))
-    begun = _mark(walk, loop.begin, [*state, *start.outside])
+    also = [value for value in (*start.also, walk.condition) if not is_known(value)]
+    begun = _mark(walk, loop.begin, [*state, *start.outside, *also])
     fixed = len(conditions) + 1
     number, codes = begun[fixed - 1], begun[fixed : fixed + probe.checks]
     own, outside = begun[fixed + probe.checks : loop.states], begun[loop.states :]
@@ -142,6 +148,9 @@ def _probe(op: Operator, body: Body, start: Start) -> _Probe | None:
             return None
         count = len(op.walk.checks) - checks
     if any(v is None or isinstance(v, list) or 0 in shape_of(v) for v in (*turn.state, *turn.rows)):
+        return None
+    rows = sum(prod(shape_of(row)) for row in turn.rows)
+    if start.turns is not None and start.turns * rows > _MOST_ELEMENTS:
         return None
     kinds = [[(shape_of(v), dtype_of(v)) for v in side] for side in (turn.state, start.state)]
     if kinds[0] != kinds[1] or (is_known(turn.again) and not scalar(turn.again, True)):

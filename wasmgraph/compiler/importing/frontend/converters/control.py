@@ -15,11 +15,11 @@ from wasmgraph.compiler.importing.frontend.repeating import FEW_TURNS, Start, Tu
 from wasmgraph.compiler.importing.frontend.values import Value, is_known, scalar, shape_of
 from wasmgraph.errors import ModelError
 
-# Loops with more iterations than this are not unrolled but refused.
+# Loops with more iterations than this are not unrolled: they are converted once, or refused.
 MOST_TURNS = 10_000
 _NEEDED = (
-    "a loop that is not unrolled needs a state of the same shapes in every turn, and, if data end it, no"
-    " scan outputs"
+    "such a loop can only be compiled if its state keeps the same shapes in every turn and, where data"
+    " decide when it ends, it has no scan outputs"
 )
 
 
@@ -48,6 +48,9 @@ def _select(op: Operator, condition: Value) -> Any:
 @converts("Loop")
 def loop(op: Operator, count: Value, condition: Value, *carried: Value) -> Any:
     """Convert the body once, as a loop; if it cannot be one, once for each iteration."""
+    if is_known(condition) and not scalar(condition, True):
+        scans = _Scans(op, "body", 1 + len(carried))
+        return (*carried, *scans.stacked([0] * len(scans.collected)))
     if (found := _repeated(op, count, condition, carried)) is not None:
         return found
     if count is not None and not is_known(count):
@@ -68,24 +71,31 @@ def loop(op: Operator, count: Value, condition: Value, *carried: Value) -> Any:
 def _repeated(op: Operator, count: Value, condition: Value, carried: Sequence[Value]) -> Any:
     """The results of a loop whose body is converted once, or None."""
     turns = scalar(count, None) if is_known(count) else None
-    if (turns is not None and turns < FEW_TURNS) or (is_known(condition) and not scalar(condition, True)):
+    if turns is not None and turns < FEW_TURNS:
         return None
 
     outside = op.outside("body")
 
     def body(number: Value, again: Value, state: list[Value], tensors: list[Value]) -> Turn:
-        scope = dict(zip(outside, tensors, strict=True))
+        scope = dict(zip(outside, tensors, strict=False))
         again, *results = op.subgraph("body", number, again, *state, outside=scope)
         return Turn(again, results[: len(carried)], results[len(carried) :])
 
     first = np.array(True) if condition is None else condition
     if is_known(count):
-        start = Start(carried, turns, first, outside=list(outside.values()))
+        start = Start(carried, turns, first, None, list(outside.values()), op.in_sequences("body"))
     else:
         most = op("Reshape", count, np.array([], np.int64))
         some = op("Less", np.array(0, np.int64), most)
         first = some if is_known(first) else op("And", op("Reshape", first, np.array([], np.int64)), some)
-        start = Start(carried, None, first, lambda done: op("Less", done, most), list(outside.values()))
+        start = Start(
+            carried,
+            None,
+            first,
+            lambda done: op("Less", done, most),
+            list(outside.values()),
+            [most, *op.in_sequences("body")],
+        )
     found = repeat(op, body, start)
     return None if found is None else (*found[0], *found[1])
 
@@ -128,7 +138,7 @@ class _Scans:
 
 @converts("Scan")
 def scan(op: Operator, *inputs: Value) -> Any:
-    """Convert the body once for each slice of the scanned inputs."""
+    """Convert the body once, as a loop; if it cannot be one, once for each slice of the scanned inputs."""
     if op.opset < 9:
         raise op.unsupported(
             f"of opset {op.opset} is not implemented; convert the model to opset 9 or later"
@@ -150,7 +160,7 @@ def scan(op: Operator, *inputs: Value) -> Any:
         outside = op.outside("body")
 
         def body(number: Value, _: Value, state: list[Value], tensors: list[Value]) -> Turn:
-            scope = dict(zip(outside, tensors[scanned:], strict=True))
+            scope = dict(zip(outside, tensors[scanned:], strict=False))
             slices = [
                 _slice(op, s, a, number, bool(back))
                 for s, a, back in zip(tensors, axes, backwards, strict=False)
@@ -160,7 +170,16 @@ def scan(op: Operator, *inputs: Value) -> Any:
 
         if (
             found := repeat(
-                op, body, Start(state, length, np.array(True), outside=[*sequences, *outside.values()])
+                op,
+                body,
+                Start(
+                    state,
+                    length,
+                    np.array(True),
+                    None,
+                    [*sequences, *outside.values()],
+                    op.in_sequences("body"),
+                ),
             )
         ) is not None:
             final, rows = found
