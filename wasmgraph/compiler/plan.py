@@ -89,8 +89,8 @@ class Check:
 
 @dataclass(frozen=True)
 class Repeat:
-    """Calls from ``first`` up to ``end``, which is excluded, that are done ``turns`` times (None: without
-    end), while the byte at ``condition`` in the arena, if there is one, is not 0."""
+    """Calls from ``first`` up to ``end``, which is excluded, that are made at most ``turns`` times (None:
+    no limit), for as long as the byte at ``condition`` in the arena, if there is one, is not 0."""
 
     first: int
     end: int

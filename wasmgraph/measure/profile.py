@@ -195,20 +195,21 @@ def by_kernel(profile: Profile) -> list[OperatorTime]:
 
 def roofline_share(profile: Profile, rules: Sequence[str]) -> float | None:
     """Share of the roofline that all steps of some rules reach together, weighted by time."""
-    chosen = [step for step in profile.steps if step.rule in rules]
-    seconds = sum(step.seconds for step in chosen)
-    if not seconds:
-        return None
-    return sum(step.flops for step in chosen) / seconds / profile.roofline.flops_per_s
+    rate = _rate(profile, rules, lambda step: step.flops)
+    return None if rate is None else rate / profile.roofline.flops_per_s
 
 
 def read_share(profile: Profile, rules: Sequence[str]) -> float | None:
     """Bytes of the operands of all steps of some rules a second, over those that the roofline reads."""
+    rate = _rate(profile, rules, lambda step: step.traffic_bytes)
+    return None if rate is None else rate / profile.roofline.bytes_per_s
+
+
+def _rate(profile: Profile, rules: Sequence[str], amount: Callable[[StepTime], int]) -> float | None:
+    """What all steps of some rules do a second; None if there are none."""
     chosen = [step for step in profile.steps if step.rule in rules]
     seconds = sum(step.seconds for step in chosen)
-    if not seconds:
-        return None
-    return sum(step.traffic_bytes for step in chosen) / seconds / profile.roofline.bytes_per_s
+    return sum(map(amount, chosen)) / seconds if seconds else None
 
 
 def time_share_outside(profile: Profile, rules: Sequence[str]) -> float | None:

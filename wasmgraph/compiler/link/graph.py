@@ -25,7 +25,7 @@ from wasmgraph.targets import Target
 from wasmgraph.tensors import Array, TensorSpec
 from wasmgraph.wasm.wasmfile import read_module
 
-_OUTGROWN = 64 << 10  # bytes of weights
+_OUTGROWN = 64 << 10  # bytes of weights that each inference reads from memory again
 
 
 def _expression(argument: Argument) -> str:
@@ -183,7 +183,7 @@ def link_graph(
 
 
 def _streaming(plan: Plan, phases: Mapping[str, Sequence[Phase]]) -> set[str]:
-    """The symbols of kernels whose weights do not stay in a cache until the next inference."""
+    """The symbols of kernels whose weights are too large to stay cached between inferences."""
     sizes = {p.offset: prod(p.shape) * dtype_bytes(p.dtype) for p in plan.parameters}
     kernels = {
         call.kernel

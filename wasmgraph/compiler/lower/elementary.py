@@ -261,7 +261,7 @@ def _apart(value: Expr) -> tuple[list[tirx.Stmt], Expr]:
         before += [*held, tirx.IfThenElse(condition, yes, no)]
         chosen = tirx.if_then_else(choice.args[0], *(branch for _, branch in sides))
         choices.append((tirx.Var("chosen", choice.ty), chosen))
-        value = _exchanged(value, choice, choices[-1][0])
+        value = _replaced(value, choice, partial(lambda name: name, choices[-1][0]))
     after: list[tirx.Stmt] = []
     while calls := _calls(value):
         call = calls[0]
@@ -307,13 +307,6 @@ def _within(tree: Expr) -> list[Call]:
     return calls
 
 
-def _exchanged(tree: Expr, call: Call, other: Expr) -> Expr:
-    def rewrite(found: Call) -> Expr:
-        return other if tvm_ffi.structural_equal(found, call) else found
-
-    return tvm_ffi.structural_map(tree, [(Call, rewrite)])
-
-
 def _calls(value: Expr) -> list[Call]:
     """The elementary functions of a value, arguments before the functions that take them."""
     return _distinct([call for call in _within(value) if _elementary(call)])
@@ -341,6 +334,6 @@ def _replaced(tree: Expr, call: Call, result: Callable[[], Expr]) -> Expr:
     """Each place of the call gets a result of its own: a name must not be bound twice."""
 
     def rewrite(other: Call) -> Expr:
-        return result() if _elementary(other) and tvm_ffi.structural_equal(other, call) else other
+        return result() if tvm_ffi.structural_equal(other, call) else other
 
     return tvm_ffi.structural_map(tree, [(Call, rewrite)])

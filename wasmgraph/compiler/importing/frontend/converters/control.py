@@ -168,20 +168,9 @@ def scan(op: Operator, *inputs: Value) -> Any:
             results = op.subgraph("body", *state, *slices, outside=scope)
             return Turn(None, results[: len(state)], results[len(state) :])
 
-        if (
-            found := repeat(
-                op,
-                body,
-                Start(
-                    state,
-                    length,
-                    np.array(True),
-                    None,
-                    [*sequences, *outside.values()],
-                    op.in_sequences("body"),
-                ),
-            )
-        ) is not None:
+        tensors = [*sequences, *outside.values()]
+        start = Start(state, length, np.array(True), None, tensors, op.in_sequences("body"))
+        if (found := repeat(op, body, start)) is not None:
             final, rows = found
             return (*final, *(_laid(op, *each) for each in zip(rows, axes_out, back_out, strict=True)))
     if length > MOST_TURNS:
