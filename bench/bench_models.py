@@ -161,7 +161,7 @@ def test_accuracy(benchmark: Any, bench: Bench, backend: Backend) -> None:
 def test_profile(benchmark: Any, bench: Bench, backend: Backend) -> None:
     """Every call of the plan, against the roofline of the target in the same engine."""
     assert backend.target is not None
-    steps = bench.artifact(backend.target).manifest.steps
+    steps = [step.at({}) for step in bench.artifact(backend.target).manifest.steps]
     roof = build_roofline(backend.target)
     with load(roof, runtime=backend.runtime, threads=backend.threads) as limit:
         profile = profile_steps(
@@ -169,7 +169,7 @@ def test_profile(benchmark: Any, bench: Bench, backend: Backend) -> None:
             bench.inputs[0],
             steps,
             limit,
-            roof.manifest.steps,
+            [step.at({}) for step in roof.manifest.steps],
             _PROFILE_ROUNDS,
             _PROFILE_SECONDS * bench.schedule.blocks,
             backend.threads,

@@ -83,7 +83,7 @@ class Bench:
     images: Path | None
     augment: int
     notice: Callable[[str], None]
-    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    shapes: Mapping[str, Sequence[int | str]] = field(default_factory=dict)
     directory: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="wasmgraph-bench-")))
     logs: dict[str, CompileLog] = field(default_factory=dict)
     shown: dict[str, Photo] = field(default_factory=dict)
@@ -249,7 +249,7 @@ class Bench:
 
 def _bound(
     path: Path,
-    shapes: Mapping[str, Sequence[int]],
+    shapes: Mapping[str, Sequence[int | str]],
     directory: Path,
     first: Sequence[int] | None = None,
 ) -> Path:

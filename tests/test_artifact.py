@@ -13,7 +13,7 @@ import wasmtime
 
 import wasmgraph as wg
 from wasmgraph import artifact as a
-from wasmgraph.dims import Dim, Expression
+from wasmgraph.dims import Expression, operation
 from wasmgraph.errors import ArtifactError, SchemaError, UsageError
 from wasmgraph.wasm.wasmfile import read_module
 
@@ -29,21 +29,25 @@ def test_manifest_survives_json(small_artifact: Callable[[str], Path]) -> None:
 
 
 def test_shapes_may_depend_on_dimensions_from_schema_4(
-    small_artifact: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    small_artifact: Callable[[str], Path],
 ) -> None:
     manifest = a.Artifact.open(small_artifact("wasm32")).manifest
+    assert manifest.schema == 3  # which older versions read
     seq = Expression.of("seq")
     tokens = a.Placed("tokens", (2, 3 * seq), "float32", 64)
-    opened = replace(manifest, schema=4, inputs=(tokens,), dims=(Dim("seq", 1, 16),))
-    with pytest.raises(SchemaError, match="schema 4"):
-        a.Manifest.from_json(opened.to_json(), "here")
-    monkeypatch.setattr("wasmgraph.manifest.SCHEMA", 4)
+    dims = (a.PlacedDim("seq", 1, 16, 8),)
+    step = replace(manifest.steps[0], flops=6 * seq, turns=seq)
+    opened = replace(manifest, schema=4, inputs=(tokens,), dims=dims, steps=(step,))
     assert a.Manifest.from_json(opened.to_json(), "here") == opened
     assert opened.inputs[0].spec.at({"seq": 5}).static_shape == (2, 15)
     for wrong in (
         replace(opened, dims=()),  # no bounds
         replace(opened, schema=3),
-        replace(opened, inputs=(replace(tokens, shape=(seq - 4,)),)),  # may be negative
+        replace(opened, inputs=(replace(tokens, shape=(seq - 20,)),)),  # is negative
+        replace(opened, dims=(*dims, *dims)),
+        replace(opened, dims=(replace(dims[0], offset=-4),)),
+        replace(opened, steps=(replace(step, turns=Expression.of("other")),)),
+        replace(opened, outputs=(replace(tokens, shape=(operation("//", 8, seq - 1),)),)),  # by 0
         replace(opened, inputs=(replace(tokens, shape=(1 << 60, seq)),)),
     ):
         with pytest.raises(ArtifactError, match="manifest"):

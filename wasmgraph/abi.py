@@ -12,6 +12,7 @@ ALIGNMENT = 64  # bytes, of the arena and of the tensors in it: a cache line, an
 # loop reads the pixels of one more. A module has as much memory behind its last tensor.
 READ_AHEAD_BYTES = 4096
 
+FIRST_DIM = 16  # what a run returns if the value of the first of a manifest's dims is outside its bounds
 FIRST_CHECK = 256  # what a run returns for the first of a manifest's checks; 257 for the second, and so on
 
 ARENA = "wasmgraph_arena"

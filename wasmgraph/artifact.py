@@ -27,6 +27,7 @@ from typing import BinaryIO, Literal
 from wasmgraph.errors import ArtifactError, UsageError
 from wasmgraph.files import expand, replacing, sha256_file
 from wasmgraph.manifest import (
+    CLOSED_SCHEMA,
     DESCRIPTION_KEY,
     DTYPES,
     REBUILD,
@@ -35,6 +36,7 @@ from wasmgraph.manifest import (
     Manifest,
     Params,
     Placed,
+    PlacedDim,
     Step,
     params_file,
 )
@@ -291,6 +293,7 @@ def _read_native(stream: BinaryIO, where: str) -> tuple[Manifest, str, int]:
 
 
 __all__ = [
+    "CLOSED_SCHEMA",
     "DESCRIPTION_KEY",
     "DTYPES",
     "PARAMS_FOLDER",
@@ -300,6 +303,7 @@ __all__ = [
     "Manifest",
     "Params",
     "Placed",
+    "PlacedDim",
     "Step",
     "kind_of",
     "params_file",

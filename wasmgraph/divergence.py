@@ -18,12 +18,15 @@ import onnx
 from onnx import helper, numpy_helper
 
 from wasmgraph.compiler import compile
-from wasmgraph.compiler.importing import bind_shapes, read_model
+from wasmgraph.compiler.importing import bind_shapes, check_dims, check_shapes, read_model
+from wasmgraph.dims import Dim, is_closed, parse, solved
+from wasmgraph.dims import names as names_in
 from wasmgraph.files import replacing
 from wasmgraph.runtimes import load
-from wasmgraph.tensors import Array, TensorSpec, check_feeds, noise
+from wasmgraph.tensors import Array, TensorSpec, check_feeds, check_values, noise
 
 Say = Callable[[str], None]
+_FEW = 5  # what an open dimension is where no array says it
 
 
 @dataclass(frozen=True)
@@ -66,12 +69,13 @@ class Comparison:
 def compare_with_onnxruntime(
     model: str | Path,
     target: str,
-    shapes: Mapping[str, Sequence[int]],
+    shapes: Mapping[str, Sequence[int | str]],
     feeds: Mapping[str, Array],
     tolerance: float,
     save: Path,
     say: Say = lambda _: None,
     strict: bool = True,
+    dims: Mapping[str, int | tuple[int, int]] | None = None,
 ) -> Comparison:
     """Run a model both ways, and find the first node that differs if an output does.
 
@@ -82,6 +86,7 @@ def compare_with_onnxruntime(
     save : where the smallest model that shows the divergence is written, with its inputs in an ``.npz``
         of the same name
     strict : as for :meth:`wasmgraph.runtimes.base.Session.run`
+    dims : bounds of dimensions that are left open; where no given array says a value, it is a small one
 
     Raises
     ------
@@ -90,10 +95,10 @@ def compare_with_onnxruntime(
     """
     read = read_model(model)
     proto, name = read.proto, read.name
-    bind_shapes(proto, shapes)
-    inputs = _feeds(proto, feeds, strict)
+    opened = bind_shapes(proto, check_shapes(shapes), *check_dims(dims))
+    inputs = _feeds(proto, feeds, strict, opened)
     with tempfile.TemporaryDirectory(prefix="wasmgraph-") as directory:
-        search = _Search(proto, inputs, target, tolerance, Path(directory), say)
+        search = _Search(proto, inputs, target, tolerance, Path(directory), say, opened)
         wanted = [value.name for value in proto.graph.output]
         say(f"{name}: compiling for {target}, and running both")
         outputs = search.differences(proto, wanted)
@@ -102,15 +107,25 @@ def compare_with_onnxruntime(
         return Comparison(outputs, search.first(save))
 
 
-def _feeds(proto: onnx.ModelProto, given: Mapping[str, Array], strict: bool) -> dict[str, Array]:
+def _feeds(
+    proto: onnx.ModelProto, given: Mapping[str, Array], strict: bool, dims: Mapping[str, Dim]
+) -> dict[str, Array]:
     constants = {tensor.name for tensor in proto.graph.initializer}
     values = [value for value in proto.graph.input if value.name not in constants]
     specs: list[TensorSpec] = []
     for value in values:
         tensor = value.type.tensor_type
         dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-        shape = tuple(d.dim_value for d in tensor.shape.dim)
+        shape = tuple(parse(d.dim_param, dims) if d.dim_param else d.dim_value for d in tensor.shape.dim)
         specs.append(TensorSpec(value.name, shape, str(dtype)))
+    if dims:
+        sizes = [
+            z for s in specs if s.name in given for z in zip(s.shape, np.shape(given[s.name]), strict=False)
+        ]
+        said = solved(sizes, dims, {})
+        at = {name: said.get(name, min(dim.most, max(dim.least, _FEW))) for name, dim in dims.items()}
+        check_values(list(dims.values()), at)
+        specs = [spec.at(at) for spec in specs]
     feeds = check_feeds(specs, {**noise(specs, np.random.default_rng(0)), **given}, strict)
     return {spec.name: array for spec, array in zip(specs, feeds, strict=True)}
 
@@ -124,7 +139,9 @@ class _Search:
         tolerance: float,
         directory: Path,
         say: Say,
+        dims: Mapping[str, Dim],
     ) -> None:
+        self.dims = dims
         self.feeds, self.target, self.tolerance = feeds, target, tolerance
         self.directory, self.say = directory, say
         self.proto = proto
@@ -150,13 +167,16 @@ class _Search:
 
     def differences(self, proto: onnx.ModelProto, names: Sequence[str]) -> dict[str, float]:
         """How much each of a model's outputs differs."""
-        with load(compile(proto, target=self.target)) as session:
-            found = session.run({s.name: self._fed(s.name, s.static_shape) for s in session.inputs})
+        written = [d.dim_param for value in proto.graph.input for d in value.type.tensor_type.shape.dim]
+        used = frozenset().union(*(names_in(parse(text, self.dims)) for text in written if text))
+        dims = {name: (dim.least, dim.most) for name, dim in self.dims.items() if name in used}
+        with load(compile(proto, target=self.target, dims=dims)) as session:
+            found = session.run({s.name: self._fed(s) for s in session.inputs})
         return {name: difference(found[name], self.expected[name]) for name in names}
 
-    def _fed(self, name: str, shape: Sequence[int]) -> Array:
-        value = self.feeds.get(name, self.expected.get(name))
-        return np.ascontiguousarray(value).reshape(shape)
+    def _fed(self, spec: TensorSpec) -> Array:
+        value = np.ascontiguousarray(self.feeds.get(spec.name, self.expected.get(spec.name)))
+        return value.reshape(spec.shape) if is_closed(spec.shape) else value
 
     def first(self, save: Path) -> Divergence:
         """The first node that differs; one does."""

@@ -6,7 +6,8 @@
     ├── InputError                     2   what the user gave us is wrong
     │   ├── ModelError                     not ONNX, or not a model we can take
     │   │   ├── UnsupportedOperatorError       names every such operator and node
-    │   │   └── UnboundDimensionError          names the dimension and the --shape that binds it
+    │   │   ├── UnboundDimensionError          names the dimension and the --shape that binds it
+    │   │   └── OpenSizeError                  names the open dimension on which the module would depend
     │   ├── TargetError                    unknown target
     │   ├── FeedError                      wrong input name, shape or dtype
     │   │   └── IndexRangeError                an index beyond what it points into
@@ -56,6 +57,11 @@ class UnsupportedOperatorError(ModelError):
 
 class UnboundDimensionError(ModelError):
     """An input has a dimension without a value."""
+
+
+class OpenSizeError(ModelError):
+    """A number is needed where a size depends on a dimension whose value is known only when the graph runs:
+    bind that dimension to one value."""
 
 
 class TargetError(InputError):

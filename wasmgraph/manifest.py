@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, replace
 from math import prod
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from wasmgraph.dims import Dim, Shape, bounds, from_json, names, to_json
+from wasmgraph.dims import MOST, Dim, Shape, Size, bounds, evaluate, from_json, names, to_json
 from wasmgraph.errors import ArtifactError, SchemaError
 from wasmgraph.targets import Kind
 from wasmgraph.tensors import TensorSpec
 
-SCHEMA = 3  # 3: checks
-OPEN_SCHEMA = 4  # from which shapes may depend on dimensions
+SCHEMA = 4  # the newest that is read; 4: shapes may depend on dimensions
+CLOSED_SCHEMA = 3  # of a graph without dimensions, which older versions read too
 DESCRIPTION_KEY = "wasmgraph"  # of an ONNX file's metadata: JSON that ends up in the manifest
 Params = Literal["embedded", "wasi"]
 DTYPES = (
@@ -23,6 +23,8 @@ DTYPES = (
     *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
 )
 REBUILD = "Compile the model again, or fetch the file again."
+# What of the records of a manifest may depend on dimensions.
+_SIZES = {"steps": ("flops", "traffic_bytes", "turns"), "checks": ("low", "high")}
 _LARGEST = 1 << 56  # elements of a tensor, were each dimension at least 1
 
 
@@ -42,33 +44,62 @@ class Placed:
 
 
 @dataclass(frozen=True)
-class Step:
-    """One call of the plan: the kernel's symbol, the operators it does, the rule that scheduled it,
-    its floating-point operations (a convolution's as if direct), the bytes of its operands, whether it is a
-    matrix product or a convolution, and how often it is done in a run: a call in a loop, once a turn."""
+class PlacedDim(Dim):
+    """A dimension and the byte offset of its value, an int32, which the host writes before a run."""
+
+    offset: int = 0
+
+
+class StepWork(NamedTuple):
+    """A step whose numbers depend on nothing."""
 
     kernel: str
     operator: str
     rule: str
     flops: int
     traffic_bytes: int
+    product: bool
+    turns: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of the plan: the kernel's symbol, the operators it does, the rule that scheduled it,
+    its floating-point operations (a convolution's as if direct), the bytes of its operands, whether it is a
+    matrix product or a convolution, and how often it is done in a run: a call in a loop, once a turn. Its
+    numbers may depend on dimensions."""
+
+    kernel: str
+    operator: str
+    rule: str
+    flops: Size
+    traffic_bytes: Size
     product: bool = False
-    turns: int = 1
+    turns: Size = 1
+
+    def at(self, values: Mapping[str, int]) -> StepWork:
+        """The step where each dimension has a value."""
+        flops, traffic, turns = (evaluate(n, values) for n in (self.flops, self.traffic_bytes, self.turns))
+        return StepWork(self.kernel, self.operator, self.rule, flops, traffic, self.product, turns)
 
 
 @dataclass(frozen=True)
 class Check:
-    """Indices that must lie from ``low`` to ``high``. A run leaves a code of the worst of them, an
-    int64, at ``offset``; it is above ``2 * high + 1`` if that one is out of range.
+    """Indices that must lie from ``low`` to ``high``, which may depend on dimensions. A run leaves a code
+    of the worst of them, an int64, at ``offset``; it is above ``2 * high + 1`` if that one is out of range.
     ``node`` says in words which node takes them."""
 
     node: str
     operator: str
-    low: int
-    high: int
+    low: Size
+    high: Size
     offset: int
 
-    def index(self, code: int) -> int:
+    def at(self, values: Mapping[str, int]) -> Check:
+        """The same check where each dimension has a value."""
+        return replace(self, low=evaluate(self.low, values), high=evaluate(self.high, values))
+
+    def index(self, code: int) -> Any:
         """The index of a code; from 2**60 on, or below its negative, only that."""
         distance = code >> 1
         return self.high + self.low - distance if code & 1 else distance
@@ -155,15 +186,19 @@ class Manifest(LibraryManifest):
     ops_slow: int = 0
     command: bool = False
     checks: tuple[Check, ...] = ()
-    dims: tuple[Dim, ...] = ()
+    dims: tuple[PlacedDim, ...] = ()
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> bytes:
         """Compact JSON, UTF-8."""
-        data = asdict(self)
-        for side, tensors in (("inputs", self.inputs), ("outputs", self.outputs)):
-            for written, tensor in zip(data[side], tensors, strict=True):
-                written["shape"] = [to_json(size) for size in tensor.shape]
+        data = {f.name: getattr(self, f.name) for f in fields(self)}
+        for side in ("inputs", "outputs"):
+            data[side] = [{**vars(t), "shape": list(map(to_json, t.shape))} for t in data[side]]
+        for name, of in _SIZES.items():
+            data[name] = [
+                {**vars(each), **{f: to_json(getattr(each, f)) for f in of}} for each in data[name]
+            ]
+        data["dims"] = [vars(dim) for dim in self.dims]
         for name in ("dims", "notes"):  # which older readers do not know
             if not data[name]:
                 del data[name]
@@ -179,27 +214,39 @@ class Manifest(LibraryManifest):
             raise TypeError("the model's name, digest, weights and notes must be text")
         if type(self.command) is not bool:
             raise TypeError(f"command is {self.command!r}")
+        dims = self._checked_dims()
         for step in self.steps:
-            counts = (step.flops, step.traffic_bytes)
+            counts = (step.flops, step.traffic_bytes, step.turns)
             if (
                 not all(isinstance(word, str) for word in (step.kernel, step.operator, step.rule))
-                or any(type(count) is not int or count < 0 for count in counts)
+                or any(bounds(count, dims)[1] < 0 for count in counts)
                 or type(step.product) is not bool
             ):
                 raise TypeError(f"a step is {step}")
         for check in self.checks:
-            numbers = (check.low, check.high, check.offset)
-            if not all(isinstance(word, str) for word in (check.node, check.operator)) or any(
-                type(number) is not int for number in numbers
+            if (
+                not all(isinstance(word, str) for word in (check.node, check.operator))
+                or type(check.offset) is not int
             ):
                 raise TypeError(f"a check is {check}")
+            bounds(check.low, dims), bounds(check.high, dims)  # raise for a dimension without bounds
             if check.offset < 0 or (self.kind == "native" and check.offset + 8 > self.arena_bytes):
                 raise ValueError(f"a check's code is at {check.offset}")
-        if self.dims and self.schema < OPEN_SCHEMA:
-            raise ValueError(f"schema {self.schema} has no dims")
-        dims = {dim.name: dim for dim in self.dims}
         for tensor in (*self.inputs, *self.outputs):
             self._check_tensor(tensor, dims)
+
+    def _checked_dims(self) -> dict[str, PlacedDim]:
+        dims = {dim.name: dim for dim in self.dims}
+        if dims and self.schema <= CLOSED_SCHEMA:
+            raise ValueError(f"schema {self.schema} has no dims")
+        if len(dims) < len(self.dims):
+            raise ValueError("two dims have the same name")
+        for dim in self.dims:
+            if type(dim.offset) is not int or dim.offset < 0 or dim.most > MOST:
+                raise ValueError(f"a dimension is {dim} at {dim.offset!r}")
+            if self.kind == "native" and dim.offset + 4 > self.arena_bytes:
+                raise ValueError(f"the value of {dim} lies outside the arena")
+        return dims
 
     def _check_tensor(self, tensor: Placed, dims: Mapping[str, Dim]) -> None:
         if not isinstance(tensor.name, str):
@@ -214,7 +261,7 @@ class Manifest(LibraryManifest):
             raise ValueError(f"tensor {tensor.name!r} has dtype {tensor.dtype!r}")
         ranges = [bounds(size, dims) for size in tensor.shape]
         # [0, 2**60] is too big for numpy.
-        if any(least < 0 for least, _ in ranges) or prod(max(most, 1) for _, most in ranges) >= _LARGEST:
+        if any(most < 0 for _, most in ranges) or prod(max(most, 1) for _, most in ranges) >= _LARGEST:
             raise ValueError(f"tensor {tensor.name!r} has shape {tensor.shape}")
         largest = TensorSpec(tensor.name, tuple(most for _, most in ranges), tensor.dtype)
         if self.kind == "native" and tensor.offset + largest.nbytes > self.arena_bytes:
@@ -241,8 +288,13 @@ class Manifest(LibraryManifest):
                 data[side] = tuple(
                     Placed(**{**t, "shape": shape}) for t, shape in zip(data[side], shapes, strict=True)
                 )
-            data["checks"] = tuple(Check(**check) for check in data.get("checks", ()))
-            data["dims"] = tuple(Dim(**dim) for dim in data.get("dims", ()))
+            for name, of in _SIZES.items():
+                data[name] = [
+                    {**each, **{f: from_json(each[f]) for f in of if f in each}}
+                    for each in data.get(name, ())
+                ]
+            data["checks"] = tuple(Check(**check) for check in data["checks"])
+            data["dims"] = tuple(PlacedDim(**dim) for dim in data.get("dims", ()))
             data["steps"] = tuple(Step(**step) for step in data["steps"])
             if data.get("memory_pages") is not None:
                 data["memory_pages"] = tuple(data["memory_pages"])

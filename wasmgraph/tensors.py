@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from wasmgraph.dims import Shape, evaluate
+from wasmgraph.dims import Dim, Shape, bounds, evaluate, names, solved
 from wasmgraph.errors import FeedError, UsageError
 from wasmgraph.text import plain
 
@@ -53,8 +53,22 @@ class TensorSpec:
         return prod(self.static_shape) * np.dtype(self.dtype).itemsize
 
     def at(self, values: Mapping[str, int]) -> TensorSpec:
-        """The same tensor where each dimension has a value."""
-        return replace(self, shape=tuple(evaluate(size, values) for size in self.shape))
+        """The same tensor where each dimension has a value.
+
+        Raises
+        ------
+        FeedError
+            A size would be negative.
+        """
+        shape = tuple(evaluate(size, values) for size in self.shape)
+        if any(size < 0 for size in shape):
+            said = ", ".join(f"{name}={value}" for name, value in values.items())
+            raise FeedError(f"{self} would have the shape {shape} at {said}.")
+        return replace(self, shape=shape)
+
+    def largest(self, dims: Mapping[str, Dim]) -> TensorSpec:
+        """The same tensor where each size is the most that it can be."""
+        return replace(self, shape=tuple(max(0, bounds(size, dims)[1]) for size in self.shape))
 
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
@@ -94,7 +108,7 @@ def noise(specs: Sequence[TensorSpec], rng: np.random.Generator) -> dict[str, Ar
 
 
 def check_feeds(specs: Sequence[TensorSpec], feeds: Feeds, strict: bool = True) -> list[Array]:
-    """Return the fed arrays in the order of ``specs``.
+    """Return the fed arrays in the order of ``specs``, whose shapes are closed.
 
     Shapes must match exactly, and dtypes too, but for the order of bytes: a silent cast would change
     results. With ``strict=False``, what is no array becomes one, and arrays are cast where numpy's
@@ -106,6 +120,17 @@ def check_feeds(specs: Sequence[TensorSpec], feeds: Feeds, strict: bool = True) 
     FeedError
         A name is missing or unknown, a value is not a numpy array, or has another shape or dtype.
     """
+    feeds = _named(specs, feeds)
+    arrays = []
+    for spec in specs:
+        array: Any = feeds[spec.name]
+        plain = type(array) is np.ndarray and array.dtype is _dtype(spec.dtype)
+        arrays.append(array if plain and array.shape == spec.shape else _fitted(spec, array, strict))
+    return arrays
+
+
+def _named(specs: Sequence[TensorSpec], feeds: Feeds) -> Mapping[str, Any]:
+    """The feeds by name, which are those of ``specs``."""
     if type(feeds) is not dict and not isinstance(feeds, Mapping):
         if len(specs) != 1:
             raise FeedError(
@@ -120,12 +145,70 @@ def check_feeds(specs: Sequence[TensorSpec], feeds: Feeds, strict: bool = True) 
         faults = [f"no input is called {name!r}" for name in unknown]
         faults += [f"input {name!r} is not given" for name in missing]
         raise FeedError(f"{'; '.join(faults)}. {_takes(specs)}")
-    arrays = []
+    return feeds
+
+
+def check_values(dims: Sequence[Dim], values: Mapping[str, int]) -> None:
+    """Raise FeedError if a value belongs to no dimension, or if a dimension has none, or one out of its
+    bounds."""
+    for name in values:
+        if name not in {dim.name for dim in dims}:
+            there = ", ".join(dim.name for dim in dims) or "none"
+            raise FeedError(f"no dimension is called {name!r}; this graph's are {there}.")
+    for dim in dims:
+        if dim.name not in values:
+            raise FeedError(
+                f"no input says what the dimension {dim.name!r} is: give it,"
+                f" run(feeds, dims={{{dim.name!r}: {dim.least}}}) (--dim {dim.name}={dim.least})."
+            )
+        value = values[dim.name]
+        if not isinstance(value, int | np.integer) or isinstance(value, bool):
+            raise FeedError(f"the dimension {dim.name!r} is {value!r}; expected a whole number.")
+        if not dim.least <= value <= dim.most:
+            raise FeedError(
+                f"the dimension {dim.name!r} is {value}; this graph was compiled for {dim.least} to"
+                f" {dim.most}."
+            )
+
+
+def values_of(
+    dims: Sequence[Dim], specs: Sequence[TensorSpec], feeds: Feeds, given: Mapping[str, int]
+) -> dict[str, int]:
+    """The values of dimensions: those that are given, and for the others what the shapes of the feeds say.
+
+    Raises
+    ------
+    FeedError
+        No input says what a dimension is, two disagree about it, or its value is out of its bounds.
+    """
+    feeds = _named(specs, feeds)
+    bound = {dim.name: dim for dim in dims}
     for spec in specs:
-        array: Any = feeds[spec.name]
-        plain = type(array) is np.ndarray and array.dtype is _dtype(spec.dtype)
-        arrays.append(array if plain and array.shape == spec.shape else _fitted(spec, array, strict))
-    return arrays
+        rank = len(np.shape(feeds[spec.name]))
+        if rank != len(spec.shape):
+            got = list(np.shape(feeds[spec.name]))
+            raise FeedError(f"input {spec.name!r}: expected {spec}, got an array of shape {got}.")
+    sizes = [
+        (size, number, spec)
+        for spec in specs
+        for size, number in zip(spec.shape, np.shape(feeds[spec.name]), strict=False)
+        if not isinstance(size, int)
+    ]
+    try:
+        values = solved([(size, number) for size, number, _ in sizes], bound, dict(given))
+    except OverflowError as error:  # numpy's own
+        raise FeedError(str(error)) from error
+    check_values(dims, values)
+    for size, number, spec in sizes:
+        if evaluate(size, values) != number:
+            by = " and ".join(f"{name}={values[name]}" for name in sorted(names(size)))
+            others = [s.name for z, _, s in sizes if s is not spec and names(z) & names(size)]
+            where = f" at {others[0]!r}" if others and not given else ""
+            raise FeedError(
+                f"input {spec.name!r}: expected {spec}, got {list(np.shape(feeds[spec.name]))}, where"
+                f" {size} is {number}; {by}{where}."
+            )
+    return {dim.name: int(values[dim.name]) for dim in dims}
 
 
 def _takes(specs: Sequence[TensorSpec]) -> str:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import tvm
 from hypothesis import given
@@ -7,6 +9,8 @@ from hypothesis import strategies as st
 from tvm import relax
 
 from wasmgraph.compiler.plan import COPY, _aligned, _Buffer, _pack, make_plan
+
+NO_KERNELS = SimpleNamespace(dims={}, workspaces={})
 
 
 @given(st.lists(st.tuples(st.integers(1, 5000), st.integers(0, 20), st.integers(0, 20)), max_size=40))
@@ -38,7 +42,7 @@ def _main(build: object) -> tvm.IRModule:
 
 def test_outputs_that_no_kernel_writes_are_copied() -> None:
     constant = relax.const(np.ones(4, np.float32))
-    plan, constants = make_plan(_main(lambda x: relax.Tuple([x, constant, x])), {})
+    plan, constants = make_plan(_main(lambda x: relax.Tuple([x, constant, x])), NO_KERNELS)
     assert [call.kernel for call in plan.calls] == [COPY] * 3
     assert [call.copied_bytes for call in plan.calls] == [16] * 3
     assert len({*plan.inputs, *plan.outputs}) == 4
@@ -47,5 +51,5 @@ def test_outputs_that_no_kernel_writes_are_copied() -> None:
 
 def test_equal_constants_are_stored_once() -> None:
     a, b = (relax.const(np.ones(4, np.float32)) for _ in range(2))
-    plan, _ = make_plan(_main(lambda _: relax.Tuple([a, b])), {})
+    plan, _ = make_plan(_main(lambda _: relax.Tuple([a, b])), NO_KERNELS)
     assert plan.param_bytes == 64

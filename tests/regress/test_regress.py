@@ -195,7 +195,7 @@ def test_threads_of_a_pool_may_use_all_processors(repo: Path, small_onnx: Path, 
 """
     with checkout(repo, "HEAD~1", print) as base, checkout(repo, "HEAD~1", print) as head:
         home = head.root / "wasmgraph" / "runtimes" / "base.py"
-        text = home.read_text().replace("    def run(self,", "    def _real_run(self,", 1)
+        text = home.read_text().replace("    def run(", "    def _real_run(", 1)
         home.write_text(text.replace("    def _check_open", probe + "\n    def _check_open", 1))
         files = measure_pair(base, head, Options([str(small_onnx)], chosen, 4, 1, 1), tmp_path, print)
     assert json.loads(files[1].read_text())["wasmgraph"]["failed"] == {}

@@ -10,7 +10,15 @@ from pathlib import Path
 
 import click
 
-from wasmgraph.cli.graphs import arrays_of, shape_option, shapes_of, strict_option, target_option
+from wasmgraph.cli.graphs import (
+    arrays_of,
+    dim_option,
+    dims_of,
+    shape_option,
+    shapes_of,
+    strict_option,
+    target_option,
+)
 from wasmgraph.cli.terminal import echo, json_option, note
 
 _DIVERGES = 1
@@ -21,6 +29,7 @@ _DIVERGES = 1
 @click.option("--against", default="onnxruntime", show_default=True, type=click.Choice(["onnxruntime"]))
 @target_option
 @shape_option
+@dim_option
 @click.option(
     "--input",
     "inputs",
@@ -50,6 +59,7 @@ def diff(
     against: str,
     target: str,
     shape: Sequence[str],
+    dim: Sequence[str],
     inputs: Sequence[str],
     strict: bool,
     tolerance: float,
@@ -64,7 +74,15 @@ def diff(
     from wasmgraph.divergence import compare_with_onnxruntime
 
     found = compare_with_onnxruntime(
-        model, target, shapes_of(shape), arrays_of(inputs), tolerance, output, note, strict
+        model,
+        target,
+        shapes_of(shape),
+        arrays_of(inputs),
+        tolerance,
+        output,
+        note,
+        strict,
+        dims_of(dim),
     )
     if as_json:
         echo(json.dumps(asdict(found), indent=1, default=str))

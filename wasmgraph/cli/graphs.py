@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
@@ -26,7 +27,22 @@ target_option = click.option(
     "--target", default="wasm32-simd128", show_default=True, help=", ".join(target_names())
 )
 shape_option = click.option(
-    "--shape", multiple=True, metavar="NAME=1,3,224,224", help="Bind an input's shape; repeatable."
+    "--shape",
+    multiple=True,
+    metavar="NAME=1,3,224,224",
+    help="Bind an input's shape, to numbers or names of dimensions; repeatable.",
+)
+dim_option = click.option(
+    "--dim",
+    multiple=True,
+    metavar="NAME=1..512",
+    help="Leave a dimension open between bounds, or bind it to one value; repeatable.",
+)
+value_option = click.option(
+    "--dim",
+    multiple=True,
+    metavar="NAME=8",
+    help="An open dimension's value, if no input says it; repeatable.",
 )
 params_option = click.option(
     "--params-dir",
@@ -104,18 +120,47 @@ def _pair(text: str, option: str, example: str) -> tuple[str, str]:
     return name, value
 
 
-def shapes_of(options: Sequence[str]) -> dict[str, tuple[int, ...]]:
+def shapes_of(options: Sequence[str]) -> dict[str, tuple[int | str, ...]]:
     """The shapes of ``--shape NAME=1,3,224,224``."""
-    shapes = {}
+    shapes: dict[str, tuple[int | str, ...]] = {}
     for option in options:
         name, value = _pair(option, "--shape", "input=1,3,224,224")
-        try:
-            shapes[name] = tuple(int(size) for size in value.split(","))
-        except ValueError as error:
-            raise UsageError(f"--shape {option!r}: sizes must be whole numbers.") from error
-        if any(size < 0 for size in shapes[name]):
+        sizes = [size.strip() for size in value.split(",")]
+        if not all(sizes):
+            raise UsageError(f"--shape {option!r}: sizes must be whole numbers, or names of dimensions.")
+        if any(re.fullmatch(r"-\s*\d+", size) for size in sizes):
             raise UsageError(f"--shape {option!r}: sizes must not be negative.")
+        if any(re.match(r"\d", size) and not re.fullmatch(r"\d+([ +*/-].*)?", size) for size in sizes):
+            raise UsageError(f"--shape {option!r}: sizes must be whole numbers, or names of dimensions.")
+        shapes[name] = tuple(int(size) if size.isdecimal() else size for size in sizes)
     return shapes
+
+
+def dims_of(options: Sequence[str]) -> dict[str, int | tuple[int, int]]:
+    """The bounds and values of ``--dim seq=1..512`` and ``--dim batch=1``."""
+    dims: dict[str, int | tuple[int, int]] = {}
+    for option in options:
+        name, value = _pair(option, "--dim", "seq=1..512")
+        least, dots, most = value.partition("..")
+        if not re.fullmatch(r"\s*\d+\s*", least) or (dots and not re.fullmatch(r"\s*\d+\s*", most)):
+            raise UsageError(
+                f"--dim {option!r}: expected the least and the most that it may be, {name}=1..512, or one"
+                " value."
+            )
+        if name in dims:
+            raise UsageError(f"--dim {name!r} is given twice.")
+        dims[name] = (int(least), int(most)) if dots else int(least)
+    return dims
+
+
+def values_of(options: Sequence[str]) -> dict[str, int]:
+    """The values of ``--dim seq=8``."""
+    values: dict[str, int] = {}
+    for name, value in dims_of(options).items():
+        if not isinstance(value, int):
+            raise UsageError(f"--dim {name!r} is a range; expected one value, --dim {name}={value[0]}.")
+        values[name] = value
+    return values
 
 
 @click.command()
@@ -125,6 +170,7 @@ def shapes_of(options: Sequence[str]) -> dict[str, tuple[int, ...]]:
 )
 @target_option
 @shape_option
+@dim_option
 @click.option(
     "--params",
     type=click.Choice(["embedded", "wasi"]),
@@ -146,6 +192,7 @@ def compile(
     output: Path,
     target: str,
     shape: Sequence[str],
+    dim: Sequence[str],
     params: Any,
     command: bool,
     keep: Path | None,
@@ -161,7 +208,7 @@ def compile(
     from wasmgraph.compiler import CompileLog, Stage
     from wasmgraph.compiler import compile as compile_model
 
-    shapes = shapes_of(shape)
+    shapes, dims = shapes_of(shape), dims_of(dim)
     if not output.parent.is_dir():
         raise UsageError(f"{output}: there is no directory {output.parent}.")
 
@@ -177,6 +224,7 @@ def compile(
             model,
             target=target,
             shapes=shapes,
+            dims=dims,
             params=params,
             keep=keep,
             winograd=not no_winograd,
@@ -232,6 +280,7 @@ def arrays_of(options: Sequence[str]) -> dict[str, Array]:
 @click.option(
     "--input", "inputs", multiple=True, metavar="NAME=x.npy", help="An input's array; repeatable."
 )
+@value_option
 @strict_option
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="The .npz file to write.")
 @click.option("--runtime", help="wasmtime, node, tvm or onnxruntime (default: by the file's kind).")
@@ -243,6 +292,7 @@ def arrays_of(options: Sequence[str]) -> dict[str, Array]:
 def run(
     artifact: Path,
     inputs: Sequence[str],
+    dim: Sequence[str],
     strict: bool,
     output: Path,
     runtime: str | None,
@@ -263,11 +313,11 @@ def run(
     from wasmgraph.files import replacing
     from wasmgraph.runtimes import load
 
-    feeds = arrays_of(inputs)
+    feeds, values = arrays_of(inputs), values_of(dim)
     with load(
         artifact, runtime=runtime, threads=threads, sha256=sha256, params_folder=params_dir, **trust
     ) as session:
-        outputs = session.run(feeds, strict=strict)
+        outputs = session.run(feeds, strict=strict, dims=values or None)
     try:
         # np.savez does not accept an output called "file".
         with replacing(output) as stream, zipfile.ZipFile(stream, "w") as archive:
@@ -376,7 +426,8 @@ def embed(
             f"{artifact} does not say how to embed sentences: its model carries no description of that. Use"
             " `wasmgraph run` with prepared arrays."
         )
-    said = Embedding.of(description, opened.inputs)
+    dims = {dim.name: dim for dim in opened.manifest.dims}
+    said = Embedding.of(description, [spec.largest(dims) for spec in opened.inputs])
     if tokenizer is None:
         if said.tokenizer is None:
             raise UsageError(f"{artifact} names no tokenizer: give its tokenizer.json with --tokenizer.")
@@ -388,6 +439,7 @@ def embed(
                 f"warning: sentence {number} has {text.whole} tokens, the graph takes {said.length}: its"
                 " end is left out."
             )
+    said = said.fitted(opened.inputs[0].shape, len(texts), max(len(text.ids) for text in texts))
     with load(opened, sha256=sha256, **trust) as session:
         outputs = [session.run(feeds, strict=False) for feeds in feeds_of(said, texts)]
     vectors = vectors_of(said, outputs, len(texts))
@@ -437,6 +489,7 @@ def _facts(artifact: Artifact) -> dict[str, Any]:
         "target": manifest.target,
         "features": list(manifest.features or manifest.cpu_features),
         "inputs": [str(spec) for spec in artifact.inputs],
+        "dims": [str(dim) for dim in manifest.dims],
         "outputs": [str(spec) for spec in artifact.outputs],
         "imports": [".".join(i[:2]) for i in artifact.module.imports] if artifact.module else None,
         "exports": sorted(artifact.module.exports) if artifact.module else None,
@@ -486,6 +539,7 @@ def inspect(artifact: Path, as_json: bool) -> None:
 
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
+@value_option
 @click.option(
     "--rounds",
     type=click.IntRange(1),
@@ -493,11 +547,12 @@ def inspect(artifact: Path, as_json: bool) -> None:
 )
 @threads_option
 @json_option
-def profile(artifact: Path, rounds: int | None, threads: int, as_json: bool) -> None:
+def profile(artifact: Path, dim: Sequence[str], rounds: int | None, threads: int, as_json: bool) -> None:
     """Show where an ARTIFACT spends its time: per kernel, against the roofline of its target.
 
-    Inputs are seeded noise. A Winograd convolution's GFLOP/s count its operations as if it were direct, for
-    comparison; they may exceed the roofline.
+    Inputs are seeded noise. An open dimension has its greatest value unless --dim says another. A Winograd
+    convolution's GFLOP/s count its operations as if it were direct, for comparison; they may exceed the
+    roofline.
 
     Example: wasmgraph profile resnet50.wasm
     """
@@ -509,17 +564,20 @@ def profile(artifact: Path, rounds: int | None, threads: int, as_json: bool) -> 
     from wasmgraph.compiler import build_roofline
     from wasmgraph.measure.profile import by_kernel, profile_steps
     from wasmgraph.runtimes import load
-    from wasmgraph.tensors import noise
+    from wasmgraph.tensors import check_values, noise
 
     opened = Artifact.open(artifact)
-    feeds = noise(opened.inputs, np.random.default_rng(0))
+    values = {dim.name: dim.most for dim in opened.manifest.dims} | values_of(dim)
+    check_values(opened.manifest.dims, values)
+    feeds = noise([spec.at(values) for spec in opened.inputs], np.random.default_rng(0))
     roof = build_roofline(opened.manifest.target)
     with (
         load(opened, threads=threads) as session,
         load(roof, threads=threads) as limit,
         progress(1, "profiling") as advance,
     ):
-        steps, roof_steps = opened.manifest.steps, roof.manifest.steps
+        steps = [step.at(values) for step in opened.manifest.steps]
+        roof_steps = [step.at({}) for step in roof.manifest.steps]
         least, seconds = (rounds, 0.0) if rounds else (10, 5.0)
         measured = profile_steps(session, feeds, steps, limit, roof_steps, least, seconds, threads, advance)
     found, roofline = by_kernel(measured), measured.roofline

@@ -14,9 +14,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wasmgraph.artifact import SCHEMA, Artifact, Check, Manifest, Params, Placed, Step, seal
+from wasmgraph.artifact import (
+    CLOSED_SCHEMA,
+    SCHEMA,
+    Artifact,
+    Check,
+    Manifest,
+    Params,
+    Placed,
+    PlacedDim,
+    Step,
+    seal,
+)
 from wasmgraph.compiler.form import Form
 from wasmgraph.compiler.interrupts import keeping_interrupts
+from wasmgraph.dims import Size, bounded, replaced
 from wasmgraph.errors import CacheError, CompileError, UsageError, WasmgraphError, needing
 from wasmgraph.files import expand, replacing, write_atomically
 from wasmgraph.host import cpu_features
@@ -29,6 +41,7 @@ if TYPE_CHECKING:
     import tvm
 
     from wasmgraph.compiler.importing import ImportedModel
+    from wasmgraph.compiler.importing.binding import Bounds, Shapes
     from wasmgraph.compiler.lower.codegen import Kernels
     from wasmgraph.compiler.plan import Plan
 
@@ -89,7 +102,8 @@ def compile(
     model: str | Path | bytes | onnx.ModelProto,
     *,
     target: str = "wasm32-simd128",
-    shapes: Mapping[str, Sequence[int]] | None = None,
+    shapes: Mapping[str, Sequence[int | str]] | None = None,
+    dims: Mapping[str, int | tuple[int, int]] | None = None,
     params: Params = "embedded",
     keep: str | Path | None = None,
     winograd: bool = True,
@@ -104,7 +118,10 @@ def compile(
     ----------
     model : path of an ONNX file (``.onnx``, or one of ONNX's text formats), its bytes, or a model in memory
     target : a name of :func:`wasmgraph.targets.target_names`
-    shapes : by input name, its static shape; needed where the model's own is not static
+    shapes : by input name, its shape, of numbers and of names of dimensions (also ``"past + seq"``); needed
+        where the model's own has neither a number nor a name
+    dims : by name of a dimension, the least and the most that it may be when the graph runs, or its one
+        value; names come from the model or from ``shapes``
     params : where the weights go: ``embedded`` puts them into the module, ``wasi`` into a file that the
         module reads through WASI, one for all wasm targets, in ``wasmgraph-params`` beside the module
     keep : a directory to leave ``graph.json``, ``graph.o``, ``graph.params`` and the archive in, and
@@ -137,7 +154,7 @@ def compile(
     if untrusted:
         from wasmgraph.compiler.untrusted.parent import compile_untrusted
 
-        options: dict[str, Any] = {"target": target, "shapes": shapes, "params": params}
+        options: dict[str, Any] = {"target": target, "shapes": shapes, "dims": dims, "params": params}
         options |= {"keep": keep, "winograd": winograd, "command": command}
         return compile_untrusted(model, options, limits or COMPILE_LIMITS, log)
     if limits is not None:
@@ -145,13 +162,13 @@ def compile(
     with needing("compiling", "compile"):
         from wasmgraph.compiler.importing import import_model  # noqa: F401 - or say what is missing
     with keeping_interrupts(), _TVM:
-        return _compile(model, chosen, shapes, Form(params, command), keep, winograd, log)
+        return _compile(model, chosen, (shapes, dims), Form(params, command), keep, winograd, log)
 
 
 def _compile(
     model: str | Path | bytes | onnx.ModelProto,
     target: Target,
-    shapes: Mapping[str, Sequence[int]] | None,
+    bounds: tuple[Shapes | None, Bounds | None],
     form: Form,
     keep: str | Path | None,
     winograd: bool,
@@ -161,8 +178,13 @@ def _compile(
 
     most_bytes = 1 << 32 if target.kind == "wasm" else None
     with log.stage("import") as stage, _failing(f"importing the model for {target.name}"):
-        module, imported = import_model(model, shapes, most_bytes)
+        module, imported = import_model(model, bounds[0], most_bytes, bounds[1])
         log.constant_outputs, log.notes = imported.constant_outputs, imported.notes
+        if form.command and imported.dims:
+            raise UsageError(
+                f"{imported.name}: a WASI command reads tensors of fixed sizes; bind"
+                f" {', '.join(dim.name for dim in imported.dims)} to one value each."
+            )
         stage.outcome = ", ".join(map(str, imported.inputs))
     where = f"{imported.name} for {target.name}"
     with _failing(where):
@@ -170,7 +192,7 @@ def _compile(
     try:
         modules = [module]
         del module
-        with _failing(where):
+        with _failing(where), bounded({dim.name: dim for dim in imported.dims}):
             linked, kernels = _build(modules, imported, target, winograd, form, Path(owner.name), log)
         if keep is not None:
             try:
@@ -251,7 +273,7 @@ def _build(
         stage.outcome = f"{len(mod.functions) - 1} kernels"
     with log.stage("schedule") as stage:
         unscheduled = {g.name_hint: f for g, f in mod.functions.items() if isinstance(f, PrimFunc)}
-        flops = {name: kernel_flops(f) for name, f in unscheduled.items()}
+        flops: dict[str, Size] = {name: kernel_flops(f) for name, f in unscheduled.items()}
         products = {name for name, f in unscheduled.items() if is_product(f)}
         mod, chosen = schedule_module(mod, target)
         rules = {kernel: choice.rule for kernel, choice in chosen.items()}
@@ -261,7 +283,9 @@ def _build(
         kernels.library.write_to_file(str(directory / "graph.o"), "o")
         stage.outcome = f"{(directory / 'graph.o').stat().st_size:,} bytes"
     with log.stage("plan") as stage:
-        plan, constants = make_plan(mod, kernels.workspaces, [c.limit for c in imported.checks])
+        limits = [check.limit for check in imported.checks]
+        room = 1 << 32 if target.kind == "wasm" else None
+        plan, constants = make_plan(mod, kernels, limits, imported.dims, room)
         stage.outcome = f"{len(plan.calls)} calls, arena {plan.arena_bytes:,} bytes"
     (directory / "graph.json").write_text(plan.to_json())
     rules[COPY] = "copy"
@@ -271,7 +295,7 @@ def _build(
             c.kernel,
             _operators(c.kernel),
             rules[c.kernel],
-            flops[c.kernel],
+            replaced(flops[c.kernel], c.values),
             c.traffic_bytes,
             c.kernel in products,
             plan.turns(number),
@@ -330,7 +354,7 @@ def _manifest(
     native = target.kind == "native"
     fallback = sum(step.rule == FALLBACK for step in steps)
     return Manifest(
-        schema=SCHEMA,
+        schema=SCHEMA if plan.dims else CLOSED_SCHEMA,
         model_name=imported.name,
         model_sha256=imported.sha256,
         weights=str(imported.description.get("weights", "unknown")),
@@ -349,6 +373,9 @@ def _manifest(
         kernels=len({step.kernel for step in steps}),
         ops_scheduled=len(steps) - fallback,
         ops_fallback=fallback,
+        dims=tuple(
+            PlacedDim(d.name, d.least, d.most, base + plan.dims_at + 4 * n) for n, d in enumerate(plan.dims)
+        ),
         notes=imported.notes,
         versions={p: version(p) for p in ("wasmgraph", "apache-tvm", "ziglang", "onnx")},
     )

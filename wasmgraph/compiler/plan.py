@@ -10,24 +10,43 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from math import prod
-from typing import Literal
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import tvm
-from tvm import relax
+from tvm import relax, tirx
 from tvm.ir import GenericConst, GlobalVar, Op, PrimType
 
 from wasmgraph.abi import ALIGNMENT
 from wasmgraph.compiler.constants import array_of, let_go
 from wasmgraph.compiler.loops import ROWS, Loop, mark_of
-from wasmgraph.compiler.sizes import dtype_bytes, shape_of, size_of
-from wasmgraph.dims import Dim, Size, bounds, operation
-from wasmgraph.errors import UnsupportedOperatorError
+from wasmgraph.compiler.sizes import READS_PAST, dtype_bytes, is_tensor, shape_of, size_of, sizes
+from wasmgraph.dims import (
+    Dim,
+    Expression,
+    Size,
+    bounds,
+    names,
+    operation,
+    product,
+    replaced,
+    same,
+    to_json,
+)
+from wasmgraph.errors import CompileError, ModelError, UnsupportedOperatorError
 from wasmgraph.tensors import Array
 
 COPY = "copy"  # for an output that is also an input, a constant, or another output
+
+
+class Kernels(Protocol):
+    """What compiled kernels take: ``lower/codegen.py``."""
+
+    @property
+    def dims(self) -> Mapping[str, tuple[str, ...]]: ...  # noqa: D102
+    @property
+    def workspaces(self) -> Mapping[str, tuple[Size, ...]]: ...  # noqa: D102
 
 
 def symbol_of(function: str) -> str:
@@ -57,16 +76,19 @@ Argument = Address | Scalar
 
 @dataclass(frozen=True)
 class Call:
-    """One step: a kernel's name and its arguments: inputs (addresses and scalars), outputs, workspaces.
+    """One step: a kernel's name and its arguments: values of its dimensions, inputs (addresses and
+    scalars), outputs, workspaces.
 
     ``traffic_bytes`` is the size of inputs and outputs. The kernel :data:`COPY` has no symbol: it
-    copies ``copied_bytes`` from its first address to its second.
+    copies ``copied_bytes`` from its first address to its second. ``values`` are the sizes that the kernel's
+    variables stand for.
     """
 
     kernel: str
     arguments: tuple[Argument, ...]
-    traffic_bytes: int
-    copied_bytes: int = 0
+    traffic_bytes: Size
+    copied_bytes: Size = 0
+    values: Mapping[str, Size] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,7 +106,7 @@ class Check:
     range."""
 
     offset: int
-    limit: int
+    limit: Size
 
 
 @dataclass(frozen=True)
@@ -94,14 +116,14 @@ class Repeat:
 
     first: int
     end: int
-    turns: int | None
+    turns: Size | None
     condition: int | None
 
 
 @dataclass(frozen=True)
 class Plan:
     """The whole run. ``inputs`` and ``outputs`` are arena offsets, in ``main``'s order; of what ``main``
-    returns the last are ``checks``."""
+    returns the last are ``checks``. The values of ``dims``, int32 each, are at the offset ``dims_at``."""
 
     calls: tuple[Call, ...]
     inputs: tuple[int, ...]
@@ -111,29 +133,51 @@ class Plan:
     param_bytes: int
     checks: tuple[Check, ...] = ()
     repeats: tuple[Repeat, ...] = ()  # inner ones before those around them
+    dims: tuple[Dim, ...] = ()
+    dims_at: int = 0
 
-    def turns(self, call: int) -> int:
+    def turns(self, call: int) -> Size:
         """How often a call is done in a run; a loop that data may end counts as one turn."""
         around = [r for r in self.repeats if r.first <= call < r.end and r.condition is None]
-        return prod(r.turns or 1 for r in around)
+        return product(1 if r.turns is None else r.turns for r in around)
 
     def to_json(self) -> str:
         """The plan as ``graph.json`` shows it."""
-        return json.dumps(asdict(self), indent=1)
+        return json.dumps(_plain(self), indent=1)
+
+
+def _plain(value: Any) -> Any:
+    """A record as JSON holds it."""
+    if isinstance(value, Expression):
+        return to_json(value)
+    if is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return {key: _plain(item) for key, item in value.items()} if isinstance(value, Mapping) else value
 
 
 @dataclass
 class _Buffer:
-    """A piece of the arena, live from step ``first`` to step ``last`` (both included)."""
+    """A piece of the arena, live from step ``first`` to step ``last`` (both included). ``used`` are the
+    bytes of a run, ``nbytes`` the most that they can be."""
 
     nbytes: int
     first: int
     last: int
+    used: Size = 0
     offset: int = -1
 
 
 _Place = _Buffer | int  # a buffer of the arena, or an offset in the parameters
 _Operand = _Place | Scalar
+
+
+class _Step(NamedTuple):
+    kernel: str
+    operands: list[_Operand]
+    traffic_bytes: Size
+    values: Mapping[str, Size]
 
 
 @dataclass
@@ -149,27 +193,26 @@ class _OpenLoop:
 
 @dataclass
 class _Builder:
-    workspaces: Mapping[str, tuple[int, ...]]
+    mod: tvm.IRModule
+    kernels: Kernels
     dims: Mapping[str, Dim]
     rowwise: Collection[str] = ()  # kernels that write one row in each turn
     open: list[_OpenLoop] = field(default_factory=list)
     repeats: list[tuple[_OpenLoop, int]] = field(default_factory=list)  # each with its end
     places: dict[relax.Var, list[_Place]] = field(default_factory=dict)
     buffers: list[_Buffer] = field(default_factory=list)
-    steps: list[tuple[str, list[_Operand], int]] = field(default_factory=list)
+    steps: list[_Step] = field(default_factory=list)
     constant_bytes: dict[int, int] = field(default_factory=dict)
     unplanned: list[str] = field(default_factory=list)
     parameters: list[Parameter] = field(default_factory=list)
     blob: list[Array] = field(default_factory=list)
     param_bytes: int = 0
+    past: int = 0  # bytes that kernels may read past the end of a tensor
     constants: dict[bytes, int] = field(default_factory=dict)
 
     def new(self, ty: relax.TensorType, first: int) -> _Buffer:
-        count: Size = 1
-        for size in shape_of(ty):
-            count = operation("*", count, size)
-        most = bounds(count, self.dims)[1]
-        buffer = _Buffer(most * dtype_bytes(str(ty.dtype)), first, first)
+        used = operation("*", product(shape_of(ty)), dtype_bytes(str(ty.dtype)))
+        buffer = _Buffer(bounds(used, self.dims)[1], first, first, used)
         self.buffers.append(buffer)
         return buffer
 
@@ -206,19 +249,40 @@ class _Builder:
                 found += self.place(argument)
         return found
 
-    def step(self, kernel: str, operands: Sequence[_Operand], results: list[_Buffer]) -> None:
+    def step(
+        self,
+        kernel: str,
+        operands: Sequence[_Operand],
+        results: list[_Buffer],
+        values: Mapping[str, Size] | None = None,
+    ) -> None:
         now = len(self.steps)
-        work = [_Buffer(nbytes, now, now) for nbytes in self.workspaces.get(kernel, ())]
+        values = values or {}
+        taken = [replaced(used, values) for used in self.kernels.workspaces.get(kernel, ())]
+        work = [_Buffer(bounds(used, self.dims)[1], now, now, used) for used in taken]
         self.buffers.extend(work)
         for place in [*operands, *results]:
             if isinstance(place, _Buffer):
                 place.last = max(place.last, now)
-        traffic = sum(
-            place.nbytes if isinstance(place, _Buffer) else self.constant_bytes[place]
-            for place in [*operands, *results]
-            if not isinstance(place, Scalar)
-        )
-        self.steps.append((kernel, [*operands, *results, *work], traffic))
+        traffic: Size = 0
+        for place in [*operands, *results]:
+            if not isinstance(place, Scalar):
+                some = place.used if isinstance(place, _Buffer) else self.constant_bytes[place]
+                traffic = operation("+", traffic, some)
+        dims = [Scalar(values[name]) for name in self.kernels.dims.get(kernel, ())]
+        self.steps.append(_Step(kernel, [*dims, *operands, *results, *work], traffic, values))
+
+    def note_past(self, kernel: tirx.PrimFunc, arguments: Sequence[relax.Expr]) -> None:
+        """Note how far a kernel may read past the end of a tensor."""
+        mark = str(kernel.attrs.get(READS_PAST, "")) if kernel.attrs else ""
+        if not mark:
+            return
+        for ty in [a.ty for a in arguments if isinstance(a.ty, relax.TensorType)]:
+            past = 0
+            for each in mark.split(","):
+                count, axis = map(int, each.split())
+                past += count * bounds(product(shape_of(ty)[axis + 1 :]), self.dims)[1]
+            self.past = max(self.past, past * dtype_bytes(str(ty.dtype)))
 
     def begin(self, loop: Loop, values: Sequence[relax.Expr]) -> list[_Place]:
         """Copy a loop's initial state to its place."""
@@ -269,7 +333,10 @@ class _Builder:
                 results = [self.new(ty, len(self.steps)) for ty in fields]
                 if value.args[0].name_hint in self.rowwise:
                     self.open[-1].rows += results
-                self.step(value.args[0].name_hint, self.operands(value.args[1]), results)
+                kernel = value.args[0].name_hint
+                values = _values(self.mod[value.args[0]], [*value.args[1].fields, *fields], self.dims)
+                self.step(kernel, self.operands(value.args[1]), results, values)
+                self.note_past(self.mod[value.args[0]], value.args[1].fields)
                 self.places[var] = list(results)
                 return
             if name == "relax.reshape":
@@ -278,6 +345,35 @@ class _Builder:
             self.unplanned.append(name.removeprefix("relax."))
             return
         self.places[var] = self.place(value)
+
+
+def _values(
+    kernel: tirx.PrimFunc, arguments: Sequence[relax.Expr | relax.TensorType], dims: Collection[str]
+) -> dict[str, Size]:
+    """The sizes that a kernel's variables stand for in a call of it.
+
+    Raises
+    ------
+    CompileError
+        The shapes of the arguments are not those of the kernel's parameters.
+    """
+    found: dict[str, Size] = {}
+    shapes: list[tuple[Size, Size]] = []  # as the kernel writes a size, and as main does
+    for parameter, argument in zip(kernel.params, arguments, strict=True):
+        if is_tensor(parameter):
+            ty = argument if isinstance(argument, tvm.ir.Type) else argument.ty
+            shapes += zip(sizes(parameter.shape), shape_of(ty), strict=True)
+        else:
+            found[parameter.name] = size_of(argument)
+    for own, size in shapes:
+        if isinstance(own, Expression) and own.operator is None:
+            found.setdefault(own.operands[0], size)
+    unknown = frozenset().union(*(names(own) for own, _ in shapes)) - found.keys()
+    found |= {name: Expression.of(name) for name in unknown & frozenset(dims)}
+    for own, size in shapes:
+        if not same(replaced(own, found), size):
+            raise CompileError(f"a kernel takes {own} elements where {size} are given")
+    return found
 
 
 def _aligned(nbytes: int) -> int:
@@ -301,6 +397,31 @@ def _pack(buffers: list[_Buffer]) -> int:
         buffer.offset = at
         placed.append(buffer)
     return max((b.offset + _aligned(b.nbytes) for b in placed), default=0)
+
+
+def _too_large(buffers: Sequence[_Buffer], dims: Sequence[Dim], arena_bytes: int, room: int) -> ModelError:
+    """The error for bounds under which the arena does not fit: its largest tensor, and a bound that would
+    fit."""
+    largest = max(buffers, key=lambda b: b.nbytes)
+    open_names = names(largest.used) or {dim.name for dim in dims}
+    dim = max((d for d in dims if d.name in open_names), key=lambda d: d.most)
+
+    def fits(most: int) -> bool:
+        tried = {d.name: Dim(d.name, d.least, most) if d is dim else d for d in dims}
+        return _pack([replace(b, nbytes=bounds(b.used, tried)[1]) for b in buffers]) <= room
+
+    low, high = dim.least, dim.most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    remedy = (
+        f"with {dim.name} of at most {low:,} they fit" if fits(low) else "no bound of it is small enough"
+    )
+    return ModelError(
+        f"the tensors take {arena_bytes:,} bytes at {', '.join(map(str, dims))}, where a"
+        f" WebAssembly module has room for {max(0, room):,}. The largest is {largest.nbytes:,} bytes,"
+        f" {largest.used} of them: {remedy}."
+    )
 
 
 def _walk(builder: _Builder, main: relax.Function) -> list[_Buffer]:
@@ -327,32 +448,36 @@ def _results(builder: _Builder, main: relax.Function) -> tuple[list[relax.Tensor
     return types, builder.place(main.body.body)
 
 
-def _copied_bytes(kernel: str, places: Sequence[_Operand]) -> int:
+def _copied_bytes(kernel: str, places: Sequence[_Operand]) -> Size:
     destination = places[-1]
-    return destination.nbytes if kernel == COPY and isinstance(destination, _Buffer) else 0
+    return destination.used if kernel == COPY and isinstance(destination, _Buffer) else 0
 
 
 def make_plan(
     mod: tvm.IRModule,
-    workspaces: Mapping[str, tuple[int, ...]],
-    limits: Sequence[int] = (),
-    dims: Mapping[str, Dim] | None = None,
+    kernels: Kernels,
+    limits: Sequence[Size] = (),
+    dims: Sequence[Dim] = (),
+    room: int | None = None,
 ) -> tuple[Plan, list[Array]]:
     """Plan ``mod["main"]``.
 
     Parameters
     ----------
-    workspaces : bytes of each workspace that a kernel takes after its outputs
+    kernels : what each kernel takes beside inputs and outputs
     limits : of the checks, the last tensors that ``main`` returns
     dims : bounds of the dimensions that shapes depend on; the arena holds tensors of the largest sizes
+    room : the most bytes that arena and parameters may take
 
     Returns
     -------
     The plan, and the constants in the order of ``plan.parameters``.
     """
     rowwise = {g.name_hint for g, f in mod.functions.items() if f.attrs and f.attrs.get(ROWS)}
-    builder = _Builder(workspaces, dims or {}, rowwise)
+    builder = _Builder(mod, kernels, {dim.name: dim for dim in dims}, rowwise)
     main = mod["main"]
+    values = _Buffer(4 * len(dims), 0, 0)
+    builder.buffers += [values] if dims else []
     inputs = _walk(builder, main)
     outputs: list[_Buffer] = []
     for ty, place in zip(*_results(builder, main), strict=True):
@@ -364,9 +489,11 @@ def make_plan(
         assert isinstance(place, _Buffer)
         outputs.append(place)
     end = len(builder.steps)
-    for buffer in [*inputs, *outputs]:
+    for buffer in [*inputs, *outputs, values]:
         buffer.last = end
-    arena_bytes = _pack(builder.buffers)
+    arena_bytes = _pack(builder.buffers) + _aligned(builder.past)
+    if dims and room is not None and arena_bytes + builder.param_bytes > room:
+        raise _too_large(builder.buffers, dims, arena_bytes, room - builder.param_bytes)
     first_check = len(outputs) - len(limits)
 
     def address(place: _Operand) -> Argument:
@@ -377,8 +504,8 @@ def make_plan(
         return Address("arena", place.offset)
 
     calls = tuple(
-        Call(kernel, tuple(map(address, places)), traffic, _copied_bytes(kernel, places))
-        for kernel, places, traffic in builder.steps
+        Call(kernel, tuple(map(address, places)), traffic, _copied_bytes(kernel, places), values)
+        for kernel, places, traffic, values in builder.steps
     )
     plan = Plan(
         calls,
@@ -392,5 +519,7 @@ def make_plan(
             Repeat(o.first, last, o.loop.turns, o.state[0].offset if o.loop.conditional else None)
             for o, last in builder.repeats
         ),
+        tuple(dims),
+        max(0, values.offset),
     )
     return plan, builder.blob

@@ -4,10 +4,11 @@ mean. It comes from whoever made the model, so it is checked before it is used."
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite, prod
 from typing import Any
 
+from wasmgraph.dims import Shape
 from wasmgraph.errors import ModelError
 from wasmgraph.tensors import TensorSpec
 
@@ -105,9 +106,16 @@ class Embedding:
     output: str
     tokenizer: str | None
 
+    def fitted(self, shape: Shape, texts: int, tokens: int) -> Embedding:
+        """The same for a graph whose inputs' ``shape`` may be open: its batch then has that many texts, and
+        its length is that of the longest, of so many tokens."""
+        batch = self.batch if isinstance(shape[0], int) else min(self.batch, texts)
+        length = self.length if isinstance(shape[1], int) else min(self.length, tokens)
+        return replace(self, batch=batch, length=length)
+
     @staticmethod
     def of(description: Mapping[str, Any], inputs: Sequence[TensorSpec]) -> Embedding:
-        """Read a description for a graph with these inputs.
+        """Read a description for a graph with these inputs, of their greatest shape if it is open.
 
         Raises
         ------

@@ -10,16 +10,17 @@ import time
 import warnings
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Self, TypeVar, TypeVarTuple
 
 from wasmgraph.artifact import Artifact
+from wasmgraph.dims import Dim
 from wasmgraph.errors import ArtifactError, UsageError
 from wasmgraph.host import cpu_count
-from wasmgraph.tensors import Array, Feeds, TensorSpec, check_feeds, signature
+from wasmgraph.tensors import Array, Feeds, TensorSpec, check_feeds, signature, values_of
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,9 @@ class Session(ABC):
 
     Attributes
     ----------
-    inputs, outputs : specs of the graph's inputs and outputs, in order
+    inputs, outputs : specs of the graph's inputs and outputs, in order; where a size is open, the shape has
+        the name of the dimension
+    dims : the graph's open dimensions, with their bounds
     """
 
     survives_fork = False
@@ -93,9 +96,15 @@ class Session(ABC):
     """A :class:`weakref.finalize` that ends the threads or processes, if any, of a session that was
     garbage-collected without ``close``."""
 
-    def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+    def __init__(
+        self,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        dims: tuple[Dim, ...] = (),
+    ) -> None:
         self.inputs = inputs
         self.outputs = outputs
+        self.dims = dims
         self._source: object = None  # an artifact that has to live as long as the session
         self._lock = threading.RLock()  # held by the thread whose turn it is
         self._running = False
@@ -104,7 +113,9 @@ class Session(ABC):
         self._foreign = False  # in a forked child: its threads or processes belong to the parent
         _SESSIONS[id(self)] = self
 
-    def run(self, feeds: Feeds, *, strict: bool = True) -> dict[str, Array]:
+    def run(
+        self, feeds: Feeds, *, strict: bool = True, dims: Mapping[str, int] | None = None
+    ) -> dict[str, Array]:
         """Run one inference. Wait while another thread uses the session.
 
         Parameters
@@ -112,15 +123,17 @@ class Session(ABC):
         feeds : by input name, an array of exactly its shape and dtype; for a graph of one input, that array
         strict : False casts feeds where numpy's ``same_kind`` allows it and no value overflows, and
             converts lists and numbers to arrays; shapes must match in any case
+        dims : values of open dimensions; those that are not given are taken from the inputs' shapes
 
         Returns
         -------
-        Arrays by output name. The caller owns them: the next run does not change them.
+        Arrays by output name, of the shapes of this run. The caller owns them: the next run does not change
+        them.
 
         Raises
         ------
         FeedError
-            An input's name, shape or dtype is wrong.
+            An input's name, shape or dtype is wrong, or a dimension's value.
         IndexRangeError
             The inputs make an index point beyond a tensor.
         ExecutionError
@@ -129,8 +142,12 @@ class Session(ABC):
             The session is closed, or belongs to the process that this one was forked from.
         """
         self._check_open()
-        arrays = check_feeds(self.inputs, feeds, strict)
-        results = self._in_turn(self._run, arrays)
+        if self.dims or dims:
+            values = values_of(self.dims, self.inputs, feeds, dims or {})
+            arrays = check_feeds([spec.at(values) for spec in self.inputs], feeds, strict)
+            results = self._in_turn(self._run_at, arrays, values)
+        else:
+            results = self._in_turn(self._run, check_feeds(self.inputs, feeds, strict))
         return {spec.name: array for spec, array in zip(self.outputs, results, strict=True)}
 
     def __repr__(self) -> str:
@@ -233,6 +250,10 @@ class Session(ABC):
     @abstractmethod
     def _run(self, arrays: list[Array]) -> list[Array]:
         """Run on checked inputs; return owned outputs in order."""
+
+    def _run_at(self, arrays: list[Array], values: Mapping[str, int]) -> list[Array]:
+        """Run on checked inputs at these values of the graph's dimensions."""
+        raise UsageError(f"{type(self).__name__} does not run graphs of open dimensions.")
 
     def _run_step(self, index: int) -> None:
         raise UsageError(f"{type(self).__name__} does not run single steps; profile an artifact.")

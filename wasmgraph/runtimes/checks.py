@@ -13,6 +13,7 @@ from wasmgraph.abi import GRAPH, PARAMS, POOL, STACK_POINTER
 from wasmgraph.artifact import Artifact, Manifest
 from wasmgraph.errors import ArtifactError
 from wasmgraph.targets import WASM_FEATURES
+from wasmgraph.tensors import TensorSpec
 from wasmgraph.wasm.wasmfile import PAGE_BYTES, Module
 
 _ALIGNMENT = 8  # bytes: that of the largest element
@@ -76,20 +77,24 @@ def _memory(manifest: Manifest, module: Module) -> str | None:
 
 def _tensors(manifest: Manifest, module: Module) -> str | None:
     size = module.memory_min * PAGE_BYTES
-    for tensor in (*manifest.inputs, *manifest.outputs):
-        end = tensor.offset + tensor.spec.nbytes
-        if tensor.offset < 0 or tensor.offset % _ALIGNMENT or end > size:
-            return f"{tensor.spec} at {tensor.offset} is not aligned, or outside the memory of {size} bytes"
+    dims = {dim.name: dim for dim in manifest.dims}
+    placed = [(t.offset, t.spec.largest(dims)) for t in (*manifest.inputs, *manifest.outputs)]
+    placed += [(dim.offset, TensorSpec(dim.name, (), "int32")) for dim in manifest.dims]
+    for offset, spec in placed:
+        end = offset + spec.nbytes
+        aligned = offset % (_ALIGNMENT if spec.dtype != "int32" or spec.shape else 4) == 0
+        if offset < 0 or not aligned or end > size:
+            return f"{spec} at {offset} is not aligned, or outside the memory of {size} bytes"
     for said in manifest.checks:
         if said.offset % _ALIGNMENT or said.offset + 8 > size:
             return f"a check's code at {said.offset} is not aligned, or outside the memory of {size} bytes"
     held = manifest.arena_bytes + manifest.param_bytes
     if held > size:
         return f"its manifest says {held} bytes of arena and parameters, in a memory of {size}"
-    placed = sorted((*manifest.inputs, *manifest.outputs), key=lambda t: t.offset)
-    for one, other in pairwise(t for t in placed if t.spec.nbytes):
-        if one.offset + one.spec.nbytes > other.offset:
-            return f"{one.spec} and {other.spec} overlap"
+    placed.sort(key=lambda pair: pair[0])
+    for (first, one), (second, other) in pairwise(pair for pair in placed if pair[1].nbytes):
+        if first + one.nbytes > second:
+            return f"{one} and {other} overlap"
     return None
 
 

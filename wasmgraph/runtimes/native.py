@@ -7,6 +7,7 @@ import ctypes
 import os
 import tempfile
 import weakref
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -89,7 +90,7 @@ class NativeSession(Session):
     survives_fork = True
 
     def __init__(self, artifact: Artifact, library: _Library) -> None:
-        super().__init__(artifact.inputs, artifact.outputs)
+        super().__init__(artifact.inputs, artifact.outputs, artifact.manifest.dims)
         manifest = artifact.manifest
         self._artifact, self._library = artifact, library
         raw = np.zeros(manifest.arena_bytes + _ALIGNMENT, np.uint8)
@@ -97,10 +98,19 @@ class NativeSession(Session):
         self._arena = raw[start : start + manifest.arena_bytes]
         self._placed_inputs, self._placed_outputs = manifest.inputs, manifest.outputs
         self._checks = manifest.checks
+        self._placed_dims = manifest.dims
+        self._values: Mapping[str, int] = {}
 
     def _view(self, tensor: Placed) -> Array:
-        raw = self._arena[tensor.offset : tensor.offset + tensor.spec.nbytes]
-        return raw.view(tensor.dtype).reshape(tensor.spec.static_shape)
+        spec = tensor.spec.at(self._values) if self._values else tensor.spec
+        raw = self._arena[tensor.offset : tensor.offset + spec.nbytes]
+        return raw.view(tensor.dtype).reshape(spec.static_shape)
+
+    def _run_at(self, arrays: list[Array], values: Mapping[str, int]) -> list[Array]:
+        self._values = values
+        for dim in self._placed_dims:
+            self._arena[dim.offset : dim.offset + 4].view(np.int32)[0] = values[dim.name]
+        return self._run(arrays)
 
     def _run(self, arrays: list[Array]) -> list[Array]:
         for tensor, array in zip(self._placed_inputs, arrays, strict=True):
@@ -108,7 +118,11 @@ class NativeSession(Session):
         error = self._library.run(self._arena.ctypes.data)
         if error:
             raise failure(
-                str(self._artifact.path), "wasmgraph_native_run", error, self._checks, self._code_at
+                str(self._artifact.path),
+                "wasmgraph_native_run",
+                error,
+                [check.at(self._values) for check in self._checks],
+                self._code_at,
             )
         return [self._view(tensor).copy() for tensor in self._placed_outputs]
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from wasmgraph.artifact import Artifact
+from wasmgraph.dims import Dim
 from wasmgraph.errors import ArtifactError, ExecutionError, IndexRangeError, MissingDependencyError
 from wasmgraph.processes import Child
 from wasmgraph.runtimes.base import LoadOptions, Runtime, Session
@@ -112,19 +113,32 @@ class ProcessSession(Session):
     """A graph in a Node.js process; tensors cross its standard streams in the order of the specs."""
 
     def __init__(
-        self, process: NodeProcess, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+        self,
+        process: NodeProcess,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        dims: tuple[Dim, ...] = (),
     ) -> None:
-        super().__init__(inputs, outputs)
+        super().__init__(inputs, outputs, dims)
         self.process = process
 
     def _run(self, arrays: list[Array]) -> list[Array]:
+        return self._results(arrays, {"command": "run"}, self.outputs)
+
+    def _run_at(self, arrays: list[Array], values: Mapping[str, int]) -> list[Array]:
+        outputs = [spec.at(values) for spec in self.outputs]
+        return self._results(arrays, {"command": "run", "dims": dict(values)}, outputs)
+
+    def _results(
+        self, arrays: list[Array], message: Mapping[str, Any], outputs: Sequence[TensorSpec]
+    ) -> list[Array]:
         payload = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
-        content = self._ask({"command": "run"}, payload)
-        if len(content) != sum(spec.nbytes for spec in self.outputs):
+        content = self._ask(message, payload)
+        if len(content) != sum(spec.nbytes for spec in outputs):
             self._closed = True
             raise ExecutionError(f"the process answered with {len(content)} bytes of outputs.")
         results, offset = [], 0
-        for spec in self.outputs:
+        for spec in outputs:
             raw = content[offset : offset + spec.nbytes]
             results.append(np.frombuffer(raw, spec.dtype).reshape(spec.static_shape).copy())
             offset += spec.nbytes
@@ -156,7 +170,7 @@ class NodeSession(ProcessSession):
                 check="engine",
             )
         process = NodeProcess(_RUNNER, str(artifact.path), flags)
-        super().__init__(process, artifact.inputs, artifact.outputs)
+        super().__init__(process, artifact.inputs, artifact.outputs, artifact.manifest.dims)
         self._artifact, self._threads, self._folder = artifact, threads, folder
         try:
             path = str(artifact.path.resolve())

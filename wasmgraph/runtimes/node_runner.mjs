@@ -19,8 +19,9 @@ await serve({
   async load({ path, threads, params }) {
     graph = await load(readFileSync(path), { threads, start, params: params && readFileSync(params) });
   },
-  run({ payload }) {
+  run({ payload, dims }) {
     let offset = 0;
+    if (dims) graph.set(dims);
     for (const tensor of graph.inputs) {
       const view = graph.view(tensor);
       const bytes = new Uint8Array(view.buffer, view.byteOffset, view.byteLength);

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from wasmgraph.dims import MOST, Dim, Expression
 from wasmgraph.errors import ExecutionError, ModelError, needing
 from wasmgraph.files import sha256_file
 from wasmgraph.runtimes.base import LoadOptions, Runtime, Session, distribution_bytes
@@ -25,6 +27,7 @@ class OnnxRuntimeSession(Session):
         super().__init__(
             tuple(_spec(path, value) for value in session.get_inputs()),
             tuple(_spec(path, value) for value in session.get_outputs()),
+            tuple(_dims(session.get_inputs())),
         )
         self._path, self._session = path, session
 
@@ -38,6 +41,9 @@ class OnnxRuntimeSession(Session):
                 raise  # a signal handler raised it
             raise ExecutionError(f"onnxruntime: {str(error).strip().splitlines()[0]}") from error
         return [np.asarray(result) for result in results]
+
+    def _run_at(self, arrays: list[Array], values: Mapping[str, int]) -> list[Array]:
+        return self._run(arrays)
 
     def _clone(self) -> Session:
         return OnnxRuntimeSession(self._path, self._session)
@@ -64,9 +70,15 @@ def _inference_session(path: Path, options: LoadOptions) -> Any:
         raise ModelError(f"{path}: onnxruntime refuses the model: {first}") from error
 
 
+def _dims(inputs: Any) -> Iterator[Dim]:
+    """The named dimensions of the inputs, for which onnxruntime knows no bounds."""
+    for name in dict.fromkeys(d for value in inputs for d in value.shape if isinstance(d, str) and d):
+        yield Dim(name, 0, MOST)
+
+
 def _spec(path: Path, value: Any) -> TensorSpec:
-    shape = tuple(d if isinstance(d, int) else -1 for d in value.shape)
-    if -1 in shape:
+    shape = tuple(d if isinstance(d, int) else Expression.of(d) if d else -1 for d in value.shape)
+    if any(size == -1 for size in shape):
         raise ModelError(f"{path}: {value.name!r} has the dynamic shape {value.shape}; bind it first.")
     inner = re.fullmatch(r"tensor\((.*)\)", value.type)
     if inner is None:

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import weakref
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from wasmgraph.artifact import DTYPES
+from wasmgraph.dims import Dim, bounds, from_json
 from wasmgraph.errors import ExecutionError, LimitError, ProcessError, WasmgraphError, error_from
 from wasmgraph.limits import Limits, child_environment
 from wasmgraph.processes import Child
@@ -49,11 +51,13 @@ class UntrustedSession(Session):
             answer = self._ask("load", request=request)
             try:
                 self._loaded = path, replace(options, sha256=str(answer["sha256"])), limits
-                inputs, outputs = (_specs(answer[side]) for side in ("inputs", "outputs"))
-            except (KeyError, TypeError, ValueError) as error:
+                dims = tuple(Dim(*said) for said in answer["dims"])
+                bound = {dim.name: dim for dim in dims}
+                inputs, outputs = (_specs(answer[side], bound) for side in ("inputs", "outputs"))
+            except (KeyError, TypeError, ValueError, ArithmeticError) as error:
                 raise ExecutionError(f"{path}: the child answered with no tensors ({error}).") from error
-            super().__init__(inputs, outputs)
-            self._share(shared, (*inputs, *outputs))
+            super().__init__(inputs, outputs, dims)
+            self._share(shared, tuple(spec.largest(bound) for spec in (*inputs, *outputs)))
             self._ask("map", shared=shared)
         except BaseException:
             if hasattr(self, "_finalizer"):
@@ -76,14 +80,21 @@ class UntrustedSession(Session):
             )
         os.ftruncate(shared, max(size, 1))
         fcntl.fcntl(shared, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-        memory = mmap.mmap(shared, max(size, 1))
-        self._views = views(memory, specs, offsets)
+        self._memory, self._offsets = mmap.mmap(shared, max(size, 1)), offsets
+        self._views = [] if self.dims else views(self._memory, specs, offsets)
 
     def _run(self, arrays: list[Array]) -> list[Array]:
-        for view, array in zip(self._views, arrays, strict=False):
+        return self._through(self._views, arrays, {})
+
+    def _run_at(self, arrays: list[Array], values: Mapping[str, int]) -> list[Array]:
+        specs = tuple(spec.at(values) for spec in (*self.inputs, *self.outputs))
+        return self._through(views(self._memory, specs, self._offsets), arrays, values)
+
+    def _through(self, shared: list[Array], arrays: list[Array], values: Mapping[str, int]) -> list[Array]:
+        for view, array in zip(shared, arrays, strict=False):
             np.copyto(view, array)
-        self._ask("run")
-        return [view.copy() for view in self._views[len(arrays) :]]
+        self._ask("run", dims=dict(values))
+        return [view.copy() for view in shared[len(arrays) :]]
 
     def _run_step(self, index: int) -> None:
         self._ask("step", index=index)
@@ -151,10 +162,13 @@ def _start(where: str, shared: int) -> Child:
     )
 
 
-def _specs(said: Any) -> tuple[TensorSpec, ...]:
+def _specs(said: Any, dims: Mapping[str, Dim]) -> tuple[TensorSpec, ...]:
     """Validate a child's description of its tensors: it is untrusted, and may be any JSON value."""
-    specs = tuple(TensorSpec(str(name), tuple(shape), str(dtype)) for name, shape, dtype in said)
+    specs = tuple(
+        TensorSpec(str(name), tuple(from_json(size) for size in shape), str(dtype))
+        for name, shape, dtype in said
+    )
     for spec in specs:
-        if spec.dtype not in DTYPES or any(type(size) is not int or size < 0 for size in spec.shape):
+        if spec.dtype not in DTYPES or any(bounds(size, dims)[1] < 0 for size in spec.shape):
             raise ValueError(f"{spec.name!r} has shape {spec.shape} and dtype {spec.dtype!r}")
     return specs

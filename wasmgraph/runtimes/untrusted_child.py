@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from wasmgraph.artifact import Artifact
+from wasmgraph.dims import to_json
 from wasmgraph.errors import LimitError, WasmgraphError, error_to
 from wasmgraph.limits import end_with_parent, restrict_memory
 from wasmgraph.processes import encode, serve_on_standard_streams
@@ -81,22 +82,28 @@ class Child:
         # Wasmtime has made its memory images; the standard error is a file and keeps the last words.
         resource.setrlimit(resource.RLIMIT_FSIZE, (_LAST_WORDS_BYTES, _LAST_WORDS_BYTES))
         sides = {
-            side: [(s.name, s.shape, s.dtype) for s in getattr(self._session, side)]
+            side: [(s.name, list(map(to_json, s.shape)), s.dtype) for s in getattr(self._session, side)]
             for side in ("inputs", "outputs")
         }
-        return {"sha256": artifact.sha256, **sides}
+        dims = [(dim.name, dim.least, dim.most) for dim in self._session.dims]
+        return {"sha256": artifact.sha256, "dims": dims, **sides}
 
     def _map(self, shared: int) -> dict[str, Any]:
-        specs = (*self._session.inputs, *self._session.outputs)
-        offsets, size = layout(specs)
-        self._tensors = views(mmap.mmap(shared, max(size, 1)), specs, offsets)
+        dims = {dim.name: dim for dim in self._session.dims}
+        specs = tuple(s.largest(dims) for s in (*self._session.inputs, *self._session.outputs))
+        self._offsets, size = layout(specs)
+        self._memory = mmap.mmap(shared, max(size, 1))
+        self._tensors = views(self._memory, specs, self._offsets)
         return {}
 
-    def _run(self) -> dict[str, Any]:
-        inputs = self._session.inputs
-        feeds = {spec.name: tensor for spec, tensor in zip(inputs, self._tensors, strict=False)}
-        outputs = self._session.run(feeds)
-        for spec, tensor in zip(self._session.outputs, self._tensors[len(inputs) :], strict=True):
+    def _run(self, dims: dict[str, int]) -> dict[str, Any]:
+        inputs, tensors = self._session.inputs, self._tensors
+        if dims:
+            specs = tuple(s.at(dims) for s in (*inputs, *self._session.outputs))
+            tensors = views(self._memory, specs, self._offsets)
+        feeds = {spec.name: tensor for spec, tensor in zip(inputs, tensors, strict=False)}
+        outputs = self._session.run(feeds, dims=dims or None)
+        for spec, tensor in zip(self._session.outputs, tensors[len(inputs) :], strict=True):
             tensor[...] = outputs[spec.name]
         return {}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import weakref
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from wasmgraph.runtimes.parameters import params_file, refusal
 from wasmgraph.runtimes.wasmtime_engine import EngineConfig, compiled_module, new_store
 from wasmgraph.runtimes.wasmtime_pool import Pool, Thread, cause
 from wasmgraph.runtimes.wasmtime_wasi import instantiate
-from wasmgraph.tensors import Array
+from wasmgraph.tensors import Array, TensorSpec
 from wasmgraph.wasm.wasmfile import PAGE_BYTES
 
 
@@ -37,13 +38,15 @@ class WasmtimeSession(Session):
         params_folder: Path | None = None,
         module: wasmtime.Module | None = None,
     ) -> None:
-        super().__init__(artifact.inputs, artifact.outputs)
+        super().__init__(artifact.inputs, artifact.outputs, artifact.manifest.dims)
         manifest, self._shape = artifact.manifest, check(artifact)
         self._artifact, self._config, self._threads = artifact, config, threads
         self._params_folder = params_folder
         self._where = str(artifact.path)
         self._placed_inputs, self._placed_outputs = manifest.inputs, manifest.outputs
         self._checks = manifest.checks
+        self._placed_dims = manifest.dims
+        self._values: Mapping[str, int] = {dim.name: dim.most for dim in manifest.dims}
         self._module = module or compiled_module(artifact, config)
         self._params = params_file(artifact, params_folder)
         self._pool: Pool | None = None
@@ -85,18 +88,39 @@ class WasmtimeSession(Session):
             size, pointer = self._memory.data_len(), self._memory.data_ptr()
         base = ctypes.addressof(pointer.contents)
         if (base, size) != self._extent:
-            inputs = [self._view(tensor, base, size) for tensor in self._placed_inputs]
-            outputs = [self._view(tensor, base, size) for tensor in self._placed_outputs]
-            self._views, self._extent = (inputs, outputs), (base, size)
+            self._extent = (base, size)
+            self._see()
 
-    def _view(self, tensor: Placed, base: int, size: int) -> Array:
-        nbytes = tensor.spec.nbytes
-        if tensor.offset < 0 or tensor.offset % 8 or tensor.offset + nbytes > size:
+    def _see(self) -> None:
+        """Renew the views, at the present values of dimensions."""
+        inputs, outputs = (
+            [
+                self._view(tensor, tensor.spec.at(self._values) if self._values else tensor.spec)
+                for tensor in side
+            ]
+            for side in (self._placed_inputs, self._placed_outputs)
+        )
+        self._views = (inputs, outputs)
+
+    def _view(self, tensor: Placed, spec: TensorSpec) -> Array:
+        base, size = self._extent
+        nbytes = spec.nbytes
+        if tensor.offset < 0 or tensor.offset % 4 or tensor.offset + nbytes > size:
             raise ArtifactError(
                 f"{self._where}: {tensor.spec} at {tensor.offset} lies outside the memory of {size} bytes."
             )
         raw = (ctypes.c_ubyte * nbytes).from_address(base + tensor.offset)
-        return np.frombuffer(memoryview(raw), dtype=tensor.dtype).reshape(tensor.spec.static_shape)
+        return np.frombuffer(memoryview(raw), dtype=tensor.dtype).reshape(spec.static_shape)
+
+    def _run_at(self, arrays: list[Array], values: Mapping[str, int]) -> list[Array]:
+        if values != self._values:
+            self._values = values
+            self._see()
+        for dim in self._placed_dims:
+            self._view(Placed(dim.name, (), "int32", dim.offset), TensorSpec(dim.name, (), "int32"))[
+                ...
+            ] = values[dim.name]
+        return self._run(arrays)
 
     def _run(self, arrays: list[Array]) -> list[Array]:
         for view, array in zip(self._views[0], arrays, strict=True):
@@ -116,10 +140,13 @@ class WasmtimeSession(Session):
         finally:
             self._look()  # only the module's own code can have made its memory grow
         if error:
-            raise failure(self._where, name, error, self._checks, self._code_at)
+            raise failure(
+                self._where, name, error, [check.at(self._values) for check in self._checks], self._code_at
+            )
 
     def _code_at(self, offset: int) -> int:
-        return int(self._view(Placed("a check", (), "int64", offset), *self._extent))
+        placed = Placed("a check", (), "int64", offset)
+        return int(self._view(placed, placed.spec))
 
     @property
     def fuel(self) -> int:

@@ -31,6 +31,34 @@ export class IndexRangeError extends RangeError {
   name = 'IndexRangeError';
 }
 
+/** An input or a dimension is not what the graph takes. Nothing was computed; the graph can run. */
+export class FeedError extends TypeError {
+  name = 'FeedError';
+}
+
+const OPERATIONS = {
+  '+': (a, b) => a + b,
+  '-': (a, b) => a - b,
+  '*': (a, b) => a * b,
+  '//': (a, b) => Math.floor(a / b),
+  min: Math.min,
+  max: Math.max,
+};
+
+/** The number that a size is: a number, the name of a dimension, or [operator, size, size]. */
+export function evaluate(size, values) {
+  if (typeof size === 'number') return size;
+  if (typeof size === 'string') return values[size];
+  const [operator, left, right] = size;
+  return OPERATIONS[operator](evaluate(left, values), evaluate(right, values));
+}
+
+/** The names of dimensions in a size. */
+function names(size) {
+  if (typeof size === 'string') return [size];
+  return typeof size === 'number' ? [] : size.slice(1).flatMap(names);
+}
+
 /** A loaded graph. It belongs to the thread that loaded it; load it in every thread that runs inferences.
 */ export class Graph {
   #exports;
@@ -39,6 +67,7 @@ export class IndexRangeError extends RangeError {
   #stackTop;
   #trap;
   #workers;
+  #values;
 
   /**
    * @param {WebAssembly.Instance} instance of the graph
@@ -54,8 +83,66 @@ export class IndexRangeError extends RangeError {
     this.#stackTop = instance.exports.__stack_pointer?.value;
     this.#trap = trap;
     this.#workers = workers;
+    this.#values = Object.fromEntries((manifest.dims ?? []).map(({ name, most }) => [name, most]));
     this.manifest = manifest;
     this.module = module;
+  }
+
+  /** The graph's open dimensions: name, the least and the most that each may be. */
+  get dims() {
+    return this.manifest.dims ?? [];
+  }
+
+  /** The shape of a tensor in the last run. */
+  shape(tensor) {
+    return tensor.shape.map((size) => evaluate(size, this.#values));
+  }
+
+  /** Set the values of all open dimensions for the next run: an object by name. */
+  set(values) {
+    for (const { name, least, most, offset } of this.dims) {
+      const value = values[name];
+      if (!Number.isInteger(value) || value < least || value > most) {
+        throw new FeedError(`the dimension "${name}" is ${value}; this graph was compiled for ${least} to ${most}`);
+      }
+      new Int32Array(this.#memory.buffer, offset, 1)[0] = value;
+    }
+    this.#values = { ...values };
+  }
+
+  /** The values of open dimensions: those that are given, and what the lengths of the feeds say. */
+  #valuesOf(feeds, given) {
+    const values = { ...given };
+    for (const name of Object.keys(values)) {
+      if (!this.dims.some((dim) => dim.name === name)) throw new FeedError(`no dimension is called "${name}"`);
+    }
+    for (let found = true; found; ) {
+      found = false;
+      for (const { name, shape } of this.inputs) {
+        const unknown = [...new Set(shape.flatMap(names))].filter((dim) => !(dim in values));
+        if (unknown.length !== 1 || !feeds[name]) continue;
+        const count = (value) =>
+          shape.reduce((product, size) => product * evaluate(size, { ...values, [unknown[0]]: value }), 1);
+        const { least, most } = this.dims.find((dim) => dim.name === unknown[0]);
+        // The number of elements grows with each dimension: look for the value between its bounds.
+        let [low, high] = [least, most];
+        while (low < high) {
+          const middle = Math.floor((low + high) / 2);
+          if (count(middle) < feeds[name].length) low = middle + 1;
+          else high = middle;
+        }
+        if (count(low) !== feeds[name].length) {
+          throw new FeedError(
+            `input "${name}" has ${feeds[name].length} elements, for which there is no "${unknown[0]}" from ${least} to ${most}`,
+          );
+        }
+        values[unknown[0]] = low;
+        found = true;
+      }
+    }
+    const missing = this.dims.find(({ name }) => !(name in values));
+    if (missing) throw new FeedError(`give the dimension "${missing.name}": run(feeds, { dims: { ${missing.name}: … } })`);
+    return values;
   }
 
   /** Names, shapes and dtypes of the graph's inputs. */
@@ -70,22 +157,26 @@ export class IndexRangeError extends RangeError {
   /** A view of a tensor in linear memory. Do not keep it: a later call may replace the memory. */
   view(tensor) {
     if (!this.#memory) throw new Error('this graph is closed; load it again');
-    const length = tensor.shape.reduce((product, size) => product * size, 1);
+    const length = this.shape(tensor).reduce((product, size) => product * size, 1);
     return new VIEWS[tensor.dtype](this.#memory.buffer, tensor.offset, length);
   }
 
   /**
    * Run one inference.
    * @param {Object} feeds by input name, a typed array with exactly as many elements as the input
-   * @returns {Object} by output name, a typed array that the caller owns
+   * @param {Object} options.dims values of open dimensions; those that are not given are found from the
+   *   numbers of elements, where these leave no choice
+   * @returns {Object} by output name, a typed array that the caller owns; `shape` tells its shape
    */
-  run(feeds) {
+  run(feeds, { dims = {} } = {}) {
+    if (!this.#memory) throw new Error('this graph is closed; load it again');
+    if (this.dims.length || Object.keys(dims).length) this.set(this.#valuesOf(feeds, dims));
     for (const tensor of this.inputs) {
       const view = this.view(tensor);
       const given = feeds[tensor.name];
       if (given?.constructor !== view.constructor || given.length !== view.length) {
         const found = given ? `${given.constructor.name} of ${given.length}` : 'nothing';
-        throw new TypeError(
+        throw new FeedError(
           `input "${tensor.name}": expected ${view.constructor.name} of ${view.length}, got ${found}`,
         );
       }
@@ -125,7 +216,8 @@ export class IndexRangeError extends RangeError {
     throw new Error(this.#trapOfAnotherThread() ?? `${name}(${operands}) returned ${error}`);
   }
 
-  #outOfRange({ node, operator, low, high, offset }) {
+  #outOfRange({ node, operator, offset, ...range }) {
+    const [low, high] = [range.low, range.high].map((size) => evaluate(size, this.#values));
     const code = new BigInt64Array(this.#memory.buffer, offset, 1)[0];
     const index = code & 1n ? BigInt(high + low) - (code >> 1n) : code >> 1n;
     return new IndexRangeError(

@@ -165,7 +165,7 @@ def test_what_is_no_model_is_said(source: object) -> None:
 @pytest.mark.parametrize(
     "shapes",
     [
-        {"x": ("1", "4")},
+        {"x": ("", "4")},
         {"x": (1.0, 4.0)},
         {"x": None},
         {"x": 3},

@@ -9,10 +9,18 @@ from typing import Any
 import tvm
 
 from wasmgraph.compiler.importing import frontend
-from wasmgraph.compiler.importing.binding import Shapes, bind_shapes, check_shapes, description_of
+from wasmgraph.compiler.importing.binding import (
+    Bounds,
+    Shapes,
+    bind_shapes,
+    check_dims,
+    check_shapes,
+    description_of,
+)
 from wasmgraph.compiler.importing.frontend.values import IndexCheck
 from wasmgraph.compiler.importing.reading import Model, Source, check_operators, read_model
 from wasmgraph.compiler.importing.simplifying import optimize
+from wasmgraph.dims import Dim, bounded
 from wasmgraph.tensors import TensorSpec
 
 
@@ -22,7 +30,7 @@ class ImportedModel:
 
     ``inputs`` and ``outputs`` are in the order of the module's ``main``, under their ONNX names.
     ``constant_outputs`` depend on no input and were computed during import. After its outputs, ``main``
-    returns a code for each of ``checks``. ``notes`` are for the user.
+    returns a code for each of ``checks``. Shapes depend on ``dims``. ``notes`` are for the user.
     """
 
     name: str
@@ -32,36 +40,61 @@ class ImportedModel:
     outputs: tuple[TensorSpec, ...]
     constant_outputs: tuple[str, ...]
     checks: tuple[IndexCheck, ...] = ()
+    dims: tuple[Dim, ...] = ()
     notes: tuple[str, ...] = ()
 
 
 def import_model(
-    source: Source, shapes: Shapes | None = None, most_bytes: int | None = None
+    source: Source,
+    shapes: Shapes | None = None,
+    most_bytes: int | None = None,
+    dims: Bounds | None = None,
 ) -> tuple[tvm.IRModule, ImportedModel]:
-    """Read, bind, check, simplify and convert a model; ``most_bytes`` as for :func:`read_model`.
+    """Read, bind, check, simplify and convert a model; ``most_bytes`` as for :func:`read_model`. ``dims``
+    are the bounds of dimensions that stay open.
 
     Raises
     ------
     ModelError
         The model cannot be read, is invalid, or cannot be converted.
     UnboundDimensionError
-        An input's shape is not static and ``shapes`` does not bind it.
+        A dimension of an input has no value and no bounds.
     UnsupportedOperatorError
         The model uses operators without an implementation.
     UsageError
-        ``source`` is not a model, or ``shapes`` is not a valid mapping of shapes.
+        ``source`` is not a model, or ``shapes`` or ``dims`` is no valid mapping.
     """
-    checked = check_shapes(shapes)
+    checked, (opened, values) = check_shapes(shapes), check_dims(dims)
     model = read_model(source, most_bytes, apart=True)
-    bind_shapes(model.proto, checked)
+    open_dims = bind_shapes(model.proto, checked, opened, values)
     proto, notes = optimize(model.proto, model.name, model.weights)
     check_operators(proto)
-    module, inputs, outputs, constant, checks = frontend.convert(proto, model.name, model.weights)
+    with bounded(open_dims):
+        converted = frontend.convert(proto, model.name, model.weights, open_dims)
+    module, inputs, outputs, constant, checks = converted
     description = description_of(proto, model.name)
     imported = ImportedModel(
-        model.name, model.sha256, description, inputs, outputs, constant, checks, (*model.notes, *notes)
+        model.name,
+        model.sha256,
+        description,
+        inputs,
+        outputs,
+        constant,
+        checks,
+        tuple(open_dims.values()),
+        (*model.notes, *notes),
     )
     return module, imported
 
 
-__all__ = ["ImportedModel", "Model", "Source", "bind_shapes", "import_model", "optimize", "read_model"]
+__all__ = [
+    "ImportedModel",
+    "Model",
+    "Source",
+    "bind_shapes",
+    "check_dims",
+    "check_shapes",
+    "import_model",
+    "optimize",
+    "read_model",
+]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from wasmgraph.artifact import SCHEMA, Artifact, Manifest, Step, seal
+from wasmgraph.artifact import CLOSED_SCHEMA, Artifact, Manifest, Step, seal
 from wasmgraph.compiler.link.library import Library, link_library, template
 from wasmgraph.compiler.link.zig import compile_object
 from wasmgraph.targets import Target, get_target
@@ -53,7 +53,7 @@ def build_roofline(target: str) -> Artifact:
 def _manifest(target: Target) -> Manifest:
     flops = 2 * target.lanes * _ITERATIONS
     return Manifest(
-        schema=SCHEMA,
+        schema=CLOSED_SCHEMA,
         model_name="roofline",
         model_sha256="",
         weights="none",

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from math import prod
+from typing import Any
 
 import tvm
 import tvm_ffi
 from tvm import tirx
+from tvm.ir import Call
 from tvm.ir.expr import TensorLoad
 from tvm.s_tir import Schedule
 from tvm.s_tir.analysis import estimate_tir_flops
 
 from wasmgraph.compiler.operators.recurrent import layer_of
-from wasmgraph.compiler.schedule.blocks import blocks, find, reduces
+from wasmgraph.compiler.schedule.blocks import axis_sizes, blocks, find, reduces
+from wasmgraph.compiler.sizes import size_of
+from wasmgraph.dims import Size, operation, product
 
 
-def kernel_flops(kernel: tirx.PrimFunc) -> int:
+def kernel_flops(kernel: tirx.PrimFunc) -> Size:
     """Floating-point operations of one call.
 
     A convolution counts as its *direct* algorithm would, whatever algorithm it got, so that GFLOP/s can be
@@ -30,14 +33,35 @@ def kernel_flops(kernel: tirx.PrimFunc) -> int:
         result, acc = find(schedule, name), find(schedule, "acc")
         if result is None or acc is None:
             continue
-        outputs = prod(int(axis.dom.extent) for axis in schedule.get(result).iter_vars)
-        reduced = prod(int(axis.dom.extent) for axis in schedule.get(acc).iter_vars if axis.iter_type != 0)
+        outputs = product(axis_sizes(schedule, result))
+        reduced = product(axis_sizes(schedule, acc, spatial=False))
         window = 9 if find(schedule, "tiles") is not None else 1
         return 2 * outputs * reduced * window
     try:
         return int(estimate_tir_flops(mod))
     except (tvm.error.InternalError, ValueError):
-        return 0  # loops whose extents are data: TVM cannot count them
+        return _open_flops(schedule)  # loops whose extents are data or open: TVM cannot count them
+
+
+def _open_flops(schedule: Schedule) -> Size:
+    """Operations on floats of each block, as often as its axes say."""
+    total: Size = 0
+    for block in blocks(schedule):
+        counted: list[tirx.PrimExpr] = []
+
+        def note(operation: Any, counted: list[Any] = counted) -> Any:
+            if str(operation.ty.dtype).startswith("float"):
+                counted.append(operation)
+            return operation
+
+        kinds = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Min, tirx.Max, Call)
+        tvm_ffi.structural_map(schedule.get(block).body, [(kinds, note)])
+        try:
+            turns = product(size_of(axis.dom.extent) for axis in schedule.get(block).iter_vars)
+        except ValueError:
+            continue  # as often as data says
+        total = operation("+", total, operation("*", turns, len(counted)))
+    return total
 
 
 def is_product(kernel: tirx.PrimFunc) -> bool:

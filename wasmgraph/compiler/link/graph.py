@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wasmgraph.abi import ALIGNMENT, ARENA, FIRST_CHECK, PLAIN_LOOPS
+from wasmgraph.abi import ALIGNMENT, ARENA, FIRST_CHECK, FIRST_DIM, PLAIN_LOOPS
 from wasmgraph.compiler.constants import let_go
 from wasmgraph.compiler.form import Form
 from wasmgraph.compiler.link.data_object import write_data_object
@@ -20,7 +20,7 @@ from wasmgraph.compiler.link.zig import compile_object, zig
 from wasmgraph.compiler.lower.phases import Phase
 from wasmgraph.compiler.plan import COPY, Address, Argument, Call, Plan, Repeat, Scalar, symbol_of
 from wasmgraph.compiler.sizes import dtype_bytes
-from wasmgraph.errors import CompileError
+from wasmgraph.dims import Size, replaced
 from wasmgraph.targets import Target
 from wasmgraph.tensors import Array, TensorSpec
 from wasmgraph.wasm.wasmfile import read_module
@@ -28,25 +28,39 @@ from wasmgraph.wasm.wasmfile import read_module
 _OUTGROWN = 64 << 10  # bytes of weights that each inference reads from memory again
 
 
-def _expression(argument: Argument) -> str:
+def _expression(argument: Argument, dims: Sequence[str]) -> str:
     if isinstance(argument, Scalar):
-        if not isinstance(argument.size, int):
-            raise CompileError(f"a kernel takes the size {argument.size}, which has no value in this graph")
-        return str(argument.size)
+        return f"(int32_t){_number(argument.size, dims)}"
     return f"{'ARENA' if argument.space == 'arena' else 'PARAMS'}({argument.offset}u)"
 
 
-def _call(call: Call, phases: Sequence[Phase]) -> str:
+def _number(size: Size, dims: Sequence[str]) -> str:
+    """A size in C; ``dims`` are in the order of their values in memory."""
+    if isinstance(size, int):
+        return f"{size}LL"
+    if size.operator is None:
+        return f"DIM({dims.index(size.operands[0])})"
+    left, right = (_number(side, dims) for side in size.operands)
+    if size.operator in ("+", "-", "*"):
+        return f"({left} {size.operator} {right})"
+    return f"{ {'//': 'quotient', 'min': 'least', 'max': 'most'}[size.operator] }({left}, {right})"
+
+
+def _call(call: Call, phases: Sequence[Phase], dims: Sequence[str]) -> str:
     """The C code of a step; ``phases`` is empty for a target without threads."""
-    arguments = [_expression(address) for address in call.arguments]
+    arguments = [_expression(address, dims) for address in call.arguments]
     if call.kernel == COPY:
         source, destination = arguments
-        copy = f"__builtin_memcpy({destination}, {source}, {call.copied_bytes}u)"
+        copy = f"__builtin_memcpy({destination}, {source}, (unsigned){_number(call.copied_bytes, dims)})"
         return f"PHASE(1, {copy}) return 0;" if phases else f"{copy}; return 0;"
     passed = ", ".join(arguments)
     if phases:
         return (
-            " ".join(f"PHASE({p.turns}, {symbol_of(p.symbol)}({passed}, begin, end))" for p in phases)
+            " ".join(
+                f"PHASE((int32_t){_number(replaced(p.turns, call.values), dims)},"
+                f" {symbol_of(p.symbol)}({passed}, begin, end))"
+                for p in phases
+            )
             + " return 0;"
         )
     return f"return {symbol_of(call.kernel)}({passed});"
@@ -54,6 +68,7 @@ def _call(call: Call, phases: Sequence[Phase]) -> str:
 
 def entry_source(plan: Plan, phases: Mapping[str, Sequence[Phase]]) -> str:
     """The C source of a plan's entry; ``phases`` by kernel, empty for a target without threads."""
+    dims = [dim.name for dim in plan.dims]
     signatures = {
         call.kernel: ["int32_t" if isinstance(a, Scalar) else "void *" for a in call.arguments]
         for call in plan.calls
@@ -66,15 +81,21 @@ def entry_source(plan: Plan, phases: Mapping[str, Sequence[Phase]]) -> str:
         for symbol in ([p.symbol for p in phases[kernel]] if phases else [kernel])
     ]
     steps = [
-        f"    case {i}: {_call(call, phases.get(call.kernel, [Phase(COPY, 1)] if phases else []))}"
+        f"    case {i}: {_call(call, phases.get(call.kernel, [Phase(COPY, 1)] if phases else []), dims)}"
         for i, call in enumerate(plan.calls)
     ]
     values = {
-        "RUN": "\n".join(_sequence(0, len(plan.calls), plan.repeats)),
+        "RUN": "\n".join(_sequence(0, len(plan.calls), plan.repeats, dims)),
+        "DIMS": f"{plan.dims_at}u",
+        "BOUNDS": "\n".join(
+            f"    if (DIM({i}) < {dim.least} || DIM({i}) > {dim.most}) return {FIRST_DIM + i};"
+            for i, dim in enumerate(plan.dims)
+        ),
         "DECLARATIONS": "\n".join(declared),
         "STEPS": "\n".join(steps),
         "CHECKS": "\n".join(
-            f"    if (*(int64_t *)ARENA({check.offset}u) > {check.limit}) return {FIRST_CHECK + i};"
+            f"    if (*(int64_t *)ARENA({check.offset}u) > {_number(check.limit, dims)})"
+            f" return {FIRST_CHECK + i};"
             for i, check in enumerate(plan.checks)
         ),
         "ARENA_BYTES": str(max(plan.arena_bytes, ALIGNMENT)),
@@ -82,7 +103,9 @@ def entry_source(plan: Plan, phases: Mapping[str, Sequence[Phase]]) -> str:
     return template("entry.c", values)
 
 
-def _sequence(first: int, end: int, repeats: Sequence[Repeat], depth: int = 1) -> Iterator[str]:
+def _sequence(
+    first: int, end: int, repeats: Sequence[Repeat], dims: Sequence[str], depth: int = 1
+) -> Iterator[str]:
     """The C code of the calls from ``first`` up to ``end``; ``repeats`` lie among them."""
     indent = "    " * depth
     inner = [r for r in repeats if first <= r.first and r.end <= end]
@@ -93,12 +116,12 @@ def _sequence(first: int, end: int, repeats: Sequence[Repeat], depth: int = 1) -
         yield from _steps(first, each.first, indent)
         goes_on = ["!error"]
         if each.turns is not None:
-            goes_on.insert(0, f"turn{depth} < {each.turns}LL")
+            goes_on.insert(0, f"turn{depth} < {_number(each.turns, dims)}")
         if each.condition is not None:
             goes_on.append(f"*(byte *)ARENA({each.condition}u)")
         yield f"{indent}for (int64_t turn{depth} = 0; {' && '.join(goes_on)}; ++turn{depth}) {{"
         others = [r for r in inner if r is not each]
-        yield from _sequence(each.first, each.end, others, depth + 1)
+        yield from _sequence(each.first, each.end, others, dims, depth + 1)
         yield f"{indent}}}"
         first = each.end
     yield from _steps(first, end, indent)

@@ -1,8 +1,9 @@
 """Stage 6: compiles scheduled kernels to an object file of plain functions over raw pointers.
 
-A kernel's C signature is ``int32_t kernel(T *input..., T *output..., T *workspace...)``; an input may also
-be a scalar, an ``int32_t``. A kernel returns 0. It uses no packed calling convention, calls no runtime and
-imports nothing. For a target with threads a kernel is several such functions (``phases.py``).
+A kernel's C signature is ``int32_t kernel(int32_t dim..., T *input..., T *output..., T *workspace...)``; an
+input may also be a scalar, an ``int32_t``. A kernel returns 0. It uses no packed calling convention, calls
+no runtime and imports nothing. For a target with threads a kernel is several such functions
+(``phases.py``).
 """
 
 from __future__ import annotations
@@ -18,18 +19,20 @@ from wasmgraph.compiler.lower.floats import define_floats
 from wasmgraph.compiler.lower.phases import LOCAL_BYTES, Phase, divide
 from wasmgraph.compiler.lower.prefetch import fetch_ahead
 from wasmgraph.compiler.plan import symbol_of
-from wasmgraph.compiler.sizes import buffer_bytes
+from wasmgraph.compiler.sizes import buffer_bytes, definitions, is_tensor
 from wasmgraph.compiler.tvm_private import llvm_builder
+from wasmgraph.dims import Size
 from wasmgraph.targets import Target
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """Compiled kernels; for each kernel the sizes in bytes of the workspaces that follow its outputs and,
-    for a target with threads, its phases."""
+    """Compiled kernels; for each kernel the dimensions whose values it takes first, the sizes in bytes of
+    the workspaces that follow its outputs and, for a target with threads, its phases."""
 
     library: tvm.runtime.Module
-    workspaces: dict[str, tuple[int, ...]]
+    dims: dict[str, tuple[str, ...]]
+    workspaces: dict[str, tuple[Size, ...]]
     phases: dict[str, tuple[Phase, ...]]
 
 
@@ -109,14 +112,18 @@ def lowering_passes() -> tuple[list[tvm.ir.transform.Pass], list[tvm.ir.transfor
 def generate(mod: tvm.IRModule, target: Target) -> Kernels:
     """Lower and compile every PrimFunc of ``mod``."""
     described = tvm_target(target)
-    kernels = {g: f for g, f in mod.functions.items() if isinstance(f, tirx.PrimFunc)}
+    kernels: dict[tvm.ir.GlobalVar, tirx.PrimFunc] = {}
+    dims: dict[str, tuple[str, ...]] = {}
+    for gvar, function in mod.functions.items():
+        if isinstance(function, tirx.PrimFunc):
+            kernels[gvar], dims[gvar.name_hint] = _with_dims(function)
     config = {"s_tir.LoopPartition": {"partition_const_loop": True}}
     with described, tvm.transform.PassContext(opt_level=3, config=config):
         lowered = tirx.transform.BindTarget(described)(tvm.IRModule(kernels))
         settling, finishing = lowering_passes()
         lowered = tvm.ir.transform.Sequential(settling)(lowered)
         raw: dict[str, tirx.PrimFunc] = {}
-        workspaces: dict[str, tuple[int, ...]] = {}
+        workspaces: dict[str, tuple[Size, ...]] = {}
         phases: dict[str, tuple[Phase, ...]] = {}
         if target.threaded:
             divided = divide(lowered)
@@ -132,14 +139,30 @@ def generate(mod: tvm.IRModule, target: Target) -> Kernels:
                 workspaces[name] = lifted
         finished = tirx.transform.LowerIntrin()(tvm.IRModule(raw))
         library = llvm_builder()(finished, described)
-    return Kernels(library, workspaces, phases)
+    return Kernels(library, dims, workspaces, phases)
+
+
+def _with_dims(function: tirx.PrimFunc) -> tuple[tirx.PrimFunc, tuple[str, ...]]:
+    """A kernel with the variables of its tensors' shapes as its first parameters, and their names."""
+    given = [p for p in function.params if not is_tensor(p)]
+    found: dict[str, tirx.Var] = {}
+    for buffer in function.params:
+        for size in buffer.shape if is_tensor(buffer) else ():
+            for variable in tirx.analysis.undefined_vars(size):
+                if not any(variable.same_as(p) for p in given):
+                    found.setdefault(variable.name, variable)
+    if not found:
+        return function, ()
+    names = tuple(sorted(found))
+    parameters = [*(found[name] for name in names), *function.params]
+    return tirx.PrimFunc(parameters, function.body, function.ret_type, attrs=function.attrs), names
 
 
 def _pointer(name: str, dtype: str) -> tirx.Var:
     return tirx.Var(name, tvm.ir.PointerType(tvm.ir.PrimType(dtype)))
 
 
-def _raw_pointers(function: tirx.PrimFunc, lift_large: bool) -> tuple[tirx.PrimFunc, tuple[int, ...]]:
+def _raw_pointers(function: tirx.PrimFunc, lift_large: bool) -> tuple[tirx.PrimFunc, tuple[Size, ...]]:
     """Turn buffer parameters into pointer parameters; with ``lift_large``, large local arrays too."""
     parameters: list[tirx.Var] = []
     declared: list[tirx.Stmt] = []
@@ -154,13 +177,15 @@ def _raw_pointers(function: tirx.PrimFunc, lift_large: bool) -> tuple[tirx.PrimF
             declared.append(tirx.Bind(parameter, tirx.Cast(parameter.ty.dtype, parameters[-1])))
         else:
             declared.append(pointer_to(parameter, f"{parameter.name}_pointer"))
-    workspaces: list[int] = []
+    workspaces: list[Size] = []
+    defined = definitions(function.body)
 
     def lift(allocation: tirx.AllocBuffer) -> tirx.Stmt:
         buffer = allocation.buffer
-        if not lift_large or buffer_bytes(buffer) <= LOCAL_BYTES:
+        size = buffer_bytes(buffer, defined)
+        if not lift_large or (isinstance(size, int) and size <= LOCAL_BYTES):
             return allocation
-        workspaces.append(buffer_bytes(buffer))
+        workspaces.append(size)
         return pointer_to(buffer, f"{buffer.name}_workspace")
 
     body = tvm_ffi.structural_map(function.body, [(tirx.AllocBuffer, lift)])

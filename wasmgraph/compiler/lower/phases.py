@@ -16,7 +16,8 @@ import tvm_ffi
 from tvm import tirx
 
 from wasmgraph.compiler.schedule.blocks import SHARE
-from wasmgraph.compiler.sizes import buffer_bytes
+from wasmgraph.compiler.sizes import buffer_bytes, size_of
+from wasmgraph.dims import Size, is_one, operation, typical
 
 # Loops are joined until they have this many turns: enough for all threads to finish at about the same time.
 _TURNS = 128
@@ -26,10 +27,10 @@ LOCAL_BYTES = 1024
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase's symbol, and its number of turns."""
+    """A phase's symbol, and its number of turns, which may depend on the kernel's dimensions."""
 
     symbol: str
-    turns: int
+    turns: Size
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,14 @@ class Divided:
 
     module: tvm.IRModule
     phases: dict[str, tuple[Phase, ...]]
-    workspaces: dict[str, tuple[int, ...]]
+    workspaces: dict[str, tuple[Size, ...]]
 
 
 def divide(mod: tvm.IRModule) -> Divided:
     """Divide every kernel of a lowered module."""
     functions: dict[str, tirx.PrimFunc] = {}
     phases: dict[str, tuple[Phase, ...]] = {}
-    workspaces: dict[str, tuple[int, ...]] = {}
+    workspaces: dict[str, tuple[Size, ...]] = {}
     for gvar, function in mod.functions.items():
         kernel = gvar.name_hint
         found, arrays = _phases(function)
@@ -57,7 +58,7 @@ def divide(mod: tvm.IRModule) -> Divided:
     return Divided(tvm.IRModule(functions), phases, workspaces)
 
 
-def _phases(function: tirx.PrimFunc) -> tuple[list[tuple[tirx.PrimFunc, int]], list[tirx.Buffer]]:
+def _phases(function: tirx.PrimFunc) -> tuple[list[tuple[tirx.PrimFunc, Size]], list[tirx.Buffer]]:
     """The phases of a kernel with their numbers of turns, in order, and the arrays that are shared between
     phases or too large for a stack. The parameters of a phase are the kernel's, those arrays, then
     ``begin`` and ``end`` (int32), the range of turns to run. Code that cannot be parallelised is a phase of
@@ -67,13 +68,13 @@ def _phases(function: tirx.PrimFunc) -> tuple[list[tuple[tirx.PrimFunc, int]], l
     arrays: list[tirx.Buffer] = []
 
     def lift(allocation: tirx.AllocBuffer) -> tirx.Stmt:
-        if buffer_bytes(allocation.buffer) <= LOCAL_BYTES:
+        if not is_large(allocation.buffer):
             return allocation
         arrays.append(allocation.buffer)
         return tirx.Evaluate(tirx.const(0, "int32"))
 
     begin, end = tirx.Var("begin", "int32"), tirx.Var("end", "int32")
-    bodies: list[tuple[tirx.Stmt, int]] = []
+    bodies: list[tuple[tirx.Stmt, Size]] = []
     serial: list[tirx.Stmt] = []
 
     def end_serial() -> None:
@@ -114,36 +115,55 @@ def _sequence(statements: list[tirx.Stmt]) -> tirx.Stmt:
     return statements[0] if len(statements) == 1 else tirx.SeqStmt(statements)
 
 
-def _shared(nest: tirx.Stmt, begin: tirx.Var, end: tirx.Var) -> tuple[tirx.Stmt, int] | None:
+def _shared(nest: tirx.Stmt, begin: tirx.Var, end: tirx.Var) -> tuple[tirx.Stmt, Size] | None:
     """Join a nest's outermost marked loops into one loop that runs from ``begin`` to ``end``. Return the
     nest and its total number of turns.
 
     None if the nest has no such loop, or if a turn needs arrays too large for a stack.
     """
     loops: list[tirx.For] = []
-    body, turns = nest, 1
-    while isinstance(body, tirx.For) and SHARE in body.annotations and turns < _TURNS:
+    turns: Size = 1
+    body = nest
+    while isinstance(body, tirx.For) and SHARE in body.annotations and typical(turns) < _TURNS:
         loops.append(body)
-        turns *= int(body.extent)
+        turns = operation("*", turns, size_of(body.extent))
         body = body.body
-    if not loops or turns == 1 or _has_large_arrays(body):
+    if not loops or is_one(turns) or _has_large_arrays(body):
         return None
     joined = tirx.Var("turn", "int32")
     bindings: list[tirx.Stmt] = []
-    below = turns
-    for loop in loops:
-        above, below = below, below // int(loop.extent)
-        index = joined if above == turns else tirx.floormod(joined, above)
-        bindings.append(tirx.stmt.Bind(loop.loop_var, tirx.floordiv(index, below) + loop.min))
+    for number, loop in enumerate(loops):
+        below = _turns(loops[number + 1 :])
+        index = tirx.floormod(joined, _turns(loops[number:])) if number else joined
+        place = tirx.floordiv(index, below)
+        if str(loop.loop_var.ty.dtype) != "int32":
+            place = tirx.Cast(loop.loop_var.ty.dtype, place)
+        bindings.append(tirx.stmt.Bind(loop.loop_var, place + loop.min))
     body = _sequence([*bindings, body])
     return tirx.For(joined, begin, end - begin, tirx.ForKind.SERIAL, body), turns
+
+
+def _turns(loops: list[tirx.For]) -> tirx.PrimExpr:
+    """The number of turns of all of these loops, int32."""
+    turns = tirx.const(1, "int32")
+    for loop in loops:
+        turns = turns * (
+            loop.extent if str(loop.extent.ty.dtype) == "int32" else tirx.Cast("int32", loop.extent)
+        )
+    return turns
+
+
+def is_large(buffer: tirx.Buffer) -> bool:
+    """Whether a local array is too large for a stack, or may be."""
+    size = buffer_bytes(buffer)
+    return not isinstance(size, int) or size > LOCAL_BYTES
 
 
 def _has_large_arrays(body: tirx.Stmt) -> bool:
     large: list[tirx.Buffer] = []
 
     def note(allocation: tirx.AllocBuffer) -> tirx.Stmt:
-        if buffer_bytes(allocation.buffer) > LOCAL_BYTES:
+        if is_large(allocation.buffer):
             large.append(allocation.buffer)
         return allocation
 

@@ -23,8 +23,12 @@ from wasmgraph.compiler.operators.packing import (
     pack,
 )
 from wasmgraph.compiler.operators.winograd import pack_weights, winograd_compute
-from wasmgraph.compiler.sizes import numbers, static_shape
+from wasmgraph.compiler.sizes import call_te, numbers, shape_of, sizes, static_shape
+from wasmgraph.dims import Size, is_closed, typical
 from wasmgraph.targets import Target
+
+# Marks the accumulating block of 1×1 convolutions of an open number of images, which is its first axis.
+IMAGES = "wasmgraph_images"
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class _Window:
             return data
         return topi.nn.pad(data, [0, top, left, 0], [0, bottom, right, 0], 0.0, name="pad")
 
-    def outputs(self, size: Sequence[int], kernel: Sequence[int]) -> tuple[int, int]:
+    def outputs(self, size: Sequence[Size], kernel: Sequence[int]) -> tuple[Size, Size]:
         """Rows and columns of the result for a padded input of ``size``."""
         (sy, sx), (dy, dx) = self.stride, self.dilation
         return (size[0] - (kernel[0] - 1) * dy - 1) // sy + 1, (
@@ -56,7 +60,7 @@ def conv2d_compute(data: te.Tensor, weight: te.Tensor, channels: int, window: _W
     The result is ``[N][OH][OW][O]``, ``channels`` = O.
     """
     data = window.pad(data)
-    n, h, w, _ = numbers(data.shape)
+    n, h, w, _ = sizes(data.shape)
     groups, blocks, kernel_h, kernel_w, inner, block = numbers(weight.shape)
     (sy, sx), (dy, dx) = window.stride, window.dilation
     oh, ow = window.outputs((h, w), (kernel_h, kernel_w))
@@ -93,7 +97,7 @@ def depthwise_compute(data: te.Tensor, weight: te.Tensor, channels: int, window:
     """
     groups_inner = int(data.shape[3])
     data = window.pad(data)
-    n, h, w, _ = numbers(data.shape)
+    n, h, w, _ = sizes(data.shape)
     _, blocks, kernel_h, kernel_w, inner, block = numbers(weight.shape)
     (sy, sx), (dy, dx) = window.stride, window.dilation
     oh, ow = window.outputs((h, w), (kernel_h, kernel_w))
@@ -128,12 +132,39 @@ def pointwise_compute(
     This is a matrix product over all pixels at once, so there is only one remainder that does not fill a
     tile, instead of one per row.
     """
-    n = int(data.shape[0])
     sy, sx = stride
-    h, w = ((d - 1) // s + 1 for d, s in zip(numbers(data.shape[1:3]), stride, strict=True))
+    n, *size = sizes(data.shape[:3])
+    h, w = ((d - 1) // s + 1 for d, s in zip(size, stride, strict=True))
     groups, blocks, _, _, inner, block = numbers(weight.shape)
     own = channels // groups
     k = te.reduce_axis((0, inner), "k")
+    if not isinstance(n, int) and is_closed((h, w)):
+        acc = te.compute(
+            (n, groups, blocks, h * w, block),
+            lambda i, g, b, p, lane: te.sum(
+                data[i, p // w * sy, p % w * sx, g * inner + k] * weight[g, b, 0, 0, k, lane], axis=[k]
+            ),
+            name="acc",
+            attrs={IMAGES: 1},
+        )
+        return te.compute(
+            (n, h, w, channels),
+            lambda i, y, x, c: acc[i, c // own, c % own // block, y * w + x, c % own % block],
+            name="conv2d",
+        )
+    if not is_closed((n, h, w)):  # pixels that are joined would be divided into indices again
+        acc = te.compute(
+            (n, groups, blocks, h, w, block),
+            lambda i, g, b, y, x, lane: te.sum(
+                data[i, y * sy, x * sx, g * inner + k] * weight[g, b, 0, 0, k, lane], axis=[k]
+            ),
+            name="acc",
+        )
+        return te.compute(
+            (n, h, w, channels),
+            lambda i, y, x, c: acc[i, c // own, c % own // block, y, x, c % own % block],
+            name="conv2d",
+        )
     acc = te.compute(
         (groups, blocks, n * h * w, block),
         lambda g, b, p, lane: te.sum(
@@ -164,7 +195,7 @@ def legalize_convolution(
     ):
         return default_legalize(bb, call)
     channels, kernel_h, kernel_w, inner = static_shape(weight)
-    batch, out_height, out_width, _ = static_shape(call)
+    batch, out_height, out_width, _ = map(typical, shape_of(call))
     top, left, bottom, right = (int(i) for i in attrs.padding)
     padding = (top, left, bottom, right)
     conv = Convolution(
@@ -185,11 +216,11 @@ def legalize_convolution(
         own = channels // conv.groups
         if conv.groups > 1 and own < target.lanes:
             packed = pack(bb, weight, lane_block(channels, target))
-            return bb.call_te(partial(depthwise_compute, window=window), data, packed, channels, **hints)
+            return call_te(bb, partial(depthwise_compute, window=window), data, packed, channels, **hints)
         packed = pack(bb, weight, channel_block(own, target), conv.groups)
         if conv.is_pointwise and not any(padding):
-            return bb.call_te(pointwise_compute, data, packed, channels, conv.stride, **hints)
-        return bb.call_te(partial(conv2d_compute, window=window), data, packed, channels, **hints)
+            return call_te(bb, pointwise_compute, data, packed, channels, conv.stride, **hints)
+        return call_te(bb, partial(conv2d_compute, window=window), data, packed, channels, **hints)
     m = 2 if algorithm == "winograd-2" else 4
     packed = constant(pack_weights(array_of(weight), channel_block(channels, target), m))
-    return bb.call_te(winograd_compute, data, packed, channels, padding, m, **hints)
+    return call_te(bb, winograd_compute, data, packed, channels, padding, m, **hints)

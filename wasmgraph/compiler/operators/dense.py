@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from wasmgraph.compiler.operators.packing import (
     default_legalize,
     few_rows_block,
 )
-from wasmgraph.compiler.sizes import numbers, static_shape
+from wasmgraph.compiler.sizes import call_te, numbers, shape_of, sizes, static_shape
+from wasmgraph.dims import Size, broadcast, is_closed, is_one, is_zero, product, typical
 from wasmgraph.targets import Target
 
 # Marks the accumulating block of products whose first axis is a batch.
@@ -36,11 +37,22 @@ def dense_compute(data: te.Tensor, weight: te.Tensor, channels: int) -> te.Tenso
 
     The result is ``[...][N]``, ``channels`` = N.
     """
-    *leading, _ = numbers(data.shape)
+    *leading, _ = sizes(data.shape)
     blocks, inner, block = numbers(weight.shape)
     k = te.reduce_axis((0, inner), "k")
+    if not is_closed(leading):  # rows that are joined would be divided into indices again
+        acc = te.compute(
+            (blocks, *leading, block),
+            lambda b, *at: te.sum(data[(*at[:-1], k)] * weight[b, k, at[-1]], axis=[k]),
+            name="acc",
+        )
+        return te.compute(
+            (*leading, channels),
+            lambda *at: acc[(at[-1] // block, *at[:-1], at[-1] % block)],
+            name="dense",
+        )
     acc = te.compute(
-        (blocks, prod(leading), block),
+        (blocks, product(leading), block),
         lambda b, m, lane: te.sum(data[(*_indices(m, leading), k)] * weight[b, k, lane], axis=[k]),
         name="acc",
     )
@@ -51,43 +63,45 @@ def dense_compute(data: te.Tensor, weight: te.Tensor, channels: int) -> te.Tenso
     )
 
 
-def _indices(flat: Any, sizes: Sequence[int]) -> list[Any]:
+def _indices(flat: Any, shape: Sequence[Size]) -> list[Any]:
     """The indices of an element, from its position in row-major order."""
     found: list[Any] = []
-    for size in reversed(sizes[1:]):
+    for size in reversed(shape[1:]):
         found.insert(0, flat % size)
         flat = flat // size
-    return [flat, *found] if sizes else []
+    return [flat, *found] if shape else []
 
 
-def flat_index(indices: Sequence[Any], sizes: Sequence[int]) -> Any:
+def flat_index(indices: Sequence[Any], shape: Sequence[Size]) -> Any:
     """An element's position in row-major order, from its indices."""
     flat: Any = 0
-    for index, size in zip(indices, sizes, strict=True):
+    for index, size in zip(indices, shape, strict=True):
         flat = flat * size + index
     return flat
 
 
-def product_compute(left: te.Tensor, right: te.Tensor, block: int, columns: int, packed: bool) -> te.Tensor:
+def product_compute(
+    left: te.Tensor, right: te.Tensor, block: int, packed: bool, columns: Size
+) -> te.Tensor:
     """Products of two activations, ``[...][M][K]`` by ``[...][K][N]``, whose leading dimensions broadcast.
 
     T = ``block``, N = ``columns``. The right operand is ``packed`` to ``[...][N/T][K][T]``
     (:func:`packed_columns`), or T divides N. A tile reads a row of T elements at a time.
     """
-    *outer_left, rows, inner = numbers(left.shape)
-    outer_right = numbers(right.shape)[: -3 if packed else -2]
-    outer = np.broadcast_shapes(outer_left, outer_right)
+    *outer_left, rows, inner = sizes(left.shape)
+    outer_right = sizes(right.shape)[: -3 if packed else -2]
+    outer = broadcast(outer_left, outer_right)
     k = te.reduce_axis((0, inner), "k")
 
-    def operand(tensor: te.Tensor, own: Sequence[int], batch: Any, *at: Any) -> Any:
+    def operand(tensor: te.Tensor, own: Sequence[Size], batch: Any, *at: Any) -> Any:
         indices = _indices(batch, outer)[len(outer) - len(own) :]
-        return tensor[(*(0 if size == 1 else i for i, size in zip(indices, own, strict=True)), *at)]
+        return tensor[(*(0 if is_one(size) else i for i, size in zip(indices, own, strict=True)), *at)]
 
     def at(b: Any, k: Any, lane: Any) -> tuple[Any, ...]:
         return (b, k, lane) if packed else (k, b * block + lane)
 
     acc = te.compute(
-        (prod(outer), -(-columns // block), rows, block),
+        (product(outer), -(-columns // block), rows, block),
         lambda n, b, m, lane: te.sum(
             operand(left, outer_left, n, m, k) * operand(right, outer_right, n, *at(b, k, lane)),
             axis=[k],
@@ -121,13 +135,17 @@ def legalize_dense(bb: relax.BlockBuilder, call: relax.Call, target: Target) -> 
     """Legalise a product of matrices of 32-bit numbers. Others are left to TVM, and the product of two
     activations of which the right one is a column."""
     left, right = call.args
-    shapes = static_shape(left), static_shape(right)
-    if str(left.ty.dtype) not in _DTYPES or min(map(len, shapes)) < 2 or 0 in (*shapes[0], *shapes[1]):
+    shapes = shape_of(left), shape_of(right)
+    if (
+        str(left.ty.dtype) not in _DTYPES
+        or min(map(len, shapes)) < 2
+        or any(map(is_zero, (*shapes[0], *shapes[1])))
+    ):
         return default_legalize(bb, call)
     if isinstance(right, GenericConst) and len(shapes[1]) == 2:
         return _dense(bb, left, right, target)
     columns = shapes[1][-1]
-    if columns == 1:
+    if is_one(columns):
         if not isinstance(left, GenericConst) or len(shapes[0]) != 2:
             return default_legalize(bb, call)
         # A known matrix and columns: the transposed product, of rows and the transposed matrix.
@@ -136,28 +154,29 @@ def legalize_dense(bb: relax.BlockBuilder, call: relax.Call, target: Target) -> 
         transposed = constant(np.ascontiguousarray(array_of(left).T))
         found = bb.normalize(_dense(bb, rows, transposed, target))
         return relax.op.reshape(found, (*outer, shapes[0][0], 1))
-    block = channel_block(columns, target)
-    packed = columns % block > 0 or (columns >= _MANY_COLUMNS and shapes[0][-2] >= _MANY_ROWS)
+    block = channel_block(columns, target) if isinstance(columns, int) else target.tile_channels
+    many = typical(columns) >= _MANY_COLUMNS and typical(shapes[0][-2]) >= _MANY_ROWS
+    packed = not isinstance(columns, int) or columns % block > 0 or many
     if packed:
-        right = bb.normalize(bb.call_te(packed_columns, right, block, primfunc_name_hint="pack_columns"))
-    operands = left, right, block, columns, packed
-    return bb.call_te(product_compute, *operands, primfunc_name_hint="product", **_PRODUCT_HINTS)
+        right = bb.normalize(call_te(bb, packed_columns, right, block, primfunc_name_hint="pack_columns"))
+    compute = partial(product_compute, block=block, packed=packed, columns=columns)
+    return call_te(bb, compute, left, right, primfunc_name_hint="product", **_PRODUCT_HINTS)
 
 
 def _dense(bb: relax.BlockBuilder, data: relax.Expr, weight: GenericConst, target: Target) -> relax.Expr:
-    channels, rows = static_shape(weight)[-1], prod(static_shape(data)[:-1])
+    channels, rows = static_shape(weight)[-1], product(shape_of(data)[:-1])
     known = _packed(weight, few_rows_block(rows, target) or channel_block(channels, target))
-    return bb.call_te(dense_compute, data, known, channels, primfunc_name_hint="dense", **_HINTS)
+    return call_te(bb, dense_compute, data, known, channels, primfunc_name_hint="dense", **_HINTS)
 
 
 def packed_columns(tensor: te.Tensor, block: int) -> te.Tensor:
     """Pack ``[...][K][N]`` to ``[...][N/T][K][T]``, T = ``block``; the last block is padded with zeros."""
-    *outer, inner, columns = numbers(tensor.shape)
+    *outer, inner, columns = sizes(tensor.shape)
 
     def element(*i: Any) -> Any:
         column = i[-3] * block + i[-1]
         value = tensor[(*i[:-3], i[-2], column)]
-        if columns % block == 0:
+        if isinstance(columns, int) and columns % block == 0:
             return value
         return tirx.if_then_else(column < columns, value, tirx.const(0, tensor.dtype))
 

@@ -12,7 +12,8 @@ from tvm import relax, te, tirx
 from tvm.ir import GenericConst
 
 from wasmgraph.compiler.constants import allocate, array_of, constant, is_in_file, let_go
-from wasmgraph.compiler.sizes import numbers
+from wasmgraph.compiler.sizes import call_te, numbers
+from wasmgraph.dims import Size
 from wasmgraph.targets import Target
 
 Legalize = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
@@ -39,7 +40,7 @@ def channel_block(channels: int, target: Target) -> int:
     return min(widths(target), key=lambda w: (-(-channels // w) * (w + full / 2), w))
 
 
-def few_rows_block(rows: int, target: Target) -> int | None:
+def few_rows_block(rows: Size, target: Target) -> int | None:
     """The block for a product of few rows by weights that come from memory; None for other products.
 
     The first tile of rows waits for a block's weights, the others find them in the cache. With half of the
@@ -47,7 +48,7 @@ def few_rows_block(rows: int, target: Target) -> int | None:
     with memory. A target that can prefetch does not need it.
     """
     half = target.tile_channels // 2
-    few = target.tile_pixels < rows <= _FEW_ROWS and not target.prefetch
+    few = isinstance(rows, int) and target.tile_pixels < rows <= _FEW_ROWS and not target.prefetch
     return half if few and half % target.lanes == 0 else None
 
 
@@ -102,4 +103,4 @@ def pack(bb: relax.BlockBuilder, weight: relax.Expr, block: int, groups: int = 1
         let_go(values)
         let_go(packed)
         return constant(packed)
-    return bb.call_te(pack_compute, weight, block, groups, primfunc_name_hint="pack")
+    return call_te(bb, pack_compute, weight, block, groups, primfunc_name_hint="pack")

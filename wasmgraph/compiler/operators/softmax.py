@@ -7,7 +7,7 @@ from typing import Any
 from tvm import relax, te, tirx
 
 from wasmgraph.compiler.operators.packing import default_legalize
-from wasmgraph.compiler.sizes import numbers, static_shape
+from wasmgraph.compiler.sizes import call_te, shape_of, sizes
 
 # Marks the kernel.
 SOFTMAX = "wasmgraph_softmax"
@@ -15,7 +15,7 @@ SOFTMAX = "wasmgraph_softmax"
 
 def softmax_compute(data: te.Tensor) -> te.Tensor:
     """exp(x - max(x)) / sum(exp(x - max(x))), over the last dimension."""
-    *outer, length = numbers(data.shape)
+    *outer, length = sizes(data.shape)
     k, n = (te.reduce_axis((0, length), name) for name in ("k", "n"))
     greatest = te.compute(outer, lambda *i: te.max(data[(*i, k)], axis=k), name="greatest")
 
@@ -31,7 +31,7 @@ def softmax_compute(data: te.Tensor) -> te.Tensor:
 def legalize_softmax(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """Legalise a softmax of float32 along the last axis; others are left to TVM."""
     (data,) = call.args
-    shape = static_shape(data)
+    shape = shape_of(data)
     if (
         str(data.ty.dtype) != "float32"
         or len(shape) < 2
@@ -39,4 +39,4 @@ def legalize_softmax(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     ):
         return default_legalize(bb, call)
     attributes = {"op_pattern": 8, SOFTMAX: 1}
-    return bb.call_te(softmax_compute, data, primfunc_name_hint="softmax", primfunc_attrs=attributes)
+    return call_te(bb, softmax_compute, data, primfunc_name_hint="softmax", primfunc_attrs=attributes)

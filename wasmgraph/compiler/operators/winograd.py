@@ -7,12 +7,14 @@ Winograd (1980). The matrices are for the points 0, ±1 (and ±2 for m = 4).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from tvm import te, tirx, topi
 
-from wasmgraph.compiler.sizes import numbers
+from wasmgraph.compiler.sizes import numbers, sizes
+from wasmgraph.dims import Size
 
 Matrix = list[list[float]]
 
@@ -94,56 +96,66 @@ def winograd_compute(
     Blocks: ``pad``, ``gather``, ``rows``, ``transformed`` (input), ``acc``, ``product`` (one matrix
     product for each of the (m+2)² positions), ``columns``, ``tiles`` (output).
     """
-    n, h, w, inner = numbers(data.shape)
+    n, h, w, _ = sizes(data.shape)
+    inner = int(data.shape[3])
     positions, blocks, _, block = numbers(weight.shape)
     size = m + 2
     top, left, bottom, right = padding
     oh, ow = h + top + bottom - 2, w + left + right - 2
     down, across = -(-oh // m), -(-ow // m)
-    count = n * down * across
+    # Tiles of all images are joined; if their number is open, only those of each image, because joined
+    # tiles would be divided into indices again.
+    images: tuple[Size, ...] = () if isinstance(n, int) else (n,)
+    count = down * across if images else n * down * across
+
+    def image(at: Sequence[Any]) -> Any:
+        return at[0] if images else at[0] // (down * across)
+
     # Pad the bottom and right sides with zeros up to whole tiles.
     low = [0, bottom + down * m - oh, right + across * m - ow, 0]
     padded = topi.nn.pad(data, [0, top, left, 0], low, 0.0, name="pad")
     gather = te.compute(
-        (count, size, size, inner),
-        lambda p, y, x, c: padded[p // (down * across), p // across % down * m + y, p % across * m + x, c],
+        (*images, count, size, size, inner),
+        lambda *a: padded[image(a), a[-4] // across % down * m + a[-3], a[-4] % across * m + a[-2], a[-1]],
         name="gather",
     )
     rows = te.compute(
-        (count, size, size, inner),
-        lambda p, i, x, c: _combine(_INPUT[m], i, lambda k: gather[p, k, x, c]),
+        (*images, count, size, size, inner),
+        lambda *a: _combine(_INPUT[m], a[-3], lambda k: gather[(*a[:-3], k, *a[-2:])]),
         name="rows",
     )
     transformed = te.compute(
-        (size, size, count, inner),
-        lambda i, j, p, c: _combine(_INPUT[m], j, lambda k: rows[p, i, k, c]),
+        (size, size, *images, count, inner),
+        lambda i, j, *a: _combine(_INPUT[m], j, lambda k: rows[(*a[:-1], i, k, a[-1])]),
         name="transformed",
     )
     k = te.reduce_axis((0, inner), "k")
     acc = te.compute(
-        (positions, blocks, count, block),
-        lambda q, b, p, lane: te.sum(
-            transformed[q // size, q % size, p, k] * weight[q, b, k, lane], axis=[k]
+        (positions, blocks, *images, count, block),
+        lambda q, b, *a: te.sum(
+            transformed[(q // size, q % size, *a[:-1], k)] * weight[q, b, k, a[-1]], axis=[k]
         ),
         name="acc",
     )
     product = te.compute(
-        (positions, count, blocks * block),
-        lambda q, p, c: acc[q, c // block, p, c % block],
+        (positions, *images, count, blocks * block),
+        lambda q, *a: acc[(q, a[-1] // block, *a[:-1], a[-1] % block)],
         name="product",
     )
     columns = te.compute(
-        (count, m, size, blocks * block),
-        lambda p, i, x, c: _combine(_OUTPUT[m], i, lambda k: product[k * size + x, p, c]),
+        (*images, count, m, size, blocks * block),
+        lambda *a: _combine(_OUTPUT[m], a[-3], lambda k: product[(k * size + a[-2], *a[:-3], a[-1])]),
         name="columns",
     )
     tiles = te.compute(
-        (count, m, m, blocks * block),
-        lambda p, i, j, c: _combine(_OUTPUT[m], j, lambda k: columns[p, i, k, c]),
+        (*images, count, m, m, blocks * block),
+        lambda *a: _combine(_OUTPUT[m], a[-2], lambda k: columns[(*a[:-2], k, a[-1])]),
         name="tiles",
     )
-    return te.compute(
-        (n, oh, ow, channels),
-        lambda i, y, x, c: tiles[(i * down + y // m) * across + x // m, y % m, x % m, c],
-        name="conv2d",
-    )
+
+    def pixel(i: Any, y: Any, x: Any, c: Any) -> Any:
+        place = y // m * across + x // m
+        which = (i, place) if images else (i * (down * across) + place,)
+        return tiles[(*which, y % m, x % m, c)]
+
+    return te.compute((n, oh, ow, channels), pixel, name="conv2d")

@@ -12,7 +12,7 @@ from tvm.ir import Op
 
 from wasmgraph.compiler.operators.dense import PRODUCT
 from wasmgraph.compiler.operators.softmax import SOFTMAX
-from wasmgraph.compiler.sizes import static_shape
+from wasmgraph.compiler.sizes import shape_of
 
 _BROADCAST = 1  # Relax's patterns of operators up to this one are element-wise, with broadcasting
 _CALL_TIR = Op.get("relax.call_tir")
@@ -90,9 +90,9 @@ class _Grouping:
             return [variable]
         if int(kernel.attrs.get("op_pattern", _BROADCAST + 1)) > _BROADCAST:
             return None
-        shape = static_shape(variable)
+        shape = shape_of(variable)
         for operand in self._operands(variable):
-            if isinstance(operand, relax.Var) and static_shape(operand) == shape:
+            if isinstance(operand, relax.Var) and shape_of(operand) == shape:
                 found = self._scores(operand)
                 if found is not None:
                     return [*found, variable]

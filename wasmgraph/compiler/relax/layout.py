@@ -12,7 +12,6 @@ so a tensor is ``permute_dims(stored, axes)``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import prod
 from typing import Any
 
 import tvm
@@ -20,7 +19,8 @@ from tvm import relax
 from tvm.ir import Op
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from wasmgraph.compiler.sizes import static_shape
+from wasmgraph.compiler.sizes import naming, shape_of
+from wasmgraph.dims import Size, is_one, is_zero, product, same, typical
 
 Axes = tuple[int, ...]
 
@@ -36,7 +36,7 @@ def _is_op(expr: Any, name: str) -> bool:
 
 
 def _permutation(call: relax.Call) -> Axes:
-    rank = len(static_shape(call.args[0]))
+    rank = len(shape_of(call.args[0]))
     axes = call.attrs.axes
     return tuple(reversed(range(rank))) if axes is None else tuple(int(a) % rank for a in axes)
 
@@ -46,8 +46,11 @@ class _TransposeSinker(PyExprMutator):  # type: ignore[misc]
     def visit_call_(self, call: relax.Call) -> Any:
         call = self.visit_expr_post_order(call)
         rule = _RULES.get(call.op.name) if isinstance(call.op, Op) else None
-        moved = rule(self, call) if rule else None
-        return call if moved is None else moved
+        if rule is None:
+            return call
+        with naming(*call.args, *map(self.bound, call.args)):
+            moved = rule(self, call)
+            return call if moved is None else moved
 
     def visit_tuple_getitem_(self, item: relax.TupleGetItem) -> Any:
         item = self.visit_expr_post_order(item)
@@ -68,7 +71,7 @@ class _TransposeSinker(PyExprMutator):  # type: ignore[misc]
         value = self.bound(tensor)
         if _is_op(value, "relax.permute_dims"):
             return value.args[0], _permutation(value)
-        return tensor, tuple(range(len(static_shape(tensor))))
+        return tensor, tuple(range(len(shape_of(tensor))))
 
     def store(self, tensor: relax.Expr, axes: Axes) -> relax.Expr:
         """``tensor`` stored with ``axes``; transposed only if necessary."""
@@ -78,8 +81,8 @@ class _TransposeSinker(PyExprMutator):  # type: ignore[misc]
         order = [0] * len(axes)
         for mine, its in zip(axes, have, strict=True):
             order[mine] = its
-        shape = static_shape(held)
-        moving = [i for i in order if shape[i] != 1]
+        shape = shape_of(held)
+        moving = [i for i in order if not is_one(shape[i])]
         if moving == sorted(moving):  # nothing but dimensions of 1 moves: no copy
             return self.builder_.emit(relax.op.reshape(held, [shape[i] for i in order]))
         return self.builder_.emit(relax.op.permute_dims(held, order))
@@ -139,7 +142,7 @@ def _elementwise(sinker: _TransposeSinker, call: relax.Call) -> relax.Expr | Non
     # Of equals, one that is stored transposed: the others follow it.
     largest = max(
         tensors,
-        key=lambda t: (len(static_shape(t)), prod(static_shape(t)), _transposed(sinker, t) is not None),
+        key=lambda t: (len(shape_of(t)), typical(product(shape_of(t))), _transposed(sinker, t) is not None),
     )
     found = _transposed(sinker, largest)
     if found is None:
@@ -147,11 +150,11 @@ def _elementwise(sinker: _TransposeSinker, call: relax.Call) -> relax.Expr | Non
     axes = found[1]
 
     def argument(arg: relax.Expr) -> relax.Expr:
-        if not _is_tensor(arg) or not static_shape(arg):
+        if not _is_tensor(arg) or not shape_of(arg):
             return arg
-        missing = len(axes) - len(static_shape(arg))
+        missing = len(axes) - len(shape_of(arg))
         if missing:
-            arg = sinker.builder_.emit(relax.op.reshape(arg, [1] * missing + list(static_shape(arg))))
+            arg = sinker.builder_.emit(relax.op.reshape(arg, [1] * missing + list(shape_of(arg))))
         return sinker.store(arg, axes)
 
     arguments = [argument(arg) for arg in call.args]
@@ -162,7 +165,7 @@ def _concat(sinker: _TransposeSinker, call: relax.Call) -> relax.Expr | None:
     whole = sinker.bound(call.args[0])
     if not isinstance(whole, relax.Tuple) or call.attrs.axis is None:
         return None
-    largest = max(whole.fields, key=lambda t: prod(static_shape(t)))
+    largest = max(whole.fields, key=lambda t: typical(product(shape_of(t))))
     found = _transposed(sinker, largest)
     if found is None:
         return None
@@ -222,39 +225,47 @@ def _reshape(sinker: _TransposeSinker, call: relax.Call) -> relax.Expr | None:
     if found is None:
         return None
     held, axes = found
-    before, after = static_shape(call.args[0]), static_shape(call)
+    before, after = shape_of(call.args[0]), shape_of(call)
     groups = _matching_runs(before, after)
     if groups is None:
         return None
     groups.sort(key=lambda group: axes[group[0][0]])
-    units = [i for i, size in enumerate(before) if size == 1]
+    units = [i for i, size in enumerate(before) if is_one(size)]
     order = [axes[i] for i in units] + [axes[i] for run, _ in groups for i in run]
     stored_axes = [0] * len(axes)
     for position, dimension in enumerate(order):
         stored_axes[dimension] = position
     held = sinker.store(call.args[0], tuple(stored_axes[a] for a in axes))
-    units = [i for i, size in enumerate(after) if size == 1]
+    units = [i for i, size in enumerate(after) if is_one(size)]
     result = units + [i for _, run in groups for i in run]
     inside = relax.op.reshape(held, [after[i] for i in result])
     return sinker.tensor(inside, tuple(result.index(i) for i in range(len(after))))
 
 
-def _matching_runs(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]] | None:
+def _matching_runs(
+    before: Sequence[Size], after: Sequence[Size]
+) -> list[tuple[list[int], list[int]]] | None:
     """Shortest runs of dimensions (other than 1) of two shapes that hold equally many elements."""
-    left = [i for i, size in enumerate(before) if size != 1]
-    right = [i for i, size in enumerate(after) if size != 1]
-    if 0 in before or not left:
+    left = [i for i, size in enumerate(before) if not is_one(size)]
+    right = [i for i, size in enumerate(after) if not is_one(size)]
+    if any(map(is_zero, before)) or not left:
         return None
     groups: list[tuple[list[int], list[int]]] = []
     while left:
+        if not right:
+            return None
         one, other = [left.pop(0)], [right.pop(0)]
-        while prod(before[i] for i in one) != prod(after[i] for i in other):
-            if prod(before[i] for i in one) < prod(after[i] for i in other):
-                one.append(left.pop(0))
-            else:
-                other.append(right.pop(0))
+        while not same(*(sides := (_elements(before, one), _elements(after, other)))):
+            shorter, more = (one, left) if typical(sides[0]) < typical(sides[1]) else (other, right)
+            if not more:
+                return None  # the runs are equal only because of what open dimensions can be
+            shorter.append(more.pop(0))
         groups.append((one, other))
     return groups
+
+
+def _elements(shape: Sequence[Size], run: Sequence[int]) -> Size:
+    return product(shape[i] for i in run)
 
 
 _UNARY = "abs ceil clip cos erf exp floor log negative round rsqrt sigmoid sign sin sqrt square tanh astype"

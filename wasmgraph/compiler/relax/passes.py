@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import tvm
-from tvm import relax
+from tvm import relax, tirx
 from tvm.ir import Op
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
@@ -30,6 +30,7 @@ _NUMPY: dict[str, Callable[[np.ndarray, relax.Call], np.ndarray]] = {
     "relax.reshape": lambda a, call: np.reshape(a, static_shape(call)),
 }
 
+_INJECTIVE = 2  # Relax's pattern of operators that a product does not absorb
 # Operators that only rename a tensor's dimensions: a step for them would copy needlessly.
 _RESHAPES = ("relax.reshape", "relax.squeeze", "relax.expand_dims", "relax.flatten")
 
@@ -53,6 +54,7 @@ def relax_passes(target: Target, winograd: bool, attention: bool) -> list[tvm.ir
         r.FoldConstant(),
         r.DeadCodeElimination(["main"]),
         r.AnnotateTIROpPattern(),
+        ErfApart(),
         *([GroupAttention()] if attention else []),
         r.FuseOps(fuse_opt_level=2),
         r.FuseTIR(),
@@ -107,6 +109,22 @@ class FoldLayout:
     def transform_module(self, mod: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
         """Rewrite ``main``."""
         return _rewrite_main(_LayoutFolder, mod)
+
+
+@tvm.transform.module_pass(opt_level=0, name="ErfApart")
+class ErfApart:
+    """Keep erf out of the kernels of products: its arithmetic needs so many registers that a tile's sums
+    would go through memory. Element-wise operators around it are still fused with it."""
+
+    def transform_module(self, mod: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
+        """Change the patterns of kernels."""
+        changed = tvm.IRModule(dict(mod.functions.items()), attrs=mod.attrs)
+        for gvar, function in mod.functions.items():
+            if isinstance(function, tirx.PrimFunc) and gvar.name_hint.rstrip("0123456789") == "erf":
+                changed.update_func(
+                    changed.get_global_var(gvar.name_hint), function.with_attr("op_pattern", _INJECTIVE)
+                )
+        return changed
 
 
 @tvm.transform.module_pass(opt_level=0, name="PlainReshapes")

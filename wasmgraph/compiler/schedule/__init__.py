@@ -25,10 +25,13 @@ from wasmgraph.compiler.schedule.rows import schedule_rows
 from wasmgraph.compiler.schedule.tiled import (
     schedule_conv2d,
     schedule_dense,
+    schedule_open,
     schedule_pointwise,
     schedule_product,
 )
 from wasmgraph.compiler.schedule.winograd import schedule_winograd
+from wasmgraph.compiler.sizes import is_tensor, sizes
+from wasmgraph.dims import is_closed
 from wasmgraph.targets import Target
 
 # A rule takes a decision to follow, or None to make its own. It returns the finished schedule and the
@@ -37,6 +40,7 @@ Rule = Callable[[Schedule, Target, Decision | None], Scheduled | None]
 
 RULES: Mapping[str, Rule] = {
     "recurrent": schedule_recurrent,
+    "open-tiles": schedule_open,
     "winograd-conv2d": schedule_winograd,
     "pointwise-conv2d": schedule_pointwise,
     "direct-conv2d": schedule_conv2d,
@@ -50,6 +54,7 @@ RULES: Mapping[str, Rule] = {
 FALLBACK = "fallback"
 # The rules that are made for matrix products and convolutions. Under any other, one is slow.
 PRODUCT_RULES = (
+    "open-tiles",
     "winograd-conv2d",
     "pointwise-conv2d",
     "direct-conv2d",
@@ -85,6 +90,18 @@ def schedule_kernel(
     return kernel, Chosen(FALLBACK, None)
 
 
+def narrowed(kernel: tirx.PrimFunc) -> tirx.PrimFunc:
+    """A kernel of open sizes with indices of 32 bits. TVM's own pass cannot know that they suffice; all
+    tensors lie in a memory of 4 GiB."""
+    try:
+        found: tirx.PrimFunc = tirx.transform.ForceNarrowIndexToInt32()(tvm.IRModule({"main": kernel}))[
+            "main"
+        ]
+    except (tvm.error.InternalError, ValueError):
+        return kernel  # it has numbers of 64 bits among its data
+    return found
+
+
 def schedule_module(
     mod: tvm.IRModule, target: Target, decisions: Mapping[str, Decision] | None = None
 ) -> tuple[tvm.IRModule, dict[str, Chosen]]:
@@ -97,6 +114,8 @@ def schedule_module(
     for gvar, function in mod.functions.items():
         if isinstance(function, tirx.PrimFunc):
             name = gvar.name_hint
+            is_open = not all(is_closed(sizes(b.shape)) for b in function.params if is_tensor(b))
+            function = narrowed(function) if is_open else function
             kernel, chosen[name] = schedule_kernel(function, target, (decisions or {}).get(name))
             kernel = kernel.with_body(begin_with_infinity(kernel.body))
             scheduled.update_func(scheduled.get_global_var(name), kernel)

@@ -6,14 +6,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import tvm
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from wasmgraph.compiler.operators.dense import BATCHED
-from wasmgraph.compiler.schedule.blocks import blocks, find, inline_between, output, share
+from wasmgraph.compiler.schedule.blocks import blocks, extent_of, find, inline_between, output, share
 from wasmgraph.compiler.schedule.decisions import Decision, Scheduled, Tile, decide_tile
+from wasmgraph.compiler.schedule.open_attention import open_attention
 from wasmgraph.compiler.schedule.rows import reduce_in_lanes, row_width, schedule_pass
 from wasmgraph.compiler.schedule.tiled import packed_channels, tile
+from wasmgraph.dims import Size, is_closed, most
 from wasmgraph.targets import Target
 
 _CHUNK_BYTES = 64 << 10  # of scores; the chunk is held twice
@@ -34,9 +37,13 @@ def schedule_attention(
     names = [schedule.get(block).name_hint for block in order]
     scores = order[names.index("greatest") - 1]
     inline_between(schedule, first, scores)
-    *outer, row, column = schedule.get_loops(last)
     if not isinstance(decision, Tile) or decision.chunk is None:
         decision = _decide(schedule, scores, second, target)
+    if not is_closed([extent_of(schedule, loop) for loop in schedule.get_loops(scores)]):
+        inline_between(schedule, second, last)
+        written = open_attention(schedule, (first, second), scores, softmax, last, decision)
+        return None if written is None else (Schedule(tvm.IRModule({"main": written})), decision)
+    *outer, row, column = schedule.get_loops(last)
     chunks, row = schedule.split(row, [None, decision.chunk])
     inner = replace(decision, chunk=None)
     tile(schedule, second, last, row, column, target, inner, [*outer, chunks], alone=False)
@@ -50,7 +57,7 @@ def schedule_attention(
 
 
 def _decide(schedule: Schedule, scores: SBlockRV, product: SBlockRV, target: Target) -> Tile:
-    rows, length = (int(schedule.get(loop).extent) for loop in schedule.get_loops(scores)[-2:])
+    rows, length = (extent_of(schedule, loop) for loop in schedule.get_loops(scores)[-2:])
     chunk = _chunk(rows, length, target)
     return replace(decide_tile(chunk, packed_channels(schedule, product), target), chunk=chunk)
 
@@ -74,11 +81,13 @@ def _softmax(schedule: Schedule, softmax: SBlockRV, chunks: LoopRV, target: Targ
         schedule_pass(schedule, block, schedule.get_loops(block)[depth:], width)
 
 
-def _chunk(rows: int, length: int, target: Target) -> int:
+def _chunk(rows: Size, length: Size, target: Target) -> int:
     """The number of rows in a chunk: a divisor of ``rows``, of whole tiles where there is one. If all
     divisors are small, all rows are one chunk."""
-    most = max(target.tile_pixels, _CHUNK_BYTES // (4 * length))
-    dividing = [n for n in range(1, min(rows, most) + 1) if rows % n == 0]
+    fitting = max(target.tile_pixels, _CHUNK_BYTES // (4 * most(length)))
+    if not isinstance(rows, int):
+        return fitting // target.tile_pixels * target.tile_pixels
+    dividing = [n for n in range(1, min(rows, fitting) + 1) if rows % n == 0]
     whole = [n for n in dividing if n % target.tile_pixels == 0]
     best = max(whole or dividing)
     return best if best >= _LEAST_ROWS else rows

@@ -15,6 +15,8 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.sym import Analyzer
 from tvm.tirx import Add, BufferStore, FloatImm, FloorDiv, FloorMod, IndexMap, IterVar, const
 
+from wasmgraph.compiler.sizes import size_of
+from wasmgraph.dims import Shape, Size
 from wasmgraph.targets import Target
 
 # Makes LoopPartition peel the remainder of a non-dividing split, so that the main loop has no guard.
@@ -101,6 +103,19 @@ def share(schedule: Schedule, *loops: LoopRV) -> None:
         schedule.annotate(loop, SHARE, 1)
 
 
+def extent_of(schedule: Schedule, loop: LoopRV) -> Size:
+    """How often a loop turns."""
+    return size_of(schedule.get(loop).extent)
+
+
+def axis_sizes(schedule: Schedule, block: SBlockRV, spatial: bool = True) -> Shape:
+    """The sizes of a block's axes: those that are not reduced, or those that are."""
+    axes = schedule.get(block).iter_vars
+    return tuple(
+        size_of(axis.dom.extent) for axis in axes if (axis.iter_type == IterVar.DataPar) == spatial
+    )
+
+
 def inline_between(schedule: Schedule, producer: SBlockRV, last: SBlockRV) -> None:
     """Inline every element-wise block after ``producer`` into ``last``."""
     order = blocks(schedule)
@@ -117,8 +132,8 @@ def vectorize_copy(schedule: Schedule, block: SBlockRV, lanes: int) -> None:
     if not loops:
         return  # a scalar
     share(schedule, *loops[:-1])
-    extent = int(schedule.get(loops[-1]).extent)
-    if extent % lanes == 0 and extent > 1:
+    extent = extent_of(schedule, loops[-1])
+    if isinstance(extent, int) and extent % lanes == 0 and extent > 1:
         _, inner = schedule.split(loops[-1], [None, lanes])
         schedule.vectorize(inner)
 
@@ -126,7 +141,7 @@ def vectorize_copy(schedule: Schedule, block: SBlockRV, lanes: int) -> None:
 def vectorize(schedule: Schedule, loop: LoopRV, target: Target) -> None:
     """Vectorise a loop over a tile's channels: as one vector, or as several if vectors must have the width
     of a register."""
-    if target.exact_vectors and int(schedule.get(loop).extent) > target.lanes:
+    if target.exact_vectors and extent_of(schedule, loop) > target.lanes:
         several, loop = schedule.split(loop, [None, target.lanes])
         schedule.unroll(several)
     schedule.vectorize(loop)

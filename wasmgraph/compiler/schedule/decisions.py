@@ -10,6 +10,7 @@ from typing import TypeAlias
 from tvm.s_tir import Schedule
 
 from wasmgraph.compiler.operators.packing import few_rows_block
+from wasmgraph.dims import Size
 from wasmgraph.targets import Target
 
 _CHUNK_PIXELS = 32
@@ -46,19 +47,19 @@ Decision: TypeAlias = Tile | Vector
 Scheduled: TypeAlias = tuple[Schedule, Decision]  # a rule's result: the schedule and its decision
 
 
-def decide_tile(pixels: int, packed: int, target: Target) -> Tile:
+def decide_tile(pixels: Size, packed: int, target: Target) -> Tile:
     """The register tile for ``pixels`` pixels and weights in blocks of ``packed`` channels."""
     return Tile(tile_pixels(pixels, target), min(packed, target.tile_channels))
 
 
-def decide_rows(rows: int, packed: int, target: Target) -> Tile:
+def decide_rows(rows: Size, packed: int, target: Target) -> Tile:
     """The tile for the rows of a matrix product; see ``operators.packing.few_rows_block``."""
     if few_rows_block(rows, target) == packed:
         target = replace(target, tile_pixels=2 * target.tile_pixels, tile_channels=packed)
     return decide_tile(rows, packed, target)
 
 
-def decide_chunked(pixels: int, packed: int, blocks: int, inner: int, target: Target) -> Tile:
+def decide_chunked(pixels: Size, packed: int, blocks: int, inner: int, target: Target) -> Tile:
     """The tile for a product whose pixels may be computed in chunks. There are ``blocks`` blocks of weights
     with ``inner`` rows each.
 
@@ -67,8 +68,11 @@ def decide_chunked(pixels: int, packed: int, blocks: int, inner: int, target: Ta
     loads the weights from the second-level cache. A chunk is therefore computed for as many blocks of
     channels at a time as have weights that fit this cache together with the chunk.
     """
-    tiles = [g for g in range(1, pixels) if pixels % (g * target.tile_pixels) == 0]
-    chunk = max((n for g in tiles if (n := g * target.tile_pixels) <= _CHUNK_PIXELS), default=None)
+    if isinstance(pixels, int):
+        tiles = [g for g in range(1, pixels) if pixels % (g * target.tile_pixels) == 0]
+        chunk = max((n for g in tiles if (n := g * target.tile_pixels) <= _CHUNK_PIXELS), default=None)
+    else:
+        chunk = _CHUNK_PIXELS // target.tile_pixels * target.tile_pixels
     if chunk is None:
         return decide_tile(pixels, packed, target)
     fitting = [
@@ -79,12 +83,14 @@ def decide_chunked(pixels: int, packed: int, blocks: int, inner: int, target: Ta
     )
 
 
-def tile_pixels(pixels: int, target: Target) -> int:
+def tile_pixels(pixels: Size, target: Target) -> int:
     """The number of pixels in a tile: ``target.tile_pixels``, or fewer if a loop has few tiles.
 
     With few tiles, the number divides the loop's pixels, because LLVM keeps the accumulators of a large
     remainder in memory. The tile must still have enough accumulators.
     """
+    if not isinstance(pixels, int):
+        return target.tile_pixels
     full = min(target.tile_pixels, pixels)
     if pixels % full == 0 or pixels > _FEW_TILES * full:
         return full

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from tvm.s_tir import Schedule
 
-from wasmgraph.compiler.schedule.blocks import PEEL, blocks, output, reads, reduces, share, vectorize_copy
+from wasmgraph.compiler.schedule.blocks import (
+    PEEL,
+    blocks,
+    extent_of,
+    output,
+    reads,
+    reduces,
+    share,
+    vectorize_copy,
+)
 from wasmgraph.compiler.schedule.decisions import Decision, Scheduled, Vector
 from wasmgraph.targets import Target
 
@@ -29,11 +38,15 @@ def schedule_elementwise(
         else:
             schedule.compute_inline(block)
     loops = schedule.get_loops(last)
+    sizes = [extent_of(schedule, loop) for loop in loops]
     if not loops:
         return schedule, chosen  # a scalar
-    flat = schedule.fuse(*loops)
+    # Fused, open loops would be divided into indices for each element.
+    closed = next((n for n, size in enumerate(reversed(sizes)) if not isinstance(size, int)), len(loops))
+    inner = max(1, closed)
+    around, flat = loops[:-inner], schedule.fuse(*loops[-inner:])
     outer, lane = schedule.split(flat, [None, chosen.width])
     schedule.vectorize(lane)
     schedule.annotate(outer, PEEL, 1)
-    share(schedule, outer)
+    share(schedule, *around, outer)
     return schedule, chosen

@@ -9,6 +9,7 @@ from tvm.s_tir import Schedule
 from wasmgraph.compiler.schedule.blocks import (
     PEEL,
     blocks,
+    extent_of,
     inline_between,
     output,
     reduces,
@@ -47,8 +48,12 @@ def schedule_reduction(
         schedule.set_scope(acc, 0, "local")
     inline_between(schedule, acc, last)
     loops = schedule.get_loops(last)
-    extent = int(schedule.get(loops[-1]).extent)
-    chosen = decision if isinstance(decision, Vector) else Vector(min(extent, 4 * target.lanes))
+    extent = extent_of(schedule, loops[-1])
+    chosen = (
+        decision
+        if isinstance(decision, Vector)
+        else Vector(extent if isinstance(extent, int) and extent < 4 * target.lanes else 4 * target.lanes)
+    )
     outer, lane = schedule.split(loops[-1], [None, chosen.width])
     schedule.compute_at(acc, outer, preserve_unit_loops=True)
     own = schedule.get_loops(acc)[len(loops) :]

@@ -8,8 +8,18 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.tirx import IterVar
 
-from wasmgraph.compiler.schedule.blocks import PEEL, blocks, conditional, output, reduces, share
+from wasmgraph.compiler.schedule.blocks import (
+    PEEL,
+    axis_sizes,
+    blocks,
+    conditional,
+    extent_of,
+    output,
+    reduces,
+    share,
+)
 from wasmgraph.compiler.schedule.decisions import Decision, Scheduled, Vector
+from wasmgraph.dims import divides, is_closed, is_number, is_one, same
 from wasmgraph.targets import Target
 
 
@@ -22,26 +32,32 @@ def schedule_rows(schedule: Schedule, target: Target, decision: Decision | None 
         return None
     if reduces(schedule, last):
         last = schedule.cache_write(last, 0, "local")
-    leading = _spatial_extents(schedule, reducing[0])
+    leading = axis_sizes(schedule, reducing[0])
     loops = schedule.get_loops(last)
     rows = 0
-    while rows < min(len(leading), len(loops)) and leading[rows] == int(schedule.get(loops[rows]).extent):
+    while rows < min(len(leading), len(loops)) and same(leading[rows], extent_of(schedule, loops[rows])):
         rows += 1
-    if any(extent != 1 for extent in leading[rows:]):
+    if not all(map(is_one, leading[rows:])):
         return None  # the reduced axes are not innermost
     if not isinstance(decision, Vector):
         decision = Vector(row_width(schedule, reducing, target.lanes))
     for block in reducing:
         reduce_in_lanes(schedule, block, decision.width)
-    row = schedule.fuse(*loops[:rows]) if rows else schedule.add_unit_loop(loops[0] if loops else last)
+    if not rows:
+        outer = [schedule.add_unit_loop(loops[0] if loops else last)]
+    elif is_closed(leading):
+        outer = [schedule.fuse(*loops[:rows])]
+    else:
+        outer = loops[:rows]  # fused, each row would be divided into its indices
+    row = outer[-1]
     name = schedule.get(last).name_hint
     before = [block for block in blocks(schedule) if schedule.get(block).name_hint != name]
     for block in reversed(before):
         schedule.compute_at(block, row, preserve_unit_loops=True)
     for block in before:
-        schedule_pass(schedule, block, schedule.get_loops(block)[1:], decision.width)
-    schedule_pass(schedule, last, schedule.get_loops(last)[1:], decision.width)
-    share(schedule, row)
+        schedule_pass(schedule, block, schedule.get_loops(block)[len(outer) :], decision.width)
+    schedule_pass(schedule, last, schedule.get_loops(last)[len(outer) :], decision.width)
+    share(schedule, *outer)
     return schedule, decision
 
 
@@ -58,33 +74,28 @@ def schedule_pass(schedule: Schedule, block: SBlockRV, own: list[LoopRV], lanes:
         return
     parallel = [axis.iter_type == IterVar.DataPar for axis in schedule.get(block).iter_vars]
     reduction = [loop for loop, is_parallel in zip(own, parallel, strict=True) if not is_parallel]
-    lane = next((loop for loop in own if int(schedule.get(loop).extent) == lanes > 1), None)
+    lane = next((loop for loop in own if is_number(extent_of(schedule, loop), lanes) and lanes > 1), None)
     if lane is not None and lane not in reduction:
         schedule.reorder(*reduction, lane)
         schedule.vectorize(lane)
     schedule.decompose_reduction(block, reduction[0])
 
 
-def _spatial_extents(schedule: Schedule, block: SBlockRV) -> list[int]:
-    axes = schedule.get(block).iter_vars
-    return [int(axis.dom.extent) for axis in axes if axis.iter_type == IterVar.DataPar]
-
-
 def row_width(schedule: Schedule, reducing: list[SBlockRV], lanes: int) -> int:
     """The number of elements computed at a time: several vectors if they divide all rows, so that their
     sums do not depend on each other."""
-    rows = [int(schedule.get(schedule.get_loops(block)[-1]).extent) for block in reducing]
-    several = (n * lanes for n in (4, 2) if lanes > 1 and all(row % (n * lanes) == 0 for row in rows))
+    rows = [extent_of(schedule, schedule.get_loops(block)[-1]) for block in reducing]
+    several = (n * lanes for n in (4, 2) if lanes > 1 and all(divides(n * lanes, row) for row in rows))
     return next(several, lanes)
 
 
 def reduce_in_lanes(schedule: Schedule, block: SBlockRV, lanes: int) -> None:
     """Give every lane its own partial result, if vectors divide the innermost dimension."""
     loops = schedule.get_loops(block)
-    spatial = len(_spatial_extents(schedule, block))
-    innermost = int(schedule.get(loops[-1]).extent)
+    spatial = len(axis_sizes(schedule, block))
+    innermost = extent_of(schedule, loops[-1])
     reduction = schedule.fuse(*loops[spatial:])
     # TVM fails to rfactor a block whose result is a scalar.
-    if spatial and lanes > 1 and innermost % lanes == 0:
+    if spatial and lanes > 1 and divides(lanes, innermost):
         _, lane = schedule.split(reduction, [None, lanes])
         schedule.rfactor(lane, spatial)

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import tvm
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.tirx import IterVar
 
+from wasmgraph.compiler.operators.convolution import IMAGES
 from wasmgraph.compiler.operators.dense import BATCHED, flat_index
 from wasmgraph.compiler.schedule.blocks import (
     FETCH_AHEAD,
     PEEL,
+    extent_of,
     find,
     inline_between,
     output,
@@ -33,6 +36,7 @@ from wasmgraph.compiler.schedule.decisions import (
     decide_rows,
     decide_tile,
 )
+from wasmgraph.compiler.schedule.open_tiles import open_tiles
 from wasmgraph.targets import Target
 
 # The position of the group's axis among the spatial axes of ``acc``, by the number of spatial axes:
@@ -49,17 +53,13 @@ def packed_channels(schedule: Schedule, acc: SBlockRV) -> int:
     return int(_spatial(schedule, acc)[-1].dom.extent)
 
 
-def _extent(schedule: Schedule, loop: LoopRV) -> int:
-    return int(schedule.get(loop).extent)
-
-
 def follow(
     decision: Decision | None, schedule: Schedule, acc: SBlockRV, pixel: LoopRV, target: Target
 ) -> Tile:
     """Return ``decision`` if it is a tile, otherwise the target's own tile for the loop's pixels."""
     if isinstance(decision, Tile):
         return decision
-    return decide_tile(_extent(schedule, pixel), packed_channels(schedule, acc), target)
+    return decide_tile(extent_of(schedule, pixel), packed_channels(schedule, acc), target)
 
 
 def _parts(
@@ -91,7 +91,8 @@ def schedule_conv2d(
     Also schedules the 1×1 convolutions whose rows ``schedule_pointwise`` cannot join.
     """
     parts = _parts(schedule, (4, 5, 6), 4)
-    if parts is None or BATCHED in schedule.get(parts[0]).annotations:
+    marks = (BATCHED, IMAGES)
+    if parts is None or any(mark in schedule.get(parts[0]).annotations for mark in marks):
         return None
     padding = find(schedule, "pad")
     if padding is not None:
@@ -111,22 +112,30 @@ def schedule_pointwise(
     schedule: Schedule, target: Target, decision: Decision | None = None
 ) -> Scheduled | None:
     """1×1 convolution (``operators.pointwise_compute``): all pixels in one loop."""
-    parts = _parts(schedule, (4,), 4)
-    if parts is None or BATCHED in schedule.get(parts[0]).annotations:
-        return None
-    acc, last, loops = parts
-    inline_between(schedule, acc, last)
-    own = _group_channels(schedule, acc, loops[-1])
-    _, height, width, _ = (int(schedule.get(loop).extent) for loop in loops)
-    # Fusing the loops is not enough: regions are inferred from the block's own axes.
-    schedule = reindex(schedule, last, lambda i, y, x, c: ((i * height + y) * width + x, c // own, c % own))
     acc, last = find(schedule, "acc"), output(schedule)
-    pixel, group, channel = schedule.get_loops(last)
-    *_, blocks, _, packed = (int(axis.dom.extent) for axis in _spatial(schedule, acc))
+    if acc is None or last is None or BATCHED in schedule.get(acc).annotations:
+        return None
+    loops, spatial = schedule.get_loops(last), len(_spatial(schedule, acc))
+    if len(loops) != 4 or spatial != (5 if IMAGES in schedule.get(acc).annotations else 4):
+        return None
+    inline_between(schedule, acc, last)
+    own = int(schedule.get(loops[-1]).extent) // int(_spatial(schedule, acc)[spatial - 4].dom.extent)
+    _, height, width, _ = (extent_of(schedule, loop) for loop in loops)
+    # Fusing the loops is not enough: regions are inferred from the block's own axes.
+    if spatial == 4:
+        schedule = reindex(
+            schedule, last, lambda i, y, x, c: ((i * height + y) * width + x, c // own, c % own)
+        )
+    else:  # the number of images is open
+        schedule = reindex(schedule, last, lambda i, y, x, c: (i, y * width + x, c // own, c % own))
+    acc, last = find(schedule, "acc"), output(schedule)
+    *images, pixel, group, channel = schedule.get_loops(last)
+    axes = _spatial(schedule, acc)
+    blocks, packed = int(axes[-3].dom.extent), int(axes[-1].dom.extent)
     inner = int(schedule.get(acc).iter_vars[-1].dom.extent)
     if not isinstance(decision, Tile):
-        decision = decide_chunked(_extent(schedule, pixel), packed, blocks, inner, target)
-    tile(schedule, acc, last, pixel, channel, target, decision, outer=[group])
+        decision = decide_chunked(extent_of(schedule, pixel), packed, blocks, inner, target)
+    tile(schedule, acc, last, pixel, channel, target, decision, outer=[*images, group])
     return schedule, decision
 
 
@@ -140,16 +149,22 @@ def schedule_dense(
     acc, last, loops = parts
     if len(loops) > 2:
         inline_between(schedule, acc, last)
-        sizes = [_extent(schedule, loop) for loop in loops[:-1]]
+        sizes = [extent_of(schedule, loop) for loop in loops[:-1]]
         schedule = reindex(schedule, last, lambda *at: (flat_index(at[:-1], sizes), at[-1]))
         acc, last = find(schedule, "acc"), output(schedule)
         loops = schedule.get_loops(last)
     pixel, channel = loops
     chosen = decision
     if not isinstance(chosen, Tile):
-        chosen = decide_rows(_extent(schedule, pixel), packed_channels(schedule, acc), target)
+        chosen = decide_rows(extent_of(schedule, pixel), packed_channels(schedule, acc), target)
     tile(schedule, acc, last, pixel, channel, target, chosen)
     return schedule, chosen
+
+
+def schedule_open(schedule: Schedule, target: Target, decision: Decision | None = None) -> Scheduled | None:
+    """A product or convolution of open sizes (``open_tiles.py``)."""
+    found = open_tiles(schedule, target)
+    return None if found is None else (Schedule(tvm.IRModule({"main": found[0]})), found[1])
 
 
 def schedule_product(
@@ -162,7 +177,7 @@ def schedule_product(
     acc, last, loops = parts
     inline_between(schedule, acc, last)
     if len(loops) > 2:
-        sizes = [_extent(schedule, loop) for loop in loops[:-2]]
+        sizes = [extent_of(schedule, loop) for loop in loops[:-2]]
         schedule = reindex(schedule, last, lambda *at: (flat_index(at[:-2], sizes), at[-2], at[-1]))
         acc, last = find(schedule, "acc"), output(schedule)
     *batch, row, column = schedule.get_loops(last)

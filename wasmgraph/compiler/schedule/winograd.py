@@ -29,11 +29,13 @@ def schedule_winograd(
     if padding is not None:
         vectorize_copy(schedule, padding, target.lanes)
     _input(schedule, found["gather"], found["rows"], found["transformed"], target)
-    position, pixel, channel = schedule.get_loops(found["product"])
+    position, *images, pixel, channel = schedule.get_loops(found["product"])
     # One position at a time, so that its slice of the transformed input stays in the cache for all
     # channels.
     chosen = follow(decision, schedule, found["acc"], pixel, target)
-    tile(schedule, found["acc"], found["product"], pixel, channel, target, chosen, outer=[position])
+    tile(
+        schedule, found["acc"], found["product"], pixel, channel, target, chosen, outer=[position, *images]
+    )
     _output(schedule, found["columns"], found["tiles"], last, target)
     return schedule, chosen
 
@@ -52,21 +54,21 @@ def _below(schedule: Schedule, block: SBlockRV, at: LoopRV) -> None:
 def _input(
     schedule: Schedule, gather: SBlockRV, rows: SBlockRV, transformed: SBlockRV, target: Target
 ) -> None:
-    i, j, pixel, channel = schedule.get_loops(transformed)
+    i, j, *images, pixel, channel = schedule.get_loops(transformed)
     outer, lane = schedule.split(channel, [None, target.lanes])
-    schedule.reorder(pixel, outer, i, j, lane)
+    schedule.reorder(*images, pixel, outer, i, j, lane)
     schedule.compute_inline(gather)
     _below(schedule, rows, outer)
     schedule.vectorize(lane)
     schedule.unroll(i)
     schedule.unroll(j)
     schedule.annotate(outer, PEEL, 1)
-    share(schedule, pixel, outer)
+    share(schedule, *images, pixel, outer)
 
 
 def _output(schedule: Schedule, columns: SBlockRV, tiles: SBlockRV, last: SBlockRV, target: Target) -> None:
     inline_between(schedule, tiles, last)
-    m = int(schedule.get(tiles).iter_vars[1].dom.extent)
+    m = int(schedule.get(tiles).iter_vars[-2].dom.extent)
     image, row, column, channel = schedule.get_loops(last)
     down, y = schedule.split(row, [None, m])
     across, x = schedule.split(column, [None, m])

@@ -237,7 +237,8 @@ def test_words_beyond_the_vocabulary_are_index_errors(wrong: int) -> None:
 
 def test_quantised_products() -> None:
     a, b = (RNG.integers(0, 256, shape).astype(np.uint8) for shape in ((3, 6), (6, 4)))
-    s = (b.astype(np.int16) - 128).astype(np.int8)
+    # Seven bits: on processors without VNNI, onnxruntime's sums of two products of uint8 by int8 saturate.
+    s = (b.astype(np.int16) // 2 - 64).astype(np.int8)
     constants = {
         "b": b, "s": s, "bt": np.ascontiguousarray(b.T), "c": RNG.integers(-999, 999, 4).astype(np.int32),
         "as": np.float32(0.05), "bs": np.float32(0.03), "bv": np.abs(draw(4)) * 0.05 + 0.01,
@@ -275,7 +276,7 @@ def test_quantised_sums() -> None:
 
 def test_products_that_quantise_first() -> None:
     x = draw(2, 3, 6)
-    b = RNG.integers(-128, 128, (6, 4)).astype(np.int8)
+    b = RNG.integers(-64, 64, (6, 4)).astype(np.int8)  # seven bits, as above
     constants = {
         "b": b, "u": (b.astype(np.int16) + 128).astype(np.uint8), "s": np.float32(0.02),
         "v": np.abs(draw(4)) * 0.01 + 0.01, "z": np.uint8(130), "zv": np.array([3, -2, 0, 7], np.int8),

@@ -6,7 +6,7 @@ frontend lacks or does not convert as ONNX defines them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import onnx
@@ -27,6 +27,7 @@ from wasmgraph.compiler.importing.frontend.values import (
     shape_of,
 )
 from wasmgraph.compiler.tvm_private import end_blocks
+from wasmgraph.dims import Shape, parse
 from wasmgraph.errors import ModelError, WasmgraphError
 from wasmgraph.tensors import Array, TensorSpec
 
@@ -39,9 +40,14 @@ Converted = tuple[
 ]
 
 
-def convert(proto: onnx.ModelProto, name: str, weights: Mapping[str, Array] | None = None) -> Converted:
-    """Convert a model whose inputs have static shapes. ``name`` is for error messages; ``weights`` are
-    tensors that are stored outside ``proto``.
+def convert(
+    proto: onnx.ModelProto,
+    name: str,
+    weights: Mapping[str, Array] | None = None,
+    dims: Collection[str] = (),
+) -> Converted:
+    """Convert a model whose inputs' shapes are bound: numbers, or expressions over ``dims``. ``name`` is
+    for error messages; ``weights`` are tensors that are stored outside ``proto``.
 
     Returns
     -------
@@ -55,7 +61,7 @@ def convert(proto: onnx.ModelProto, name: str, weights: Mapping[str, Array] | No
     ModelError
         The model is inconsistent, its shapes depend on data, or an input or output is not a tensor.
     """
-    inputs, declared = check_border(proto, name)
+    inputs, declared = check_border(proto, name, dims)
     builder = relax.BlockBuilder()
     opsets = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in proto.opset_import}
     walk = Walk(builder, opsets, {(f.domain, f.name): f for f in proto.functions})
@@ -80,8 +86,10 @@ def convert(proto: onnx.ModelProto, name: str, weights: Mapping[str, Array] | No
     return builder.get(), tuple(inputs), outputs, constant, tuple(check for check, _ in walk.checks)
 
 
-def check_border(proto: onnx.ModelProto, name: str) -> tuple[list[TensorSpec], dict[str, str]]:
-    """Return the specs of the inputs that are fed, and the outputs' dtypes.
+def check_border(
+    proto: onnx.ModelProto, name: str, dims: Collection[str] = ()
+) -> tuple[list[TensorSpec], dict[str, str]]:
+    """Return the specs of the inputs that are fed, and the outputs' dtypes; shapes may depend on ``dims``.
 
     Raises
     ------
@@ -89,8 +97,17 @@ def check_border(proto: onnx.ModelProto, name: str) -> tuple[list[TensorSpec], d
         An input or output is not a tensor, or has a dtype that inputs and outputs cannot have.
     """
     constants = {tensor.name for tensor in proto.graph.initializer}
-    inputs = [_spec(v, name) for v in proto.graph.input if v.name not in constants]
-    return inputs, {v.name: _spec(v, name).dtype for v in proto.graph.output}
+    inputs = [
+        TensorSpec(v.name, _shape(v, dims), _dtype(v, name))
+        for v in proto.graph.input
+        if v.name not in constants
+    ]
+    return inputs, {v.name: _dtype(v, name) for v in proto.graph.output}
+
+
+def _shape(value: onnx.ValueInfoProto, dims: Collection[str]) -> Shape:
+    sizes = value.type.tensor_type.shape.dim
+    return tuple(parse(d.dim_param, dims) if d.dim_param else int(d.dim_value) for d in sizes)
 
 
 def _leave(value: Value, declared: tuple[str, str], walk: Walk) -> Value:
@@ -105,7 +122,7 @@ def _leave(value: Value, declared: tuple[str, str], walk: Walk) -> Value:
     return value
 
 
-def _spec(value: onnx.ValueInfoProto, name: str) -> TensorSpec:
+def _dtype(value: onnx.ValueInfoProto, name: str) -> str:
     kind = value.type.WhichOneof("value") or "tensor_type"
     if kind != "tensor_type":
         what = kind.removesuffix("_type").replace("_", " ")
@@ -119,7 +136,7 @@ def _spec(value: onnx.ValueInfoProto, name: str) -> TensorSpec:
             f"{name}: {value.name!r} is a tensor of {kind}; inputs and outputs can be of"
             f" {', '.join(DTYPES)}."
         )
-    return TensorSpec(value.name, tuple(d.dim_value for d in tensor.shape.dim), dtype)
+    return dtype
 
 
 __all__ = ["check_border", "convert", "missing"]

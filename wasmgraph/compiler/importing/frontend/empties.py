@@ -12,8 +12,9 @@ import onnx.shape_inference
 from onnx import helper, numpy_helper
 
 from wasmgraph.compiler.importing.frontend.schemas import domain_of, known, schema, type_of
-from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, shape_of
+from wasmgraph.compiler.importing.frontend.values import Sizes, Value, dtype_of, shape_of
 from wasmgraph.errors import ModelError
+from wasmgraph.tensors import Array
 
 # Operators whose every output element is, or points to, an element of their first input.
 _READERS = {
@@ -60,7 +61,7 @@ def without_elements(node: onnx.NodeProto, inputs: Sequence[Value], opset: int) 
 
 def _matters(value: Value) -> bool:
     """Whether a value is empty, or may be a shape or count that makes an output empty."""
-    if not isinstance(value, np.ndarray):
+    if not isinstance(value, np.ndarray) or isinstance(value, Sizes):
         return False
     return not value.size or (value.size <= _FEW and value.dtype.kind == "i" and not value.all())
 
@@ -74,7 +75,7 @@ def _zeros(node: onnx.NodeProto, inputs: Sequence[Value], opset: int) -> list[Va
     given = {f"i{n}": value for n, value in enumerate(inputs) if value is not None}
     types = {name: type_of(value) for name, value in given.items()}
     arrays = {name: value for name, value in given.items() if isinstance(value, np.ndarray)}
-    few = {name: numpy_helper.from_array(a, name) for name, a in arrays.items() if a.size <= _FEW}
+    few = {name: numpy_helper.from_array(a, name) for name, a in arrays.items() if _is_few(a)}
     try:
         inferred = onnx.shape_inference.infer_node_outputs(
             schema(node, opset), alone, types, few, opset_imports=[helper.make_opsetid("", opset)]
@@ -90,6 +91,10 @@ def _zeros(node: onnx.NodeProto, inputs: Sequence[Value], opset: int) -> list[Va
         dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type) if name else None
         zeros.append(known(np.zeros(sizes, dtype)) if name else None)
     return zeros
+
+
+def _is_few(array: Array) -> bool:
+    return array.size <= _FEW and not isinstance(array, Sizes)
 
 
 def _without_steps(node: onnx.NodeProto, inputs: Sequence[Value]) -> list[Value] | None:

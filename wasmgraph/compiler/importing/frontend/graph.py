@@ -37,19 +37,25 @@ from wasmgraph.compiler.importing.frontend.schemas import (
     instantiate,
     known,
 )
+from wasmgraph.compiler.importing.frontend.size_arithmetic import fold_sizes
 from wasmgraph.compiler.importing.frontend.values import (
     ComputedError,
     IndexCheck,
+    Sizes,
     Value,
     dtype_of,
     expression,
+    has_no_elements,
     is_known,
     shape_of,
-    static_shape,
+    size_array,
+    typed_shape,
 )
 from wasmgraph.compiler.importing.static_inputs import STATIC_INPUTS
 from wasmgraph.compiler.operators.packing import OPAQUE
+from wasmgraph.compiler.sizes import call_te
 from wasmgraph.compiler.tvm_private import frontend_converters, onnx_input
+from wasmgraph.dims import Shape, is_closed, product
 from wasmgraph.errors import ModelError, UnsupportedOperatorError, WasmgraphError
 
 # The opset of the operators by which converters express other operators.
@@ -187,7 +193,9 @@ class Walk:
         fused with the kernel."""
         operands = [expression(value) for value in inputs]
         attributes = {"op_pattern": OPAQUE} if alone else None
-        found = self.builder.call_te(compute, *operands, primfunc_name_hint=name, primfunc_attrs=attributes)
+        found = call_te(
+            self.builder, compute, *operands, primfunc_name_hint=name, primfunc_attrs=attributes
+        )
         return self.builder.emit(found)
 
     def enter(self, tensor: relax.Expr) -> Value:
@@ -196,8 +204,8 @@ class Walk:
         float16 is only a storage format. Arithmetic on it is done in float32 and rounded where the graph
         casts, as onnxruntime does on processors without float16 arithmetic.
         """
-        shape = static_shape(tensor.ty)
-        if 0 in shape:
+        shape = typed_shape(tensor.ty)
+        if has_no_elements(shape) and is_closed(shape):
             return known(np.zeros(shape, dtype_of(tensor)))
         return self.te(half.decode, tensor, name="from_half") if dtype_of(tensor) == "float16" else tensor
 
@@ -240,10 +248,21 @@ class Walk:
         if function is None and (found := without_elements(node, inputs, opset)) is not None:
             return found
         if kind in SHAPE_ONLY and not domain and not is_known(inputs[0]):
-            inputs = [np.zeros(shape_of(inputs[0]), dtype_of(inputs[0]))]
+            shape = shape_of(inputs[0])
+            if not is_closed(shape):
+                return [_of_shape(node, shape)]
+            inputs = [np.zeros(shape, dtype_of(inputs[0]))]
         if function is not None:
             return self.call(function, node, inputs)
-        if (found := fold(node, inputs, opset)) is not None:
+        if any(isinstance(value, Sizes) for value in inputs):
+            if (found := fold_sizes(node, inputs, opset)) is not None:
+                return found
+            kept = STATIC_INPUTS.get(kind, ())
+            inputs = [
+                self.settle(expression(value))[0] if isinstance(value, Sizes) and n not in kept else value
+                for n, value in enumerate(inputs)
+            ]
+        elif (found := fold(node, inputs, opset)) is not None:
             return found
         if (domain, kind) in CONVERTERS:
             operator = Operator(self, node, opset, scope)
@@ -302,6 +321,16 @@ class Walk:
             fields = range(len(found.ty.fields))
             return [v for i in fields for v in self.settle(relax.TupleGetItem(found, i))]
         return [self.enter(found)]
+
+
+def _of_shape(node: onnx.NodeProto, shape: Shape) -> Value:
+    """What ``Shape`` or ``Size`` gives for a shape that depends on dimensions."""
+    if node.op_type == "Shape":
+        bounds = {a.name: a.i for a in node.attribute}
+        return size_array(shape[bounds.get("start", 0) : bounds.get("end", len(shape))])
+    if node.op_type == "Size":
+        return size_array(product(shape))
+    raise UnsupportedOperatorError(f"{node.op_type} of a shape that depends on dimensions")
 
 
 def _computed(node: onnx.NodeProto, position: int, opset: int) -> UnsupportedOperatorError:

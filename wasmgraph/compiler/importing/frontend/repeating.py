@@ -191,7 +191,7 @@ def _write_row(walk: Walk, row: Value, number: Value, turns: int | None) -> rela
     tensor = expression(row)
     size, dtype = prod(shape_of(row)), dtype_of(row)
     flat = walk.builder.emit(relax.op.reshape(tensor, (size,)))
-    kernel = _row_kernel(size, turns, dtype)
+    kernel = _row_kernel(int(size), turns, dtype)
     gvar = walk.builder.add_func(kernel, "write_row")
     out = relax.TensorType((turns * size,), dtype)
     return walk.builder.emit(relax.call_tir(gvar, relax.Tuple([flat, expression(number)]), out))

@@ -128,7 +128,8 @@ def type_of(value: Value) -> onnx.TypeProto:
     if isinstance(value, list):
         return helper.make_sequence_type_proto(type_of(value[0]) if value else onnx.TypeProto())
     dtype = helper.np_dtype_to_tensor_dtype(np.dtype(dtype_of(value)))
-    return helper.make_tensor_type_proto(dtype, shape_of(value))
+    shape = [size if isinstance(size, int) else str(size) for size in shape_of(value)]
+    return helper.make_tensor_type_proto(dtype, shape)
 
 
 def instantiate(function: onnx.FunctionProto, call: onnx.NodeProto) -> list[onnx.NodeProto]:

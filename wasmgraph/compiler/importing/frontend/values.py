@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import tvm
-from tvm import relax, tirx
+from tvm import relax, te, tirx
 
+from wasmgraph.compiler import sizes
 from wasmgraph.compiler.constants import constant
-from wasmgraph.compiler.sizes import numbers
+from wasmgraph.dims import Expression, Shape, Size, is_closed
 from wasmgraph.errors import ModelError
 from wasmgraph.tensors import Array
 
@@ -38,11 +40,11 @@ class IndexCheck:
 
     node: str
     operator: str
-    low: int
-    high: int
+    low: Size
+    high: Size
 
     @property
-    def limit(self) -> int:
+    def limit(self) -> Size:
         """The largest code of an index in range."""
         return 2 * self.high + 1
 
@@ -53,14 +55,14 @@ class IndexCheck:
 
     @property
     def accepts_any(self) -> bool:
-        """Whether there is any index in range."""
-        return self.low <= self.high
+        """Whether there is any index in range, or may be."""
+        return not isinstance(self.high, int) or bool(self.low <= self.high)
 
     def code(self, index: Any) -> Any:
         """The code of an int64 expression."""
         sign = index >> tirx.const(63, "int64")
         distance = tirx.Min(index ^ sign, tirx.const(1 << 60, "int64"))
-        moved = distance + (sign & tirx.const(self.high + self.low + 1, "int64"))
+        moved = distance + (sign & sizes.number(self.high + self.low + 1, "int64"))
         return moved * tirx.const(2, "int64") - sign
 
 
@@ -71,6 +73,18 @@ DTYPES = (
 )
 
 
+class Sizes(np.ndarray):
+    """A known tensor of integers, of which some depend on dimensions: an array of sizes (objects)."""
+
+
+def size_array(values: Any) -> Array:
+    """Sizes as a known tensor: int64, or :class:`Sizes` if one depends on dimensions."""
+    array = np.asarray(values, object)
+    if is_closed(list(array.reshape(-1))):
+        return array.astype(np.int64)
+    return array.view(Sizes)
+
+
 def is_known(value: Value) -> bool:
     """Whether a value, or every item of a sequence, is known at compile time; an absent value counts as
     known."""
@@ -79,40 +93,67 @@ def is_known(value: Value) -> bool:
     return value is None or isinstance(value, np.ndarray)
 
 
-def shape_of(value: Value) -> tuple[int, ...]:
-    """The static shape of a tensor."""
+def shape_of(value: Value) -> Shape:
+    """The shape of a tensor."""
     if isinstance(value, np.ndarray):
         return tuple(value.shape)
-    return static_shape(value.ty)  # type: ignore[union-attr]
+    return typed_shape(value.ty)  # type: ignore[union-attr]
 
 
 def dtype_of(value: Value) -> str:
     """The dtype of a tensor, by its numpy name."""
+    if isinstance(value, Sizes):
+        return "int64"
     return str(value.dtype if isinstance(value, np.ndarray) else value.ty.dtype)  # type: ignore[union-attr]
 
 
-def static_shape(ty: tvm.ir.Type) -> tuple[int, ...]:
+def typed_shape(ty: tvm.ir.Type) -> Shape:
     """The shape of a tensor's Relax type.
 
     Raises
     ------
     ModelError
-        ``ty`` is not a tensor type, or its shape is not static, which means that it depends on data.
+        ``ty`` is not a tensor type, or its shape depends on data.
     """
-    if (
-        isinstance(ty, relax.TensorType)
-        and isinstance(ty.shape, relax.ShapeExpr)
-        and all(isinstance(d, tvm.tirx.IntImm) for d in ty.shape.values)
-    ):
-        return numbers(ty.shape.values)
+    if isinstance(ty, relax.TensorType) and isinstance(ty.shape, relax.ShapeExpr):
+        try:
+            return sizes.shape_of(ty)
+        except ValueError:
+            pass
     raise ModelError(f"a tensor's shape depends on data ({ty}), which a compiled graph cannot have")
 
 
+def has_no_elements(shape: Iterable[Size]) -> bool:
+    """Whether a size is 0 for all values of its dimensions."""
+    return any(isinstance(size, int) and size == 0 for size in shape)
+
+
 def expression(value: Value) -> relax.Expr:
-    """Return a tensor as a Relax expression; a known tensor becomes a constant of its own dtype."""
+    """Return a tensor as a Relax expression; a known tensor becomes a constant of its own dtype, sizes that
+    depend on dimensions are computed when the graph runs."""
+    if isinstance(value, Sizes):
+        return _computed_sizes(value)
     if not isinstance(value, np.ndarray):
         return value
     return constant(value)
+
+
+def _computed_sizes(value: Sizes) -> relax.Expr:
+    builder = relax.BlockBuilder.current()
+    flat: Sequence[Size] = list(value.reshape(-1))
+
+    def compute(taken: list[tirx.PrimExpr]) -> te.Tensor:
+        def one(i: Any) -> Any:
+            found = taken[-1]
+            for n, size in reversed(list(enumerate(taken[:-1]))):
+                found = tirx.Select(i == n, size, found)
+            return found
+
+        return te.compute((len(taken),), one, name="sizes")
+
+    shape = relax.ShapeExpr([sizes.extent(size) for size in flat])
+    found = builder.emit(sizes.call_te(builder, compute, shape, primfunc_name_hint="sizes"))
+    return builder.emit(relax.op.reshape(found, value.shape))
 
 
 def scalar(value: Value, default: Any = None) -> Any:
@@ -123,8 +164,19 @@ def scalar(value: Value, default: Any = None) -> Any:
 
 
 def integers(value: Value) -> list[int]:
-    """A known tensor as a flat list of integers."""
+    """A known tensor as a flat list of integers.
+
+    Raises
+    ------
+    OpenSizeError
+        One depends on a dimension.
+    """
     return [int(v) for v in required(value).reshape(-1)]
+
+
+def size_list(value: Value) -> list[Size]:
+    """A known tensor as a flat list of sizes."""
+    return [v if isinstance(v, Expression) else int(v) for v in required(value).reshape(-1)]
 
 
 def required(value: Value) -> Array:

@@ -6,6 +6,7 @@ typedef unsigned char byte;
 
 #define ARENA(offset) ((void *)(arena + (offset)))
 #define PARAMS(offset) ((void *)(wasmgraph_params + (offset)))
+#define DIM(number) ((int64_t)((const int32_t *)ARENA(@DIMS@))[number])
 
 extern byte wasmgraph_params[];
 
@@ -32,12 +33,24 @@ extern int32_t wasmgraph_load(void); /* params.c; with threads, pool.c calls it 
 
 @DECLARATIONS@
 
+/* What sizes are computed by; a quotient is rounded down. */
+static inline int64_t quotient(int64_t a, int64_t b) { return a / b - (a % b != 0 && (a < 0) != (b < 0)); }
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
 static int32_t step(byte *arena, int32_t index SHARE) {
     (void)arena;
     switch (index) {
 @STEPS@
     default: return -1;
     }
+}
+
+/* Whether a dimension's value is outside of its bounds: nothing is computed then. */
+static int32_t bounded(byte *arena) {
+    (void)arena;
+@BOUNDS@
+    return 0;
 }
 
 /* Whether an index was out of range: compares each check's code with its limit. */
@@ -48,7 +61,8 @@ static int32_t checked(byte *arena) {
 }
 
 static int32_t run(byte *arena SHARE) {
-    int32_t error = 0;
+    int32_t error = bounded(arena);
+    if (error) return error;
 @RUN@
     return error ? error : checked(arena);
 }

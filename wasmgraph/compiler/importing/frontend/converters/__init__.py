@@ -19,6 +19,7 @@ from wasmgraph.compiler.importing.frontend.converters import (
     resize,
     scans,
     sequences,
+    shaping,
     signals,
     training,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "resize",
     "scans",
     "sequences",
+    "shaping",
     "signals",
     "training",
 ]

@@ -11,7 +11,8 @@ from onnx import helper
 from tvm import relax, te, tirx, topi
 
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
-from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, expression, shape_of
+from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, expression, shape_of, size_array
+from wasmgraph.dims import Size, broadcast
 
 
 def cast_to(op: Operator, value: Value, dtype: str) -> Any:
@@ -23,13 +24,20 @@ def cast_to(op: Operator, value: Value, dtype: str) -> Any:
 
 def elementwise(op: Operator, function: Callable[..., Any], *inputs: Value) -> Any:
     """Apply a function of scalar TE expressions to the elements of tensors, with broadcasting."""
-    shape = np.broadcast_shapes(*(shape_of(value) for value in inputs))
+    shape = broadcast(*(shape_of(value) for value in inputs))
 
     def compute(*tensors: te.Tensor) -> te.Tensor:
         wide = [topi.broadcast_to(tensor, shape) for tensor in tensors]
         return te.compute(shape, lambda *i: function(*(tensor(*i) for tensor in wide)), name="elementwise")
 
     return op.te(compute, *inputs)
+
+
+def counted(op: Operator, length: Size, dtype: str = "int64") -> Value:
+    """The numbers from 0 up to a length, which is excluded."""
+    if isinstance(length, int):
+        return np.arange(length, dtype=dtype)
+    return op.te(lambda: te.compute((length,), lambda i: i.astype(dtype), name="counted"))
 
 
 @converts("Sum")
@@ -192,7 +200,7 @@ def prelu(op: Operator, data: Value, slope: Value) -> Any:
     """x for x ≥ 0, slope·x below and for NaN."""
     shape = shape_of(data)
     if len(shape) > 1 and len(shape_of(slope)) == 1 and shape_of(slope)[0] not in (1, shape[-1]):
-        slope = op("Reshape", slope, np.array([-1] + [1] * (len(shape) - 2), np.int64))  # per channel
+        slope = op("Reshape", slope, size_array([-1] + [1] * (len(shape) - 2)))  # per channel
 
     def one(x: Any, by: Any) -> Any:
         return tirx.Select(x >= tirx.const(0, x.ty.dtype), x, x * by)

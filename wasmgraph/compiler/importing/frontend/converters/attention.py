@@ -11,6 +11,7 @@ import numpy as np
 from onnx import TensorProto
 from tvm import te, tirx
 
+from wasmgraph.compiler.importing.frontend.converters.arithmetic import counted
 from wasmgraph.compiler.importing.frontend.converters.bounds import checked
 from wasmgraph.compiler.importing.frontend.converters.contributed import (
     contributed,
@@ -19,32 +20,33 @@ from wasmgraph.compiler.importing.frontend.converters.contributed import (
 )
 from wasmgraph.compiler.importing.frontend.converters.indexing import take
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
-from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, scalar, shape_of
+from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, scalar, shape_of, size_array
+from wasmgraph.dims import Shape, Size
 from wasmgraph.errors import ModelError
 from wasmgraph.tensors import Array
 
 _LEAST = np.finfo(np.float32).min
 
 
-def _sizes(*numbers: int) -> Array:
-    return np.array(numbers, np.int64)
+def _sizes(*numbers: Size) -> Array:
+    return size_array(numbers)
 
 
-def _expect(value: Value, name: str, *shapes: tuple[int, ...]) -> None:
+def _expect(value: Value, name: str, *shapes: Shape) -> None:
     """Raise ModelError unless an input that is given has one of these shapes."""
     if value is not None and shape_of(value) not in shapes:
         wanted = " or ".join(str(list(shape)) for shape in dict.fromkeys(shapes))
         raise ModelError(f"its {name!r} has the shape {list(shape_of(value))}; it must be {wanted}")
 
 
-def _head_size(width: int, heads: int) -> int:
+def _head_size(width: Size, heads: Size) -> Size:
     """The size of a head. Raises ModelError if heads of equal size do not make up the width."""
     if heads < 1 or width % heads:
         raise ModelError(f"its {heads} heads do not divide the width {width}")
     return width // heads
 
 
-def _rank(value: Value, name: str, *ranks: int) -> tuple[int, ...]:
+def _rank(value: Value, name: str, *ranks: int) -> Shape:
     shape = shape_of(value)
     if len(shape) not in ranks:
         wanted = " or ".join(map(str, ranks))
@@ -60,7 +62,8 @@ def onnx_attention(op: Operator, *inputs: Value) -> Any:
     if len(ranks) > 1:
         raise ModelError("its queries, keys and values must all have 3 dimensions or all 4")
     if ranks == {3}:
-        heads, groups = int(op.attr("q_num_heads", 0)), int(op.attr("kv_num_heads", 0))
+        heads: Size = int(op.attr("q_num_heads", 0))
+        groups: Size = int(op.attr("kv_num_heads", 0))
         for width, count in ((query, heads), (key, groups), (value, groups)):
             _head_size(shape_of(width)[2], count)
     else:
@@ -90,7 +93,7 @@ def onnx_rotary_embedding(op: Operator, data: Value, *others: Value) -> Any:
     return tuple(op.function(data, *others))
 
 
-def _split_heads(op: Operator, value: Value, heads: int) -> Any:
+def _split_heads(op: Operator, value: Value, heads: Size) -> Any:
     """From ``[batch, sequence, width]`` to ``[batch, heads, sequence, size]``."""
     batch, length, width = shape_of(value)
     size = _head_size(width, heads)
@@ -103,7 +106,7 @@ def _join_heads(op: Operator, value: Value) -> Any:
     return op("Reshape", turned, _sizes(batch, length, heads * size))
 
 
-def _part(op: Operator, value: Value, axis: int, begin: int, end: int) -> Any:
+def _part(op: Operator, value: Value, axis: int, begin: Size, end: Size) -> Any:
     return op("Slice", value, _sizes(begin), _sizes(end), _sizes(axis))
 
 
@@ -112,7 +115,7 @@ def _after(op: Operator, past: Value, new: Value) -> Any:
     return new if past is None or not shape_of(past)[2] else op("Concat", past, new, axis=2)
 
 
-def _scale(op: Operator, size: int) -> Array:
+def _scale(op: Operator, size: Size) -> Array:
     return np.array(op.attr("scale", 0.0) or 1 / sqrt(size), np.float32)
 
 
@@ -125,7 +128,9 @@ def _scores(op: Operator, query: Value, key: Value, *terms: Value) -> Any:
     return scores
 
 
-def _padding(op: Operator, mask: Value, name: str, batch: int, queries: int, keys: int, spans: bool) -> Any:
+def _padding(
+    op: Operator, mask: Value, name: str, batch: Size, queries: Size, keys: Size, spans: bool
+) -> Any:
     """A term for the scores: 0 where a mask allows a key, the filter value elsewhere; None without a mask.
 
     A mask tells for each key, or for each query and key, whether it counts, or has the number of keys that
@@ -140,7 +145,7 @@ def _padding(op: Operator, mask: Value, name: str, batch: int, queries: int, key
     elif shape_of(mask) == (batch, queries, keys):
         counts = op("Unsqueeze", op("Greater", mask, np.array(0, dtype_of(mask))), _sizes(1))
     else:
-        places = np.arange(keys).astype(dtype_of(mask))
+        places = counted(op, keys, dtype_of(mask))
         ends = op("Reshape", _part(op, mask, 0, 0, batch), _sizes(batch, 1, 1, 1))
         counts = op("Less", places, ends)
         if shape_of(mask) != (batch,):
@@ -150,7 +155,7 @@ def _padding(op: Operator, mask: Value, name: str, batch: int, queries: int, key
     return op("Where", counts, np.float32(0), fill)
 
 
-def _future(op: Operator, queries: int, keys: int, before: int) -> Array | None:
+def _future(op: Operator, queries: Size, keys: Size, before: Size) -> Array | None:
     """A term that hides later keys from a query, if the operator is ``unidirectional``. Queries go with the
     keys after a cache of ``before`` keys."""
     if not op.attr("unidirectional", 0) or queries == 1:
@@ -159,10 +164,10 @@ def _future(op: Operator, queries: int, keys: int, before: int) -> Array | None:
         raise op.unsupported(
             f"that is unidirectional, of {queries} queries and {keys} keys is not implemented"
         )
-    return np.where(np.tri(queries, keys, before, dtype=bool), np.float32(0), _LEAST)
+    return np.where(np.tri(int(queries), int(keys), int(before), dtype=np.bool_), np.float32(0), _LEAST)
 
 
-def _attention_bias(bias: Value, batch: int, heads: int, queries: int, keys: int) -> Value:
+def _attention_bias(bias: Value, batch: Size, heads: Size, queries: Size, keys: Size) -> Value:
     _expect(bias, "attention_bias", *((b, h, queries, keys) for b in (batch, 1) for h in (heads, 1)))
     return bias
 
@@ -198,7 +203,7 @@ def attention(
         _split_heads(op, _projected(op, data, weights, bias, int(end) - part, int(end)), heads)
         for part, end in zip(widths, np.cumsum(widths), strict=True)
     )
-    before = 0
+    before: Size = 0
     if past is not None:
         before = _rank(past, "past", 5)[3]
         _expect(past, "past", (2, batch, heads, before, size))
@@ -226,7 +231,7 @@ def attention(
     return found, op("Concat", *(op("Unsqueeze", v, _sizes(0)) for v in (key, value)), axis=0)
 
 
-def _projected(op: Operator, data: Value, weights: Value, bias: Value, begin: int, end: int) -> Any:
+def _projected(op: Operator, data: Value, weights: Value, bias: Value, begin: Size, end: Size) -> Any:
     """A product by some columns of weights, plus their bias."""
     found = op("MatMul", data, _part(op, weights, 1, begin, end))
     return found if bias is None else op("Add", found, _part(op, bias, 0, begin, end))
@@ -264,7 +269,7 @@ def multi_head_attention(
     _expect(value, "value", (batch, heads, shape_of(key)[2], shape_of(value)[3]))
     if (past_key is None) != (past_value is None):
         raise ModelError("it must have both of 'past_key' and 'past_value' or none")
-    before = 0
+    before: Size = 0
     if past_key is not None:
         before = _rank(past_key, "past_key", 4)[2]
         _expect(past_key, "past_key", (batch, heads, before, size))
@@ -402,7 +407,7 @@ def group_query_attention(
     last = op("Reshape", op("Cast", seqlens_k, to=TensorProto.INT64), _sizes(batch, 1))
     starts = op("Max", op("Add", last, _sizes(1 - length)), _sizes(0))
     starts = checked(op, starts, room - length + 1, first=0)
-    places = op("Add", starts, np.arange(length, dtype=np.int32))
+    places = op("Add", starts, counted(op, length, "int32"))
     if op.attr("do_rotary", 0):
         if cos_cache is None or sin_cache is None:
             raise ModelError("with 'do_rotary' it must have 'cos_cache' and 'sin_cache'")
@@ -412,7 +417,7 @@ def group_query_attention(
             turns = position_ids
             if keys == length:  # onnxruntime counts on from the first one
                 first = op("Slice", turns, _sizes(0, 0), _sizes(1, 1))
-                turns = op("Expand", op("Add", first, np.arange(length)), _sizes(batch, length))
+                turns = op("Expand", op("Add", first, counted(op, length)), _sizes(batch, length))
         rotation = _rotation(op, cos_cache, sin_cache, turns)
         cos, sin = (op("Unsqueeze", v, _sizes(1)) for v in rotation)
         interleaved = bool(op.attr("rotary_interleaved", 0))
@@ -436,7 +441,7 @@ def group_query_attention(
     return (found, key, value)[: max(1, op.outputs)]
 
 
-def _written(op: Operator, past: Value, new: Value, starts: Value, room: int) -> Any:
+def _written(op: Operator, past: Value, new: Value, starts: Value, room: Size) -> Any:
     """A cache with room for that many rows: those of the past one, and from ``starts`` on the new ones."""
     batch, heads, rows, size = shape_of(new)
     if rows == room:
@@ -458,10 +463,10 @@ def _written(op: Operator, past: Value, new: Value, starts: Value, room: int) ->
     return op.te(compute, past, new, starts)
 
 
-def _visible(op: Operator, places: Value, last: Value, keys: int) -> Any:
+def _visible(op: Operator, places: Value, last: Value, keys: Size) -> Any:
     """Which keys each query attends to, ``[batch, queries, keys]``: those up to its own place, or to the
     last one."""
-    at = np.arange(keys, dtype=np.int32)
+    at = counted(op, keys, "int32")
     window = int(op.attr("local_window_size", -1))
     if not op.attr("causal", 1):
         if window > 0:
@@ -513,7 +518,7 @@ def rotary_embedding(
         )
     _expect(position_ids, "position_ids", (1,), (batch, length))
     if shape_of(position_ids) == (1,):
-        position_ids = op("Unsqueeze", op("Add", position_ids, np.arange(length)), _sizes(0))
+        position_ids = op("Unsqueeze", op("Add", position_ids, counted(op, length)), _sizes(0))
     rotation = _rotation(op, cos_cache, sin_cache, position_ids)
     cos, sin = (op("Unsqueeze", v, _sizes(1 if split else 2)) for v in rotation)
     found = _rotated(op, data, cos, sin, bool(op.attr("interleaved", 0)))

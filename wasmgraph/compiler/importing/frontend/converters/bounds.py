@@ -15,11 +15,13 @@ from tvm import te, tirx
 
 from wasmgraph.compiler.importing.frontend.converters.arithmetic import elementwise
 from wasmgraph.compiler.importing.frontend.graph import Operator
-from wasmgraph.compiler.importing.frontend.values import IndexCheck, Value, shape_of
+from wasmgraph.compiler.importing.frontend.values import IndexCheck, Value, expression, shape_of, size_array
+from wasmgraph.compiler.sizes import number
+from wasmgraph.dims import Shape, Size, is_closed, is_zero
 from wasmgraph.errors import ModelError
 
 
-def checked(op: Operator, indices: Value, size: int, first: int | None = None) -> Value:
+def checked(op: Operator, indices: Value, size: Size, first: int | None = None) -> Value:
     """Check indices into ``size`` elements; return them as non-negative int32. Negative indices count from
     the end.
 
@@ -31,14 +33,18 @@ def checked(op: Operator, indices: Value, size: int, first: int | None = None) -
         An index known at compile time is out of range, and is used unconditionally.
     """
     low = -size if first is None else first
+    if not isinstance(size, int) and isinstance(indices, np.ndarray):
+        indices = op.walk.settle(expression(indices))[
+            0
+        ]  # whether it is in range is known when the graph runs
     check_range(op, indices, IndexCheck(*op.walk.where, low, size - 1))
 
     def inside(v: Any) -> Any:
         if first is None:
-            v = tirx.Select(v < tirx.const(0, v.ty.dtype), v + tirx.const(size, v.ty.dtype), v)
-        return te.max(te.min(v, tirx.const(size - 1, v.ty.dtype)), tirx.const(first or 0, v.ty.dtype))
+            v = tirx.Select(v < tirx.const(0, v.ty.dtype), v + number(size, v.ty.dtype), v)
+        return te.max(te.min(v, number(size - 1, v.ty.dtype)), tirx.const(first or 0, v.ty.dtype))
 
-    if isinstance(indices, np.ndarray):
+    if isinstance(indices, np.ndarray) and isinstance(size, int):
         if first is None:
             indices = np.where(indices < 0, indices + size, indices)
         return np.asarray(np.clip(indices, first or 0, size - 1)).astype(np.int32)
@@ -50,8 +56,8 @@ def check_range(op: Operator, indices: Value, check: IndexCheck, column: int | N
     last dimension."""
     if column is not None:
         shape = shape_of(indices)
-        indices = op("Reshape", indices, np.array([prod(shape[:-1]), shape[-1]], np.int64))
-    if isinstance(indices, np.ndarray):
+        indices = op("Reshape", indices, size_array([prod(shape[:-1]), shape[-1]]))
+    if isinstance(indices, np.ndarray) and is_closed((check.low, check.high)):
         known = indices if column is None else indices[:, column]
         bad = known[(known < check.low) | (known > check.high)]
         if not bad.size:
@@ -61,9 +67,9 @@ def check_range(op: Operator, indices: Value, check: IndexCheck, column: int | N
     if not check.accepts_any:
         raise ModelError("it takes elements from a dimension that has none")
     if column is None:
-        indices = op("Reshape", indices, np.array([-1, 1], np.int64))
+        indices = op("Reshape", indices, size_array([-1, 1]))
     count = shape_of(indices)[0]
-    if not count:
+    if is_zero(count):
         return
 
     def worst(index: te.Tensor) -> te.Tensor:
@@ -73,11 +79,11 @@ def check_range(op: Operator, indices: Value, check: IndexCheck, column: int | N
 
     found = op.walk.te(worst, indices, name="check_indices")
     if op.walk.condition is not None:
-        found = op("Where", op.walk.condition, found, np.array([0], np.int64))
+        found = op("Where", op.walk.condition, found, size_array([0]))
     op.walk.checks.append((check, found))
 
 
-def flat_rows(op: Operator, indices: Value, shape: tuple[int, ...], batch_dims: int = 0) -> Value:
+def flat_rows(op: Operator, indices: Value, shape: Shape, batch_dims: int = 0) -> Value:
     """Turn index tuples (the last dimension) into row numbers of a tensor whose batch dimensions and
     indexed dimensions are flattened into one. Each dimension of the tuples is checked separately."""
     depth, sizes = shape_of(indices)[-1], shape_of(indices)[:-1]
@@ -89,12 +95,12 @@ def flat_rows(op: Operator, indices: Value, shape: tuple[int, ...], batch_dims: 
         def one(*i: Any) -> Any:
             row = tirx.const(0, "int32")
             for axis in range(batch_dims):
-                row = row * shape[axis] + i[axis].astype("int32")
+                row = row * number(shape[axis], "int32") + i[axis].astype("int32")
             for column, extent in enumerate(extents):
                 v = index(*i, column).astype("int64")
-                v = tirx.Select(v < tirx.const(0, "int64"), v + tirx.const(extent, "int64"), v)
-                v = te.max(te.min(v, tirx.const(extent - 1, "int64")), tirx.const(0, "int64"))
-                row = row * extent + v.astype("int32")
+                v = tirx.Select(v < tirx.const(0, "int64"), v + number(extent, "int64"), v)
+                v = te.max(te.min(v, number(extent - 1, "int64")), tirx.const(0, "int64"))
+                row = row * number(extent, "int32") + v.astype("int32")
             return row
 
         return te.compute(sizes, one, name="rows")

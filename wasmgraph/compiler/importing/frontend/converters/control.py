@@ -12,7 +12,7 @@ from tvm import te, tirx
 
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
 from wasmgraph.compiler.importing.frontend.repeating import FEW_TURNS, Start, Turn, repeat, within
-from wasmgraph.compiler.importing.frontend.values import Value, is_known, scalar, shape_of
+from wasmgraph.compiler.importing.frontend.values import Value, is_known, scalar, shape_of, size_array
 from wasmgraph.errors import ModelError
 
 # Loops with more iterations than this are not unrolled: they are converted once, or refused.
@@ -34,7 +34,7 @@ def if_(op: Operator, condition: Value) -> Any:
 def _select(op: Operator, condition: Value) -> Any:
     """Compute both branches and select between their results. An index out of range is an error only if its
     branch is taken."""
-    condition = op("Reshape", condition, np.array([], np.int64))
+    condition = op("Reshape", condition, size_array([]))
     branches = []
     for name, holds in (("then_branch", condition), ("else_branch", op("Not", condition))):
         with op.walk.only_if(holds, op):
@@ -61,7 +61,7 @@ def loop(op: Operator, count: Value, condition: Value, *carried: Value) -> Any:
     while turn < most and _holds(op, condition):
         if turn == MOST_TURNS:
             raise op.unsupported(f"runs more than {MOST_TURNS:,} times; {_NEEDED}")
-        condition, *results = op.subgraph("body", np.array(turn, np.int64), condition, *state)
+        condition, *results = op.subgraph("body", size_array(turn), condition, *state)
         state = results[: len(state)]
         scans.append(results[len(state) :])
         turn += 1
@@ -85,9 +85,9 @@ def _repeated(op: Operator, count: Value, condition: Value, carried: Sequence[Va
     if is_known(count):
         start = Start(carried, turns, first, None, list(outside.values()), op.in_sequences("body"))
     else:
-        most = op("Reshape", count, np.array([], np.int64))
-        some = op("Less", np.array(0, np.int64), most)
-        first = some if is_known(first) else op("And", op("Reshape", first, np.array([], np.int64)), some)
+        most = op("Reshape", count, size_array([]))
+        some = op("Less", size_array(0), most)
+        first = some if is_known(first) else op("And", op("Reshape", first, size_array([])), some)
         start = Start(
             carried,
             None,
@@ -132,7 +132,7 @@ class _Scans:
             dims = [d.dim_value for d in tensor.shape.dim]
             return np.zeros([0, *dims], helper.tensor_dtype_to_np_dtype(tensor.elem_type))
         axis %= len(shape_of(items[0])) + 1
-        rows = [self.op("Unsqueeze", item, np.array([axis], np.int64)) for item in items]
+        rows = [self.op("Unsqueeze", item, size_array([axis])) for item in items]
         return rows[0] if len(rows) == 1 else self.op("Concat", *rows, axis=axis)
 
 
@@ -177,7 +177,7 @@ def scan(op: Operator, *inputs: Value) -> Any:
         raise op.unsupported(f"runs more than {MOST_TURNS:,} times; {_NEEDED}")
     for turn in range(length):
         slices = [
-            op("Gather", s, np.array(length - 1 - turn if back else turn, np.int64), axis=a)
+            op("Gather", s, size_array(length - 1 - turn if back else turn), axis=a)
             for s, a, back in zip(sequences, axes, backwards, strict=True)
         ]
         results = op.subgraph("body", *state, *slices)
@@ -192,7 +192,7 @@ def _slice(op: Operator, sequence: Value, axis: int, number: Value, backwards: b
     length = shape.pop(axis)
 
     def compute(tensor: te.Tensor, turn: te.Tensor) -> te.Tensor:
-        at = within(turn(), length)
+        at = within(turn(), int(length))
         at = tirx.const(length - 1, "int64") - at if backwards else at
         return te.compute(shape, lambda *i: tensor[(*i[:axis], at, *i[axis:])], name="slice")
 
@@ -203,7 +203,7 @@ def _laid(op: Operator, rows: Value, axis: int, back: int) -> Value:
     """Rows of all turns along another axis than the first, or in the other order."""
     rank = len(shape_of(rows))
     if back:
-        rows = op("Gather", rows, np.arange(shape_of(rows)[0])[::-1].copy(), axis=0)
+        rows = op("Gather", rows, np.arange(int(shape_of(rows)[0]))[::-1].copy(), axis=0)
     if axis % rank == 0:
         return rows
     order = list(range(1, rank))

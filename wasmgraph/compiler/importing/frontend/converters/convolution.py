@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
-from wasmgraph.compiler.importing.frontend.values import Value, shape_of
+from wasmgraph.compiler.importing.frontend.values import Value, shape_of, size_array
+from wasmgraph.dims import Shape
 from wasmgraph.tensors import Array
 
 
-def explicit_pads(op: Operator, data: Value, kernel: tuple[int, ...]) -> list[int]:
+def explicit_pads(op: Operator, data: Value, kernel: Shape) -> list[int]:
     """Return the padding that ``auto_pad`` means, before and after each spatial dimension."""
     rank, size = len(kernel), shape_of(data)[2:]
     mode = op.attr("auto_pad", "NOTSET")
@@ -39,7 +40,7 @@ def conv(op: Operator, data: Value, weight: Value, bias: Value = None) -> Any:
     kernel = shape_of(weight)[2:]
     pads = explicit_pads(op, data, kernel)
     if len(kernel) == 1:
-        axis = np.array([2], np.int64)
+        axis = size_array([2])
         row = {
             "group": op.attr("group", 1),
             "strides": [1, *op.attr("strides", [1])],

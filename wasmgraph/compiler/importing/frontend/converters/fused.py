@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
+from wasmgraph.compiler.importing.frontend.converters.arithmetic import counted
 from wasmgraph.compiler.importing.frontend.converters.bounds import checked
 from wasmgraph.compiler.importing.frontend.converters.contributed import contributed, refuse_outputs
 from wasmgraph.compiler.importing.frontend.converters.indexing import take
 from wasmgraph.compiler.importing.frontend.graph import Operator
-from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, shape_of
+from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, shape_of, size_array
 from wasmgraph.errors import ModelError
 
 # Activations of fused operators, with their parameters in the order in which FusedConv has them.
@@ -186,7 +187,7 @@ def embed_layer_normalization(
     if (segment_ids is None) != (segment_embedding is None):
         raise ModelError("it must have both of 'segment_ids' and 'segment_embedding' or none")
     if position_ids is None:
-        position_ids = np.arange(length, dtype=np.int32)[None]
+        position_ids = op("Unsqueeze", counted(op, length, "int32"), size_array([0]))
     total = _rows(op, word_embedding, input_ids)
     total = op("Add", total, _rows(op, position_embedding, position_ids))
     if segment_ids is not None:

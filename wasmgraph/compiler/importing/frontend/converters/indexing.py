@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -19,7 +19,10 @@ from wasmgraph.compiler.importing.frontend.values import (
     is_known,
     scalar,
     shape_of,
+    size_array,
+    size_list,
 )
+from wasmgraph.dims import Size, is_closed, is_zero, operation, same
 
 
 @converts("Pad")
@@ -33,8 +36,8 @@ def pad(op: Operator, data: Value, pads: Value = None, fill: Value = None, axes:
     before, after = [0] * len(shape), [0] * len(shape)
     for n, axis in enumerate(chosen):
         before[axis], after[axis] = amounts[n], amounts[n + len(amounts) // 2]
-    often = any(max(b, a) >= d for b, a, d in zip(before, after, shape, strict=True))
-    if mode != "constant" and (often or min(*before, *after) < 0):
+    beyond = (max(b, a) >= d for b, a, d in zip(before, after, shape, strict=True))
+    if mode != "constant" and (min(*before, *after) < 0 or any(beyond)):
         return _pad_by_places(op, data, mode, before, after)
     if op.opset < 11 or fill is None or is_known(fill) or mode != "constant":
         return op.tvm(data, pads, fill, axes)
@@ -117,7 +120,7 @@ def _scatter(
     data: Value,
     indices: Value,
     updates: Value,
-    count: int,
+    count: Size,
     points_at: Callable[..., Any],
     source: Callable[..., tuple[Any, ...]],
 ) -> Any:
@@ -220,7 +223,7 @@ def gather_nd(op: Operator, data: Value, indices: Value) -> Any:
     if 0 in sizes:
         return np.zeros([*sizes, *rest], dtype_of(data))
     rows = flat_rows(op, indices, shape, batch_dims)
-    return take(op, op("Reshape", data, np.array([-1, *rest], np.int64)), rows)
+    return take(op, op("Reshape", data, size_array([-1, *rest])), rows)
 
 
 @converts("ScatterElements", "Scatter")
@@ -250,8 +253,8 @@ def scatter_nd(op: Operator, data: Value, indices: Value, updates: Value) -> Any
     count = prod(shape_of(indices)[:-1])
     if not count:
         return data
-    flat = flat_rows(op, op("Reshape", indices, np.array([count, depth], np.int64)), shape)
-    rows = op("Reshape", updates, np.array([count, *shape[depth:]], np.int64))
+    flat = flat_rows(op, op("Reshape", indices, size_array([count, depth])), shape)
+    rows = op("Reshape", updates, size_array([count, *shape[depth:]]))
 
     def points_at(index: te.Tensor, n: Any, i: Any) -> Any:
         row = tirx.const(0, "int32")
@@ -322,7 +325,7 @@ def split(op: Operator, data: Value, sizes: Value = None) -> Any:
         return tuple(op.emit(relax.op.split(expression(data), at, axis)))
     starts = np.cumsum([0, *lengths])
     return tuple(
-        op("Slice", data, *(np.array([n], np.int64) for n in (starts[i], starts[i + 1], axis)))
+        op("Slice", data, *(size_array([n]) for n in (starts[i], starts[i + 1], axis)))
         for i in range(len(lengths))
     )
 
@@ -343,22 +346,63 @@ def slice_(
         along = list(op.attr("axes", range(len(begin))))
         by = [1] * len(begin)
     else:
-        begin, end = integers(starts), integers(ends)
+        begin, end = size_list(starts), size_list(ends)
         along = list(range(len(begin))) if axes is None else integers(axes)
         by = [1] * len(begin) if steps is None else integers(steps)
     along = [axis % len(shape) for axis in along]
-    bounds = [slice(b, e, s).indices(shape[a]) for b, e, a, s in zip(begin, end, along, by, strict=True)]
-    lengths = [len(range(*bound)) for bound in bounds]
-    if 0 in lengths:
-        empty = [lengths[along.index(a)] if a in along else d for a, d in enumerate(shape)]
-        return np.zeros(empty, dtype_of(data))
-    if all(bound == (0, shape[a], 1) for bound, a in zip(bounds, along, strict=True)):
+    bounds = {a: _clamped(b, e, s, shape[a]) for b, e, a, s in zip(begin, end, along, by, strict=True)}
+    result = [bounds[a][1] if a in bounds else size for a, size in enumerate(shape)]
+    if any(map(is_zero, result)):
+        return (
+            np.zeros(result, dtype_of(data)) if is_closed(result) else _open_slice(op, data, result, bounds)
+        )
+    if all(same(b, 0) and same(n, shape[a]) and s == 1 for a, (b, n, s) in bounds.items()):
         return data
+    if not is_closed([size for begin, length, _ in bounds.values() for size in (begin, length)]):
+        return _open_slice(op, data, result, bounds)
     # TVM, like ONNX, counts a negative end from the end of the axis, so pass a very small number instead.
-    ends_ = [e if e >= 0 else -(1 << 31) for _, e, _ in bounds]
+    ends_ = [b + n * s if b + n * s >= 0 else -(1 << 31) for b, n, s in bounds.values()]
     return relax.op.strided_slice(
-        expression(data), along, [b for b, _, _ in bounds], ends_, [s for _, _, s in bounds]
+        expression(data),
+        list(bounds),
+        [b for b, _, _ in bounds.values()],
+        ends_,
+        [s for *_, s in bounds.values()],
     )
+
+
+def _clamped(begin: Size, end: Size, step: int, size: Size) -> tuple[Size, Size, int]:
+    """The first element of a slice, their number, and the step."""
+    if isinstance(begin, int) and isinstance(end, int) and isinstance(size, int):
+        places = range(*slice(begin, end, step).indices(size))
+        return places.start, len(places), step
+
+    def within(place: Size, least: int, most: Size) -> Size:
+        if place < 0:
+            place = size + place
+        return operation("max", operation("min", place, most), least)
+
+    if step > 0:
+        first, last = within(begin, 0, size), within(end, 0, size)
+        length = -((first - last) // step)
+    else:
+        first = within(begin, 0, size - 1)
+        # An end of −∞ is before the first element; any other negative number counts from the end.
+        last = -1 if isinstance(end, int) and end < -(1 << 30) else within(end, -1, size - 1)
+        length = -((last - first) // -step)
+    return first, operation("max", length, 0), step
+
+
+def _open_slice(
+    op: Operator, data: Value, result: Sequence[Size], bounds: Mapping[int, tuple[Size, Size, int]]
+) -> relax.Expr:
+    def compute(x: te.Tensor) -> te.Tensor:
+        def one(*i: Any) -> Any:
+            return x(*(v * bounds[a][2] + bounds[a][0] if a in bounds else v for a, v in enumerate(i)))
+
+        return te.compute(result, one, name="slice")
+
+    return op.te(compute, data)
 
 
 @converts("SpaceToDepth")
@@ -366,10 +410,10 @@ def space_to_depth(op: Operator, data: Value) -> Any:
     """Rearrange blocks of pixels into channels, in the order depth, column, row or the reverse."""
     n, c, h, w = shape_of(data)
     b = int(op.attr("blocksize"))
-    pixels = op("Reshape", data, np.array([n, c, h // b, b, w // b, b], np.int64))
+    pixels = op("Reshape", data, size_array([n, c, h // b, b, w // b, b]))
     crd = op.attr("mode", "DCR") == "CRD"
     moved = op("Transpose", pixels, perm=[0, 1, 3, 5, 2, 4] if crd else [0, 3, 5, 1, 2, 4])
-    return op("Reshape", moved, np.array([n, c * b * b, h // b, w // b], np.int64))
+    return op("Reshape", moved, size_array([n, c * b * b, h // b, w // b]))
 
 
 @converts("Compress")
@@ -379,7 +423,7 @@ def compress(op: Operator, data: Value, condition: Value) -> Any:
         raise op.unsupported("by a condition that is data has an output whose size depends on data")
     axis = op.attr("axis")
     if axis is None:
-        data, axis = op("Reshape", data, np.array([-1], np.int64)), 0
+        data, axis = op("Reshape", data, size_array([-1])), 0
     chosen = np.flatnonzero(np.asarray(condition)[: shape_of(data)[axis]])
     return op("Gather", data, chosen.astype(np.int64), axis=int(axis))
 

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from wasmgraph.compiler.importing.frontend.converters.arithmetic import cast_to
 from wasmgraph.compiler.importing.frontend.converters.indexing import take, take_along
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
-from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, shape_of
+from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, shape_of, size_array
 from wasmgraph.errors import ModelError
 from wasmgraph.tensors import Array
 
@@ -23,7 +23,7 @@ _LEAF = len(_MODES)
 
 
 def _axis(*values: int) -> Array:
-    return np.array(values, np.int64)
+    return size_array(values)
 
 
 @converts("ArrayFeatureExtractor", domain=_DOMAIN)
@@ -93,7 +93,7 @@ def _table(op: Operator) -> tuple[Array, Array, Array]:
     if tensor is not None:
         default = numpy_helper.to_array(tensor).reshape(())
     elif values.dtype == np.int64:
-        default = np.array(op.attr("default_int64", -1), np.int64)
+        default = size_array(op.attr("default_int64", -1))
     else:
         default = np.array(op.attr("default_float", -0.0), np.float32)
     return read("keys"), values, default
@@ -141,7 +141,7 @@ def linear_classifier(op: Operator, data: Value) -> Any:
 def _labels(op: Operator, integers: str, strings: str) -> Array:
     if op.attr(strings):
         raise op.unsupported("with labels that are strings; give it integers")
-    return np.array(op.attr(integers), np.int64)
+    return size_array(op.attr(integers))
 
 
 def _classified(op: Operator, scores: Value, labels: Array) -> Any:
@@ -192,7 +192,7 @@ def _leaves(op: Operator, data: Value, trees: _Trees) -> Any:
         raise ModelError("a tree has a branch to a node that does not exist")
     if not 0 <= trees.features.min() <= trees.features.max() < columns:
         raise ModelError(f"a tree looks at feature {trees.features.max()}, there are {columns}")
-    at: Value = np.tile(trees.roots.astype(np.int64), (batch, 1))
+    at: Value = np.tile(trees.roots.astype(np.int64), (int(batch), 1))
     used = sorted({int(m) for m in trees.modes} - {_LEAF})
     for _ in range(trees.depth):
         value = take_along(op, data, take(op, trees.features, at), 1)
@@ -204,7 +204,7 @@ def _leaves(op: Operator, data: Value, trees: _Trees) -> Any:
             else:
                 holds = op("Not", op("Equal", value, limit))
             if len(used) > 1:
-                holds = op("And", holds, op("Equal", mode, np.array(kind, np.int64)))
+                holds = op("And", holds, op("Equal", mode, size_array(kind)))
             taken = holds if taken is None else op("Or", taken, holds)
         if trees.nan_true.any():
             missing = op("And", op("IsNaN", value), take(op, trees.nan_true, at))
@@ -239,13 +239,13 @@ def _classic_trees(op: Operator, prefix: str, targets: int) -> _Trees:
     unknown = set(names) - {*_MODES, "LEAF"}
     if unknown:
         raise op.unsupported(f"with nodes of the mode {', '.join(sorted(unknown))}")
-    modes = np.array([_LEAF if m == "LEAF" else _MODES.index(m) for m in names], np.int64)
+    modes = size_array([_LEAF if m == "LEAF" else _MODES.index(m) for m in names])
     own = np.arange(len(modes))
 
     def successor(name: str) -> Array:
         wanted = column(name, np.int64)
         there = zip(tree.tolist(), wanted.tolist(), modes.tolist(), own.tolist(), strict=True)
-        return np.array([n if m == _LEAF else place[t, w] for t, w, m, n in there], np.int64)
+        return size_array([n if m == _LEAF else place[t, w] for t, w, m, n in there])
 
     said = column(f"{prefix}_weights", np.float32)
     weights = np.zeros((len(modes), targets), said.dtype)
@@ -302,14 +302,14 @@ def tree_ensemble(op: Operator, data: Value) -> Any:
         raise op.unsupported("with branches on set membership; export it with one branch for each member")
     inner = len(modes)
     targets = int(op.attr("n_targets"))
-    ids = np.array(op.attr("leaf_targetids"), np.int64)
+    ids = size_array(op.attr("leaf_targetids"))
     said = numpy_helper.to_array(op.attributes["leaf_weights"])
     leaves = len(ids)
     weights = np.zeros((inner + leaves, targets), said.dtype)
     weights[inner + np.arange(leaves), ids] = said
 
     def successor(side: str) -> Array:
-        places = np.array(op.attr(f"nodes_{side}nodeids"), np.int64)
+        places = size_array(op.attr(f"nodes_{side}nodeids"))
         leaf = np.array(op.attr(f"nodes_{side}leafs"), bool)
         return np.concatenate([np.where(leaf, places + inner, places), inner + np.arange(leaves)])
 
@@ -318,7 +318,7 @@ def tree_ensemble(op: Operator, data: Value) -> Any:
 
     # nodes_modes numbers the modes LEQ, LT, GTE, GT, EQ, NEQ in the order of _MODES.
     trees = _Trees(
-        np.array(op.attr("tree_roots"), np.int64),
+        size_array(op.attr("tree_roots")),
         padded(op.attr("nodes_featureids"), 0).astype(np.int64),
         padded(splits, 0).astype(splits.dtype),
         padded(modes, _LEAF).astype(np.int64),

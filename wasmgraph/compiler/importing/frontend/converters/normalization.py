@@ -8,32 +8,40 @@ from typing import Any
 import numpy as np
 
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
-from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, is_known, scalar, shape_of
+from wasmgraph.compiler.importing.frontend.values import (
+    Value,
+    dtype_of,
+    is_known,
+    scalar,
+    shape_of,
+    size_array,
+)
+from wasmgraph.dims import Shape
 
 
-def _normalized(op: Operator, data: Value) -> tuple[int, ...]:
+def _normalized(op: Operator, data: Value) -> Shape:
     """The dimensions that are normalised: from ``axis`` on."""
     shape = shape_of(data)
     return shape[int(op.attr("axis", -1)) % len(shape) :]
 
 
-def _spread(op: Operator, value: Value, shape: tuple[int, ...]) -> Value:
+def _spread(op: Operator, value: Value, shape: Shape) -> Value:
     """Expand a scale or bias to the normalised shape. It may have fewer dimensions, or dimensions of 1."""
     if value is None or shape_of(value) == shape:
         return value
-    return op("Expand", value, np.array(shape, np.int64))
+    return op("Expand", value, size_array(shape))
 
 
-def _exceeds(value: Value, shape: tuple[int, ...]) -> bool:
+def _exceeds(value: Value, shape: Shape) -> bool:
     """Whether a scale or bias varies along dimensions that are not normalised."""
     return value is not None and prod(shape_of(value)[: -len(shape)]) > 1
 
 
-def _flat(op: Operator, value: Value, shape: tuple[int, ...]) -> Value:
+def _flat(op: Operator, value: Value, shape: Shape) -> Value:
     """Remove leading dimensions of 1 that ``shape`` does not have."""
     if value is None or len(shape_of(value)) <= len(shape):
         return value
-    return op("Reshape", value, np.array(shape_of(value)[-len(shape) :], np.int64))
+    return op("Reshape", value, size_array(shape_of(value)[-len(shape) :]))
 
 
 @converts("LayerNormalization")
@@ -59,10 +67,10 @@ def rms_normalization(op: Operator, data: Value, scale: Value) -> Any:
     outer = shape_of(data)[: -len(shape)]
     if len(shape) == 1 and outer:
         return op.tvm(data, scale)
-    rows = op("Reshape", data, np.array([prod(outer), prod(shape)], np.int64))
-    scale = op("Reshape", scale, np.array([prod(shape)], np.int64))
+    rows = op("Reshape", data, size_array([prod(outer), prod(shape)]))
+    scale = op("Reshape", scale, size_array([prod(shape)]))
     found = op.walk.settle(op.tvm(rows, scale, axis=-1))[0]
-    return op("Reshape", found, np.array(shape_of(data), np.int64))
+    return op("Reshape", found, size_array(shape_of(data)))
 
 
 def _options(op: Operator) -> dict[str, Any]:
@@ -82,10 +90,10 @@ def local_response_normalization(op: Operator, data: Value) -> Any:
     squares = op("Mul", data, data)
     rest = [0] * (2 * len(shape_of(data)))
     rest[1], rest[len(shape_of(data)) + 1] = before, after
-    padded = op("Pad", squares, np.array(rest, np.int64))
+    padded = op("Pad", squares, size_array(rest))
     total = None
     for step in range(size):
-        bounds = (np.array([b], np.int64) for b in (step, step + channels, 1))
+        bounds = (size_array([b]) for b in (step, step + channels, 1))
         term = op("Slice", padded, *bounds)
         total = term if total is None else op("Add", total, term)
     share = np.array(op.attr("alpha", 1e-4) / size, dtype)
@@ -103,14 +111,14 @@ def batch_normalization(
             raise op.unsupported(f"of opset {op.opset} has running means; convert the model to opset 14")
         return op.tvm(data, scale, bias, mean, variance)
     rank, dtype = len(shape_of(data)), dtype_of(data)
-    others = np.array([axis for axis in range(rank) if axis != 1], np.int64)
+    others = size_array([axis for axis in range(rank) if axis != 1])
     momentum = np.array(op.attr("momentum", 0.9), dtype)
 
     def column(vector: Value) -> Any:
-        return op("Reshape", vector, np.array([-1] + [1] * (rank - 2), np.int64))
+        return op("Reshape", vector, size_array([-1] + [1] * (rank - 2)))
 
     def running(old: Value, new: Value) -> Any:
-        flat = op("Reshape", new, np.array([-1], np.int64))
+        flat = op("Reshape", new, size_array([-1]))
         return op("Add", op("Mul", old, momentum), op("Mul", flat, np.array(1, dtype) - momentum))
 
     own_mean = op("ReduceMean", data, others, keepdims=1)
@@ -126,7 +134,7 @@ def batch_normalization(
 def lp_normalization(op: Operator, data: Value) -> Any:
     """Divide by the norm; vectors whose norm is 0 stay 0."""
     norm = "ReduceL1" if int(op.attr("p", 2)) == 1 else "ReduceL2"
-    length = op(norm, data, np.array([op.attr("axis", -1)], np.int64), keepdims=1)
+    length = op(norm, data, size_array([op.attr("axis", -1)]), keepdims=1)
     zero = np.array(0, dtype_of(data))
     return op("Where", op("Equal", length, zero), zero, op("Div", data, length))
 

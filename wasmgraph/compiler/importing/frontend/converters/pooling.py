@@ -12,7 +12,7 @@ from wasmgraph.compiler.importing.frontend.converters.arithmetic import cast_to
 from wasmgraph.compiler.importing.frontend.converters.bounds import checked
 from wasmgraph.compiler.importing.frontend.converters.convolution import explicit_pads
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
-from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, integers, shape_of
+from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, integers, shape_of, size_array
 
 
 @converts("MaxPool")
@@ -66,14 +66,14 @@ def max_unpool(op: Operator, data: Value, indices: Value, shape: Value = None) -
         *size[:2],
         *((size[2 + a] - 1) * strides[a] + kernel[a] - pads[a] - pads[a + rank] for a in range(rank)),
     ]
-    flat = np.array([-1], np.int64)
+    flat = size_array([-1])
     values, places = op("Reshape", data, flat), op("Reshape", indices, flat)
     empty = np.zeros(prod(natural), dtype_of(data))
-    found = op("Reshape", op("ScatterElements", empty, places, values, axis=0), np.array(natural, np.int64))
+    found = op("Reshape", op("ScatterElements", empty, places, values, axis=0), size_array(natural))
     if shape is None or integers(shape) == natural:
         return found
     rest = [w - d for w, d in zip(integers(shape), natural, strict=True)]
-    return op("Pad", found, np.array([0] * len(rest) + rest, np.int64))
+    return op("Pad", found, size_array([0] * len(rest) + rest))
 
 
 @converts("Col2Im")
@@ -89,7 +89,7 @@ def col2im(op: Operator, data: Value, image: Value, block: Value) -> Any:
         (size[a] + pads[a] + pads[a + rank] - dilations[a] * (kernel[a] - 1) - 1) // strides[a] + 1
         for a in range(rank)
     ]
-    columns = op("Reshape", data, np.array([n, channels, *kernel, *counts], np.int64))
+    columns = op("Reshape", data, size_array([n, channels, *kernel, *counts]))
 
     def compute(x: te.Tensor) -> te.Tensor:
         window = [te.reduce_axis((0, k), name=f"k{a}") for a, k in enumerate(kernel)]
@@ -155,11 +155,13 @@ def _roi_maxima(
             ]
             outside = tirx.any(
                 *(
-                    tirx.any(p < number(-1), p > number(size))
+                    tirx.any(p < number(-1), p > number(int(size)))
                     for p, size in zip(places, (height, width), strict=True)
                 )
             )
-            corners = [_corners(p, size, dtype) for p, size in zip(places, (height, width), strict=True)]
+            corners = [
+                _corners(p, int(size), dtype) for p, size in zip(places, (height, width), strict=True)
+            ]
             image = images[r].astype("int32")
             products = [
                 wy * wx * x[image, c, at_y, at_x] for at_y, wy in corners[0] for at_x, wx in corners[1]
@@ -187,7 +189,7 @@ def _corners(place: Any, size: int, dtype: str) -> list[tuple[Any, Any]]:
 @converts("MaxRoiPool")
 def max_roi_pool(op: Operator, data: Value, rois: Value) -> Any:
     """The first number of a region is the index of its image."""
-    batches, corners = op("Split", rois, np.array([1, 4], np.int64), axis=1, outputs=2)
+    batches, corners = op("Split", rois, size_array([1, 4]), axis=1, outputs=2)
     whole = cast_to(op, batches, "int32")
     images = cast_to(op, checked(op, whole, shape_of(data)[0], first=0), dtype_of(rois))
     return op.tvm(data, op("Concat", images, corners, axis=1))

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-import numpy as np
-
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
-from wasmgraph.compiler.importing.frontend.values import Value, shape_of
+from wasmgraph.compiler.importing.frontend.values import Value, shape_of, size_array
+from wasmgraph.dims import Size
 
 
-def _reshape(op: Operator, value: Value, shape: list[int]) -> Any:
-    return value if list(shape_of(value)) == shape else op("Reshape", value, np.array(shape, np.int64))
+def _reshape(op: Operator, value: Value, shape: Sequence[Size]) -> Any:
+    return value if list(shape_of(value)) == shape else op("Reshape", value, size_array(shape))
 
 
 @converts("MatMul")
@@ -37,7 +37,7 @@ def einsum(op: Operator, *operands: Value) -> Any:
     plain = "." not in equation and arrow and len(names) == len(operands) == 2
     if not plain or any(len(set(n)) < len(n) for n in (*names, output)):
         return op.tvm(*operands)
-    sizes: dict[str, int] = {}
+    sizes: dict[str, Size] = {}
     for labels, operand in zip(names, operands, strict=True):
         if len(labels) != len(shape_of(operand)):
             raise op.unsupported(f"{equation!r} does not fit the shapes of its inputs")
@@ -89,4 +89,4 @@ def _kept(labels: str, other: str, output: str) -> str:
 def _summed(op: Operator, value: Value, labels: str, other: str, output: str) -> Value:
     """Sum an operand over the labels that only it has."""
     alone = [n for n, label in enumerate(labels) if label not in other and label not in output]
-    return op("ReduceSum", value, np.array(alone, np.int64), keepdims=0) if alone else value
+    return op("ReduceSum", value, size_array(alone), keepdims=0) if alone else value

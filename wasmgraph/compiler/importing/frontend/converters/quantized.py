@@ -9,7 +9,7 @@ import numpy as np
 from wasmgraph.compiler.importing.frontend.converters.arithmetic import cast_to
 from wasmgraph.compiler.importing.frontend.converters.contributed import contributed
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
-from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, is_known, shape_of
+from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, is_known, shape_of, size_array
 from wasmgraph.tensors import Array
 
 _QUANTIZED = ("int8", "uint8", "int16", "uint16", "int32")
@@ -20,15 +20,15 @@ def _spread(op: Operator, value: Value, data: Value, default_axis: int = 1) -> A
     channel or per block."""
     rank, size = len(shape_of(data)), shape_of(value)
     if not size or (size == (1,) and rank != 1):
-        return op("Reshape", value, np.array([], np.int64))
+        return op("Reshape", value, size_array([]))
     axis = int(op.attr("axis", default_axis))
     axis = axis % rank if -rank <= axis < rank else 0
     block = int(op.attr("block_size", 0))
     if len(size) == 1 and not block:
-        return op("Reshape", value, np.array([-1 if a == axis else 1 for a in range(rank)], np.int64))
+        return op("Reshape", value, size_array([-1 if a == axis else 1 for a in range(rank)]))
     length = shape_of(data)[axis]
     block = block or -(-length // size[axis])
-    return op("Gather", value, np.arange(length, dtype=np.int64) // block, axis=axis)
+    return op("Gather", value, np.arange(int(length), dtype=np.int64) // block, axis=axis)
 
 
 def saturated(op: Operator, value: Value, dtype: str) -> Any:
@@ -78,7 +78,7 @@ def _centred(op: Operator, data: Value, zero: Value, axis: int) -> Any:
         rank = len(shape_of(data))
         one = shape_of(zero) == (1,)
         shape = [] if one else [-1 if a == axis % rank else 1 for a in range(rank)]
-        zero = op("Reshape", zero, np.array(shape, np.int64))
+        zero = op("Reshape", zero, size_array(shape))
     return op("Sub", wide, cast_to(op, zero, "int32"))
 
 
@@ -104,7 +104,7 @@ def _vector(op: Operator, value: Value, shape: list[int]) -> Any:
     """Reshape a scale, of which there is one for all indices of an axis, or one for each."""
     size = shape_of(value)
     value = cast_to(op, value, "float32")
-    return op("Reshape", value, np.array(shape if size not in ((), (1,)) else [], np.int64))
+    return op("Reshape", value, size_array(shape if size not in ((), (1,)) else []))
 
 
 @converts("QLinearMatMul")
@@ -142,7 +142,7 @@ def qlinear_conv(
     total = op("Conv", _centred(op, x, x_zero, 1), _centred(op, w, w_zero, 0), **op.attributes)
     columns = [-1] + [1] * (len(shape_of(x)) - 2)
     if bias is not None:
-        total = op("Add", total, op("Reshape", bias, np.array(columns, np.int64)))
+        total = op("Add", total, op("Reshape", bias, size_array(columns)))
     scales = op("Mul", _vector(op, x_scale, columns), _vector(op, w_scale, columns))
     return _requantized(op, total, op("Div", scales, _vector(op, y_scale, columns)), y_zero)
 

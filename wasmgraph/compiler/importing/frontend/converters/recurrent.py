@@ -11,7 +11,7 @@ import numpy as np
 from tvm import relax
 
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
-from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, expression, shape_of
+from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, expression, shape_of, size_array
 from wasmgraph.compiler.operators.recurrent import GATES, Function, Layer, Product, recurrent_kernel
 
 # The functions of one direction, and the alpha and beta of each that takes one, if the node names none.
@@ -40,12 +40,12 @@ def _functions(op: Operator, directions: int) -> tuple[tuple[Function, ...], ...
 
 
 def _shaped(op: Operator, value: Value, *shape: int) -> Any:
-    return op("Reshape", value, np.array(shape, np.int64))
+    return op("Reshape", value, size_array(shape))
 
 
 def _cut(op: Operator, value: Value, begin: int, end: int) -> Any:
     """Some rows of ``[direction][row]…``."""
-    return op("Slice", value, *(np.array([n], np.int64) for n in (begin, end, 1)))
+    return op("Slice", value, *(size_array([n]) for n in (begin, end, 1)))
 
 
 def _projected(op: Operator, layer: Layer, data: Value, w: Value, bias: Value) -> Any:
@@ -80,8 +80,8 @@ def _layer(
     if batchwise:
         data = op("Transpose", data, perm=[1, 0, 2])
         states = [None if s is None else op("Transpose", s, perm=[1, 0, 2]) for s in states]
-    steps, batch, _ = shape_of(data)
-    directions, hidden, dtype = shape_of(r)[0], shape_of(r)[2], dtype_of(data)
+    steps, batch, _ = map(int, shape_of(data))
+    directions, hidden, dtype = int(shape_of(r)[0]), int(shape_of(r)[2]), dtype_of(data)
     clip = op.attr("clip")
     layer = Layer(
         kind,

@@ -9,7 +9,9 @@ from tvm import te, tirx
 
 from wasmgraph.compiler.importing.frontend.converters.arithmetic import cast_to
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
-from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, integers, shape_of
+from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, integers, shape_of, size_array
+from wasmgraph.compiler.sizes import number
+from wasmgraph.dims import Size, product
 
 
 @converts("ReduceMax", "ReduceMin")
@@ -25,10 +27,10 @@ def arg_extreme(op: Operator, data: Value) -> Any:
     """The first (or last) position of the extreme value, or of NaN if there is one, as in numpy."""
     shape, dtype = shape_of(data), dtype_of(data)
     axis = int(op.attr("axis", 0)) % len(shape)
-    along = np.array([axis], np.int64)
+    along = size_array([axis])
     extreme = op(op.node.op_type.replace("Arg", "Reduce"), data, along)
     last = bool(op.attr("select_last_index", 0))
-    nowhere = tirx.const(-1 if last else shape[axis], "int64")
+    nowhere: Size = -1 if last else shape[axis]
 
     def compute(x: te.Tensor, most: te.Tensor) -> te.Tensor:
         at = te.reduce_axis((0, shape[axis]), name="at")
@@ -38,7 +40,7 @@ def arg_extreme(op: Operator, data: Value) -> Any:
             here = value == most(*i)
             if dtype.startswith("float"):
                 here = tirx.any(here, tirx.isnan(value))
-            place = tirx.Select(here, at.var.astype("int64"), nowhere)
+            place = tirx.Select(here, at.var.astype("int64"), number(nowhere, "int64"))
             return (te.max if last else te.min)(place, axis=at)
 
         return te.compute([1 if a == axis else d for a, d in enumerate(shape)], one, name="place")
@@ -53,12 +55,12 @@ def hardmax(op: Operator, data: Value) -> Any:
     shape, dtype = shape_of(data), dtype_of(data)
     axis = int(op.attr("axis", -1 if op.opset >= 13 else 1))
     if op.opset < 13:
-        rows = int(np.prod(shape[:axis], dtype=np.int64))
-        data, axis = op("Reshape", data, np.array([rows, -1], np.int64)), 1
+        rows = product(shape[:axis])
+        data, axis = op("Reshape", data, size_array([rows, -1])), 1
     axis %= len(shape_of(data))
     place = op("ArgMax", data, axis=axis, keepdims=0)
     found = op("OneHot", place, np.array(shape_of(data)[axis]), np.array([0, 1], dtype), axis=axis)
-    return op("Reshape", found, np.array(shape, np.int64)) if op.opset < 13 else found
+    return op("Reshape", found, size_array(shape)) if op.opset < 13 else found
 
 
 @converts("ReduceLogSumExp")
@@ -70,7 +72,7 @@ def reduce_log_sum_exp(op: Operator, data: Value, axes: Value = None) -> Any:
         if op.attr("noop_with_empty_axes", 0):
             return data
         chosen = list(range(rank))
-    along = np.array(chosen, np.int64)
+    along = size_array(chosen)
     most = op("ReduceMax", data, along)
     finite = op("Where", op("IsInf", most), np.array(0, dtype), most)
     total = op("ReduceSum", op("Exp", op("Sub", data, finite)), along)

@@ -30,7 +30,7 @@ def resize(op: Operator, data: Value, *rest: Value) -> Any:
     roi, scales, sizes = _arguments(op, rest)
     shape = shape_of(data)
     axes = [a % len(shape) for a in op.attr("axes", range(len(shape)))]
-    factors, wanted = _sizes(op, shape, axes, scales, sizes)
+    factors, wanted = _sizes(op, tuple(map(int, shape)), axes, scales, sizes)
     mode = op.attr("coordinate_transformation_mode", "half_pixel")
     if op.opset < 11:
         mode = "asymmetric"

@@ -9,7 +9,7 @@ from tvm import te, tirx
 
 from wasmgraph.compiler.importing.frontend.converters.indexing import take_along
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
-from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, scalar, shape_of
+from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, scalar, shape_of, size_array
 
 
 @converts("CumSum", "CumProd")
@@ -22,9 +22,12 @@ def cumulative(op: Operator, data: Value, axis: Value) -> Any:
     along = scalar(axis) % len(shape)
     length = shape[along]
 
+    if not isinstance(length, int):
+        return _by_sums(op, data, along, backwards)
+
     def shifted(value: Value, by: int) -> Any:
         ends = (by, length) if backwards else (0, length - by)
-        kept = op("Slice", value, *(np.array([n], np.int64) for n in (*ends, along)))
+        kept = op("Slice", value, *(size_array([n]) for n in (*ends, along)))
         fill = np.full([by if i == along else d for i, d in enumerate(shape)], neutral, dtype_of(data))
         return op("Concat", *((kept, fill) if backwards else (fill, kept)), axis=along)
 
@@ -34,6 +37,27 @@ def cumulative(op: Operator, data: Value, axis: Value) -> Any:
         found = op(combine, found, shifted(found, step))
         step *= 2
     return shifted(found, 1) if op.attr("exclusive", 0) else found
+
+
+def _by_sums(op: Operator, data: Value, along: int, backwards: bool) -> Any:
+    """Each element by a sum, or product, of its own: the number of steps of a scan must be known."""
+    shape, dtype = shape_of(data), dtype_of(data)
+    sums, exclusive = op.node.op_type == "CumSum", bool(op.attr("exclusive", 0))
+    neutral = tirx.const(0 if sums else 1, dtype)
+    product = te.comm_reducer(lambda a, b: a * b, lambda t: tirx.const(1, t), name="prod")
+
+    def compute(x: te.Tensor) -> te.Tensor:
+        n = te.reduce_axis((0, shape[along]), name="n")
+
+        def one(*i: Any) -> Any:
+            first, last = (i[along], n.var) if backwards else (n.var, i[along])
+            counts = first < last if exclusive else first <= last
+            term = tirx.Select(counts, x(*(n.var if a == along else v for a, v in enumerate(i))), neutral)
+            return te.sum(term, axis=n) if sums else product(term, axis=n)
+
+        return te.compute(shape, one, name="cumulative")
+
+    return op.te(compute, data)
 
 
 def _ordered(x: Any) -> Any:

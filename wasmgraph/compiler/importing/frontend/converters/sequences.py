@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
-from wasmgraph.compiler.importing.frontend.values import Value, integers, scalar, shape_of
+from wasmgraph.compiler.importing.frontend.values import Value, integers, scalar, shape_of, size_array
 
 
 def _items(sequence: Value) -> list[Value]:
@@ -30,7 +30,7 @@ def sequence_construct(op: Operator, *items: Value) -> Any:
 @converts("SequenceLength")
 def sequence_length(op: Operator, sequence: Value) -> Any:
     """The number of tensors in a sequence."""
-    return np.array(len(_items(sequence)), np.int64)
+    return size_array(len(_items(sequence)))
 
 
 @converts("SequenceAt")
@@ -75,7 +75,7 @@ def concat_from_sequence(op: Operator, sequence: Value) -> Any:
     items, axis = _items(sequence), int(op.attr("axis"))
     if op.attr("new_axis", 0):
         axis %= len(shape_of(items[0])) + 1
-        items = [op("Unsqueeze", item, np.array([axis], np.int64)) for item in items]
+        items = [op("Unsqueeze", item, size_array([axis])) for item in items]
     return op("Concat", *items, axis=axis)
 
 
@@ -92,10 +92,10 @@ def split_to_sequence(op: Operator, data: Value, split: Value = None) -> Any:
         sizes = [min(step, length - at) for at in range(0, length, step)]
     else:
         sizes = integers(split)
-    pieces = op("Split", data, np.array(sizes, np.int64), axis=axis, outputs=len(sizes))
+    pieces = op("Split", data, size_array(sizes), axis=axis, outputs=len(sizes))
     pieces = pieces if isinstance(pieces, list) else [pieces]
     if split is None and not op.attr("keepdims", 1):
-        pieces = [op("Squeeze", piece, np.array([axis], np.int64)) for piece in pieces]
+        pieces = [op("Squeeze", piece, size_array([axis])) for piece in pieces]
     return pieces
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from wasmgraph.compiler.importing.frontend.converters.arithmetic import cast_to
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
-from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, scalar, shape_of
+from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, scalar, shape_of, size_array
 from wasmgraph.tensors import Array
 
 _LARGEST_RADIX = 31  # larger prime factors are transformed by a matrix product
@@ -71,7 +71,7 @@ def _fft(op: Operator, x: Complex, length: int, inverse: bool) -> Complex:
         real = op("Sub", op("MatMul", x[0], cos), op("MatMul", x[1], sin))
         return real, op("Add", op("MatMul", x[0], sin), op("MatMul", x[1], cos))
     rest, axis = length // radix, len(shape) - 1
-    apart = np.array([*shape[:-1], radix, rest], np.int64)
+    apart = size_array([*shape[:-1], radix, rest])
     real, imaginary = (op("Reshape", part, apart) for part in x)
     samples = [
         (op("Gather", real, np.array(j), axis=axis), op("Gather", imaginary, np.array(j), axis=axis))
@@ -84,13 +84,13 @@ def _fft(op: Operator, x: Complex, length: int, inverse: bool) -> Complex:
             for k, f in enumerate(found[1:], 1)
         )
         found = [found[0], *twiddled]
-    place = np.array([axis], np.int64)
+    place = size_array([axis])
     stacked = tuple(
         op("Concat", *(op("Unsqueeze", f[part], place) for f in found), axis=axis) for part in (0, 1)
     )
     real, imaginary = _fft(op, (stacked[0], stacked[1]), rest, inverse)
     order = [*range(axis), axis + 1, axis]
-    whole = np.array([*shape[:-1], length], np.int64)
+    whole = size_array([*shape[:-1], length])
     back = [op("Reshape", op("Transpose", part, perm=order), whole) for part in (real, imaginary)]
     return back[0], back[1]
 
@@ -110,7 +110,7 @@ def _transform(op: Operator, real: Value, imaginary: Value, length: int, inverse
 
     def fitted(value: Value) -> Any:
         if shape[-1] >= length:
-            return op("Slice", value, *(np.array([n], np.int64) for n in (0, length, len(shape) - 1)))
+            return op("Slice", value, *(size_array([n]) for n in (0, length, len(shape) - 1)))
         fill = np.zeros([*shape[:-1], length - shape[-1]], dtype)
         return op("Concat", value, fill, axis=len(shape) - 1)
 
@@ -122,11 +122,11 @@ def _transform(op: Operator, real: Value, imaginary: Value, length: int, inverse
 
 
 def _part(op: Operator, data: Value, number: int) -> Any:
-    return op("Gather", data, np.array(number, np.int64), axis=len(shape_of(data)) - 1)
+    return op("Gather", data, size_array(number), axis=len(shape_of(data)) - 1)
 
 
 def _pair(op: Operator, real: Value, imaginary: Value) -> Any:
-    last = np.array([len(shape_of(real))], np.int64)
+    last = size_array([len(shape_of(real))])
     return op("Concat", op("Unsqueeze", real, last), op("Unsqueeze", imaginary, last), axis=-1)
 
 
@@ -148,12 +148,12 @@ def dft(op: Operator, data: Value, length: Value = None, axis: Value = None) -> 
         real, imaginary = _mirrored(op, real, imaginary, count)
         found, _ = _transform(op, real, imaginary, count, inverse)
         found = op("Transpose", found, perm=[int(a) for a in back])
-        return op("Unsqueeze", found, np.array([rank - 1], np.int64))
+        return op("Unsqueeze", found, size_array([rank - 1]))
     count = scalar(length, shape_of(real)[-1])
     parts = list(_transform(op, real, imaginary, count, inverse))
     if onesided:
         kept = (0, count // 2 + 1, rank - 2)
-        parts = [op("Slice", p, *(np.array([n], np.int64) for n in kept)) for p in parts]
+        parts = [op("Slice", p, *(size_array([n]) for n in kept)) for p in parts]
     return _pair(op, *(op("Transpose", p, perm=[int(a) for a in back]) for p in parts))
 
 
@@ -163,7 +163,7 @@ def _mirrored(op: Operator, real: Value, imaginary: Value, count: int) -> tuple[
     half = shape_of(real)[-1]
     if imaginary is None:
         imaginary = np.zeros(shape_of(real), dtype_of(real))
-    rest = np.array([count - k for k in range(half, count)], np.int64)
+    rest = size_array([count - k for k in range(half, count)])
     if not len(rest):
         return real, imaginary
     mirrored = op("Neg", op("Gather", imaginary, rest, axis=axis))
@@ -193,5 +193,5 @@ def stft(
     parts = list(_transform(op, framed(0), imaginary, length, False))
     if op.attr("onesided", 1):
         kept = (0, length // 2 + 1, 2)
-        parts = [op("Slice", p, *(np.array([n], np.int64) for n in kept)) for p in parts]
+        parts = [op("Slice", p, *(size_array([n]) for n in kept)) for p in parts]
     return _pair(op, *parts)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
-from wasmgraph.compiler.importing.frontend.values import Value, dtype_of
+from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, size_array
 
 _DOMAIN = "ai.onnx.preview.training"
 
@@ -50,7 +50,7 @@ def momentum(op: Operator, rate: Value, step: Value, *values: Value) -> Any:
     for x, gradient, velocity in _groups(values, 3):
         dtype = dtype_of(x)
         alpha, beta = np.array(op.attr("alpha"), dtype), np.array(op.attr("beta"), dtype)
-        first = op("Greater", step, np.array(0, np.int64))
+        first = op("Greater", step, size_array(0))
         factor = op("Where", first, beta, np.array(1, dtype))
         g = _regularized(op, x, gradient)
         new = op("Add", op("Mul", alpha, velocity), op("Mul", factor, g))
@@ -78,7 +78,7 @@ def adam(op: Operator, rate: Value, step: Value, *values: Value) -> Any:
         left = op("Sub", number(1), op("Pow", beta, times))
         right = op("Sub", number(1), op("Pow", alpha, times))
         corrected = op("Div", op("Mul", rate, op("Sqrt", left)), right)
-        started = op("Greater", step, np.array(0, np.int64))
+        started = op("Greater", step, size_array(0))
         adjusted = op("Where", started, corrected, rate)
         new = op("Sub", x, op("Div", op("Mul", adjusted, new_mean), root))
         shrink = number(1 - op.attr("norm_coefficient_post", 0.0))
