@@ -197,3 +197,65 @@ def test_closing_a_graph_ends_its_workers_in_chromium(small_artifact) -> None:
             assert worker_threads() == 1  # the one that loaded the graph
             browser.close()
         server.shutdown()
+
+
+OPEN = """
+const graph = await load(readFileSync(path));
+const said = { dims: graph.dims.map(({ name, least, most }) => [name, least, most]), runs: [], errors: [] };
+const ones = (count) => new Float32Array(count).fill(1);
+for (const [x, z, options] of [[6, 2], [40, 4, { dims: { n: 10 } }], [3, 3]]) {
+  const found = graph.run({ x: ones(x), z: ones(z) }, options);
+  said.runs.push([graph.shape(graph.outputs[0]), [...found.y].length, graph.values]);
+}
+const wrong = [
+  [6, 5],
+  [42, 2],
+  [6, 2, { dims: { k: 1 } }],
+  [6, 2, { dims: { n: 2 } }],
+  [6, 2, { dims: { m: 5, n: 1 } }],
+];
+for (const [x, z, options] of wrong) {
+  try {
+    graph.run({ x: ones(x), z: ones(z) }, options);
+    said.errors.push('none');
+  } catch (error) {
+    said.errors.push(`${error.name}: ${error.message}`);
+  }
+}
+console.log(JSON.stringify(said));
+"""
+
+
+@needs_node
+def test_open_dimensions_are_found_from_lengths(tmp_path: Path) -> None:
+    from onnx import TensorProto, helper
+
+    graph = helper.make_graph(
+        [helper.make_node("Mul", ["x", "z"], ["y"])],
+        "open",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", "m"]),
+            helper.make_tensor_value_info("z", TensorProto.FLOAT, ["m"]),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    path = wg.compile(model, dims={"n": (1, 20), "m": (1, 4)}).save(tmp_path / "open.wasm")
+    script = tmp_path / "open.mjs"
+    head = (
+        f"import {{ readFileSync }} from 'node:fs';\nimport {{ load }} from {str(WEB / 'loader.mjs')!r};\n"
+    )
+    script.write_text(f"{head}const path = {str(path)!r};\n{OPEN}")
+    done = subprocess.run(["node", str(script)], capture_output=True, text=True, timeout=60, check=True)
+    said = json.loads(done.stdout)
+    assert said["dims"] == [["n", 1, 20], ["m", 1, 4]]
+    assert [run[:2] for run in said["runs"]] == [[[3, 2], 6], [[10, 4], 40], [[1, 3], 3]]
+    assert said["runs"][1][2] == {"n": 10, "m": 4}
+    errors = [
+        'FeedError: input "z" has 5 elements, for which there is no "m" from 1 to 4',
+        'FeedError: input "x" has 42 elements, for which there is no "n" from 1 to 20',
+        'FeedError: no dimension is called "k"',
+        'FeedError: input "z": expected Float32Array of 3, got Float32Array of 2',
+        'FeedError: the dimension "m" is 5; this graph was compiled for 1 to 4',
+    ]
+    assert said["errors"] == errors

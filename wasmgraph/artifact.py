@@ -38,6 +38,8 @@ from wasmgraph.manifest import (
     Placed,
     PlacedDim,
     Step,
+    check_computed,
+    given,
     params_file,
 )
 from wasmgraph.tensors import TensorSpec, signature
@@ -305,6 +307,8 @@ __all__ = [
     "Placed",
     "PlacedDim",
     "Step",
+    "check_computed",
+    "given",
     "kind_of",
     "params_file",
     "seal",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from math import prod
 from typing import Any, Literal, NamedTuple
 
 from wasmgraph.dims import MOST, Dim, Shape, Size, bounds, evaluate, from_json, names, to_json
-from wasmgraph.errors import ArtifactError, SchemaError
+from wasmgraph.errors import ArtifactError, ExecutionError, SchemaError
 from wasmgraph.targets import Kind
 from wasmgraph.tensors import TensorSpec
 
@@ -45,9 +45,11 @@ class Placed:
 
 @dataclass(frozen=True)
 class PlacedDim(Dim):
-    """A dimension and the byte offset of its value, an int32, which the host writes before a run."""
+    """A dimension and the byte offset of its value, an int32. The host writes it before a run; if it is
+    ``computed``, the graph does, and the host may read it afterwards."""
 
     offset: int = 0
+    computed: bool = False
 
 
 class StepWork(NamedTuple):
@@ -60,6 +62,25 @@ class StepWork(NamedTuple):
     traffic_bytes: int
     product: bool
     turns: int
+
+
+def given(dims: Sequence[PlacedDim]) -> tuple[PlacedDim, ...]:
+    """The dimensions whose values the host writes."""
+    return tuple(dim for dim in dims if not dim.computed)
+
+
+def check_computed(dims: Sequence[PlacedDim], values: Mapping[str, int]) -> Mapping[str, int]:
+    """Return values that a graph has computed.
+
+    Raises
+    ------
+    ExecutionError
+        One is out of its bounds, which no graph does that wasmgraph has made.
+    """
+    for dim in dims:
+        if dim.computed and not dim.least <= values[dim.name] <= dim.most:
+            raise ExecutionError(f"the graph computed {values[dim.name]} for {dim}.")
+    return values
 
 
 @dataclass(frozen=True)
@@ -242,8 +263,11 @@ class Manifest(LibraryManifest):
         if len(dims) < len(self.dims):
             raise ValueError("two dims have the same name")
         for dim in self.dims:
-            if type(dim.offset) is not int or dim.offset < 0 or dim.most > MOST:
+            numbers = (dim.offset, dim.most)
+            if [type(n) for n in numbers] != [int, int] or dim.offset < 0 or dim.most > MOST:
                 raise ValueError(f"a dimension is {dim} at {dim.offset!r}")
+            if type(dim.computed) is not bool:
+                raise TypeError(f"computed is {dim.computed!r}")
             if self.kind == "native" and dim.offset + 4 > self.arena_bytes:
                 raise ValueError(f"the value of {dim} lies outside the arena")
         return dims

@@ -23,6 +23,7 @@ from wasmgraph.errors import (
     UnboundDimensionError,
     UsageError,
 )
+from wasmgraph.models.bert import Config, build, random_weights
 
 FLOAT, INT = TensorProto.FLOAT, TensorProto.INT64
 NODE = helper.make_node
@@ -259,6 +260,25 @@ def test_every_host_takes_open_dimensions(options: dict[str, Any], compiled) -> 
             agrees(session, proto, values)
         with pytest.raises(FeedError, match="'m' is 21"):
             session.run({"x": np.zeros((1, 21, 16), np.float32)})
+
+
+def test_an_encoder_reads_any_number_of_texts_of_any_length() -> None:
+    config = Config(32, 2, 2, 48, 90, 24)
+    proto = build(config, random_weights(config), "encoder", {})
+    theirs = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    artifact = wg.compile(proto, dims={"batch": (1, 4), "sequence": (1, 24)})
+    assert artifact.manifest.ops_fallback == artifact.manifest.ops_slow == 0
+    assert [s.rule for s in artifact.manifest.steps].count("attention") == 2
+    rng = np.random.default_rng(4)
+    with wg.load(artifact) as session:
+        for batch, length in ((1, 1), (1, 8), (4, 24), (3, 7), (2, 17), (4, 4)):
+            mask = (rng.random((batch, length)) < 0.8).astype(np.int64)
+            mask[:, 0] = 1
+            ids = rng.integers(0, 90, (batch, length))
+            given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": 0 * ids}
+            found = session.run(given)
+            for output, expected in zip(theirs.get_outputs(), theirs.run(None, given), strict=True):
+                np.testing.assert_allclose(found[output.name], expected, rtol=1e-3, atol=1e-4)
 
 
 def test_shapes_and_dims_are_shown_by_name(compiled) -> None:

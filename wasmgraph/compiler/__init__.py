@@ -258,7 +258,7 @@ def _build(
     from wasmgraph.compiler.inspect.work import is_product, kernel_flops
     from wasmgraph.compiler.link.graph import link_graph
     from wasmgraph.compiler.lower import codegen
-    from wasmgraph.compiler.plan import COPY, make_plan
+    from wasmgraph.compiler.plan import COPY, SET, make_plan
     from wasmgraph.compiler.relax import passes
     from wasmgraph.compiler.schedule import FALLBACK, PRODUCT_RULES, schedule_module
 
@@ -285,11 +285,11 @@ def _build(
     with log.stage("plan") as stage:
         limits = [check.limit for check in imported.checks]
         room = 1 << 32 if target.kind == "wasm" else None
-        plan, constants = make_plan(mod, kernels, limits, imported.dims, room)
+        plan, constants = make_plan(mod, kernels, limits, imported.dims, room, imported.counts)
         stage.outcome = f"{len(plan.calls)} calls, arena {plan.arena_bytes:,} bytes"
     (directory / "graph.json").write_text(plan.to_json())
-    rules[COPY] = "copy"
-    flops[COPY] = 0
+    rules |= {COPY: "copy", SET: "copy"}
+    flops |= {COPY: 0, SET: 0}
     steps = tuple(
         Step(
             c.kernel,
@@ -374,7 +374,8 @@ def _manifest(
         ops_scheduled=len(steps) - fallback,
         ops_fallback=fallback,
         dims=tuple(
-            PlacedDim(d.name, d.least, d.most, base + plan.dims_at + 4 * n) for n, d in enumerate(plan.dims)
+            PlacedDim(d.name, d.least, d.most, base + plan.dims_at + 4 * n, d.name in plan.computed)
+            for n, d in enumerate(plan.dims)
         ),
         notes=imported.notes,
         versions={p: version(p) for p in ("wasmgraph", "apache-tvm", "ziglang", "onnx")},

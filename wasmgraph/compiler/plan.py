@@ -37,6 +37,7 @@ from wasmgraph.dims import (
 from wasmgraph.errors import CompileError, ModelError, UnsupportedOperatorError
 from wasmgraph.tensors import Array
 
+SET = "set"  # takes over a dimension's value that a kernel has computed
 COPY = "copy"  # for an output that is also an input, a constant, or another output
 
 
@@ -133,6 +134,7 @@ class Plan:
     param_bytes: int
     checks: tuple[Check, ...] = ()
     repeats: tuple[Repeat, ...] = ()  # inner ones before those around them
+    computed: tuple[str, ...] = ()  # of dims, those that calls of SET write
     dims: tuple[Dim, ...] = ()
     dims_at: int = 0
 
@@ -207,6 +209,9 @@ class _Builder:
     parameters: list[Parameter] = field(default_factory=list)
     blob: list[Array] = field(default_factory=list)
     param_bytes: int = 0
+    # The names of dimensions whose values kernels compute, by the result of a call and its number; equal
+    # calls are one.
+    counts: dict[tuple[relax.Var, int], list[str]] = field(default_factory=dict)
     past: int = 0  # bytes that kernels may read past the end of a tensor
     constants: dict[bytes, int] = field(default_factory=dict)
 
@@ -338,6 +343,9 @@ class _Builder:
                 self.step(kernel, self.operands(value.args[1]), results, values)
                 self.note_past(self.mod[value.args[0]], value.args[1].fields)
                 self.places[var] = list(results)
+                for number, place in enumerate(results):
+                    for dim in self.counts.get((var, number), ()):  # later calls take its value
+                        self.step(SET, [place], [], {dim: 0})
                 return
             if name == "relax.reshape":
                 self.places[var] = self.place(value.args[0])
@@ -425,8 +433,9 @@ def _too_large(buffers: Sequence[_Buffer], dims: Sequence[Dim], arena_bytes: int
 
 
 def _walk(builder: _Builder, main: relax.Function) -> list[_Buffer]:
-    inputs = [builder.new(param.ty, 0) for param in main.params]
-    for param, buffer in zip(main.params, inputs, strict=True):
+    tensors = [param for param in main.params if isinstance(param.ty, relax.TensorType)]
+    inputs = [builder.new(param.ty, 0) for param in tensors]
+    for param, buffer in zip(tensors, inputs, strict=True):
         builder.places[param] = [buffer]
     for block in main.body.blocks:
         for binding in block.bindings:
@@ -440,6 +449,25 @@ def _walk(builder: _Builder, main: relax.Function) -> list[_Buffer]:
         names = ", ".join(sorted(set(builder.unplanned)))
         raise UnsupportedOperatorError(f"no kernel for: {names}. Export the model without them.")
     return inputs
+
+
+def _counts(main: relax.Function, names: Sequence[str]) -> dict[tuple[relax.Var, int], list[str]]:
+    """Which results of which calls are the last tensors that ``main`` returns."""
+    bound = {b.var: b.value for block in main.body.blocks for b in block.bindings}
+
+    def source(value: relax.Expr) -> relax.Expr:
+        while isinstance(value, relax.Var) and not isinstance(bound[value], relax.Call):
+            value = bound[value]
+        return value
+
+    found: dict[tuple[relax.Var, int], list[str]] = {}
+    for field_, name in zip(source(main.body.body).fields[-len(names) :], names, strict=True):
+        value = source(field_)
+        if isinstance(value, relax.TupleGetItem):
+            found.setdefault((source(value.tuple_value), value.index), []).append(name)
+        else:
+            found.setdefault((value, 0), []).append(name)
+    return found
 
 
 def _results(builder: _Builder, main: relax.Function) -> tuple[list[relax.TensorType], list[_Place]]:
@@ -459,6 +487,7 @@ def make_plan(
     limits: Sequence[Size] = (),
     dims: Sequence[Dim] = (),
     room: int | None = None,
+    counts: Sequence[str] = (),
 ) -> tuple[Plan, list[Array]]:
     """Plan ``mod["main"]``.
 
@@ -467,6 +496,8 @@ def make_plan(
     kernels : what each kernel takes beside inputs and outputs
     limits : of the checks, the last tensors that ``main`` returns
     dims : bounds of the dimensions that shapes depend on; the arena holds tensors of the largest sizes
+    counts : of the dimensions, those whose values are computed, and the very last tensors that ``main``
+        returns
     room : the most bytes that arena and parameters may take
 
     Returns
@@ -478,6 +509,8 @@ def make_plan(
     main = mod["main"]
     values = _Buffer(4 * len(dims), 0, 0)
     builder.buffers += [values] if dims else []
+    if counts:
+        builder.counts = _counts(main, counts)
     inputs = _walk(builder, main)
     outputs: list[_Buffer] = []
     for ty, place in zip(*_results(builder, main), strict=True):
@@ -494,6 +527,7 @@ def make_plan(
     arena_bytes = _pack(builder.buffers) + _aligned(builder.past)
     if dims and room is not None and arena_bytes + builder.param_bytes > room:
         raise _too_large(builder.buffers, dims, arena_bytes, room - builder.param_bytes)
+    outputs = outputs[: len(outputs) - len(counts)]
     first_check = len(outputs) - len(limits)
 
     def address(place: _Operand) -> Argument:
@@ -519,6 +553,7 @@ def make_plan(
             Repeat(o.first, last, o.loop.turns, o.state[0].offset if o.loop.conditional else None)
             for o, last in builder.repeats
         ),
+        tuple(counts),
         tuple(dims),
         max(0, values.offset),
     )

@@ -42,7 +42,7 @@ def size_of(extent: Any) -> Size:
     if isinstance(extent, (int, tirx.IntImm)):
         return int(extent)
     if isinstance(extent, tirx.Var):
-        return Expression.of(extent.name)
+        return Expression.of(str(extent.name))  # TVM's strings are of a class of their own
     if isinstance(extent, tirx.Cast):
         return size_of(extent.value)
     if isinstance(extent, tirx.FloorMod):
@@ -93,6 +93,12 @@ def _naming(
         yield
     finally:
         _function.reset(token)
+
+
+def own_variables(sizes: Iterable[Size]) -> AbstractContextManager[None]:
+    """In this block, which builds a kernel, sizes are written with variables of its own."""
+    own = {name: tirx.Var(name, _DTYPE) for size in sizes for name in names(size)}
+    return _naming([], False, own)
 
 
 def naming(*tensors: relax.Expr) -> AbstractContextManager[None]:

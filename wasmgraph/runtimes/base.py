@@ -87,6 +87,8 @@ class Session(ABC):
     inputs, outputs : specs of the graph's inputs and outputs, in order; where a size is open, the shape has
         the name of the dimension
     dims : the graph's open dimensions, with their bounds
+    values : of all dimensions that shapes depend on, those too that the graph computes: what they were in
+        the last run
     """
 
     survives_fork = False
@@ -105,6 +107,7 @@ class Session(ABC):
         self.inputs = inputs
         self.outputs = outputs
         self.dims = dims
+        self.values: dict[str, int] = {}
         self._source: object = None  # an artifact that has to live as long as the session
         self._lock = threading.RLock()  # held by the thread whose turn it is
         self._running = False

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wasmgraph.artifact import Artifact, Placed
+from wasmgraph.artifact import Artifact, Placed, PlacedDim, check_computed, given
 from wasmgraph.errors import ArtifactError, CacheError, TargetError
 from wasmgraph.files import cache_dir, prune, renew, replacing
 from wasmgraph.host import cpu_features
@@ -90,7 +90,7 @@ class NativeSession(Session):
     survives_fork = True
 
     def __init__(self, artifact: Artifact, library: _Library) -> None:
-        super().__init__(artifact.inputs, artifact.outputs, artifact.manifest.dims)
+        super().__init__(artifact.inputs, artifact.outputs, given(artifact.manifest.dims))
         manifest = artifact.manifest
         self._artifact, self._library = artifact, library
         raw = np.zeros(manifest.arena_bytes + _ALIGNMENT, np.uint8)
@@ -98,18 +98,26 @@ class NativeSession(Session):
         self._arena = raw[start : start + manifest.arena_bytes]
         self._placed_inputs, self._placed_outputs = manifest.inputs, manifest.outputs
         self._checks = manifest.checks
-        self._placed_dims = manifest.dims
-        self._values: Mapping[str, int] = {}
+        self._dims = manifest.dims
+        self.values = {dim.name: dim.most for dim in manifest.dims}
 
     def _view(self, tensor: Placed) -> Array:
-        spec = tensor.spec.at(self._values) if self._values else tensor.spec
+        spec = tensor.spec.at(self.values) if self.values else tensor.spec
         raw = self._arena[tensor.offset : tensor.offset + spec.nbytes]
         return raw.view(tensor.dtype).reshape(spec.static_shape)
 
+    def _value(self, dim: PlacedDim) -> Array:
+        return self._arena[dim.offset : dim.offset + 4].view(np.int32)
+
+    def _found(self) -> dict[str, int]:
+        """The values that the graph has computed."""
+        return {dim.name: int(self._value(dim)[0]) for dim in self._dims if dim.computed}
+
     def _run_at(self, arrays: list[Array], values: Mapping[str, int]) -> list[Array]:
-        self._values = values
-        for dim in self._placed_dims:
-            self._arena[dim.offset : dim.offset + 4].view(np.int32)[0] = values[dim.name]
+        self.values |= values
+        for dim in self._dims:
+            if not dim.computed:
+                self._value(dim)[0] = values[dim.name]
         return self._run(arrays)
 
     def _run(self, arrays: list[Array]) -> list[Array]:
@@ -121,9 +129,12 @@ class NativeSession(Session):
                 str(self._artifact.path),
                 "wasmgraph_native_run",
                 error,
-                [check.at(self._values) for check in self._checks],
+                [check.at(self.values | self._found()) for check in self._checks],
                 self._code_at,
+                self._dims,
             )
+        if self._dims:
+            self.values |= check_computed(self._dims, self._found())
         return [self._view(tensor).copy() for tensor in self._placed_outputs]
 
     def _run_step(self, index: int) -> None:

@@ -12,9 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from wasmgraph.artifact import Artifact
+from wasmgraph.artifact import Artifact, check_computed, given
 from wasmgraph.dims import Dim
-from wasmgraph.errors import ArtifactError, ExecutionError, IndexRangeError, MissingDependencyError
+from wasmgraph.errors import (
+    ArtifactError,
+    ExecutionError,
+    FeedError,
+    IndexRangeError,
+    MissingDependencyError,
+)
 from wasmgraph.processes import Child
 from wasmgraph.runtimes.base import LoadOptions, Runtime, Session
 from wasmgraph.runtimes.checks import check
@@ -99,8 +105,9 @@ class NodeProcess:
         answer, content = self._child.ask(message, payload, seconds=PATIENCE_S)
         if "error" in answer:
             kind, _, text = str(answer["error"]).partition(": ")
-            if kind == IndexRangeError.__name__:
-                raise IndexRangeError(f"{self._where}: {text}")
+            if kind in (IndexRangeError.__name__, FeedError.__name__):
+                error = IndexRangeError if kind == IndexRangeError.__name__ else FeedError
+                raise error(f"{self._where}: {text}")
             raise ExecutionError(f"{self._where}: {answer['error']}")
         return answer, content
 
@@ -123,17 +130,14 @@ class ProcessSession(Session):
         self.process = process
 
     def _run(self, arrays: list[Array]) -> list[Array]:
-        return self._results(arrays, {"command": "run"}, self.outputs)
+        return self._run_at(arrays, {})
 
     def _run_at(self, arrays: list[Array], values: Mapping[str, int]) -> list[Array]:
-        outputs = [spec.at(values) for spec in self.outputs]
-        return self._results(arrays, {"command": "run", "dims": dict(values)}, outputs)
-
-    def _results(
-        self, arrays: list[Array], message: Mapping[str, Any], outputs: Sequence[TensorSpec]
-    ) -> list[Array]:
         payload = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
-        content = self._ask(message, payload)
+        message = {"command": "run", "dims": dict(values)} if values else {"command": "run"}
+        answer, content = self._answer(message, payload)
+        self.values = {**values, **self._computed(answer)}
+        outputs = [spec.at(self.values) for spec in self.outputs] if self.values else self.outputs
         if len(content) != sum(spec.nbytes for spec in outputs):
             self._closed = True
             raise ExecutionError(f"the process answered with {len(content)} bytes of outputs.")
@@ -144,9 +148,16 @@ class ProcessSession(Session):
             offset += spec.nbytes
         return results
 
+    def _computed(self, answer: Mapping[str, Any]) -> Mapping[str, int]:
+        """The values of dimensions that the graph has computed."""
+        return {}
+
     def _ask(self, message: Mapping[str, Any], payload: bytes = b"") -> bytes:
+        return self._answer(message, payload)[1]
+
+    def _answer(self, message: Mapping[str, Any], payload: bytes = b"") -> tuple[Mapping[str, Any], bytes]:
         try:
-            return self.process.ask(message, payload)[1]
+            return self.process.ask(message, payload)
         finally:
             if self.process.closed:  # it died, or the call was interrupted
                 self._closed = True
@@ -170,12 +181,13 @@ class NodeSession(ProcessSession):
                 check="engine",
             )
         process = NodeProcess(_RUNNER, str(artifact.path), flags)
-        super().__init__(process, artifact.inputs, artifact.outputs, artifact.manifest.dims)
+        super().__init__(process, artifact.inputs, artifact.outputs, given(artifact.manifest.dims))
+        self._dims = artifact.manifest.dims
         self._artifact, self._threads, self._folder = artifact, threads, folder
         try:
             path = str(artifact.path.resolve())
-            given = None if params is None else str(params)
-            self.process.ask({"command": "load", "path": path, "threads": threads, "params": given})
+            file = None if params is None else str(params)
+            self.process.ask({"command": "load", "path": path, "threads": threads, "params": file})
             artifact.check_unchanged()
         except ExecutionError as error:
             self.close()
@@ -183,6 +195,12 @@ class NodeSession(ProcessSession):
         except ArtifactError:
             self.close()
             raise
+
+    def _computed(self, answer: Mapping[str, Any]) -> Mapping[str, int]:
+        computed = [dim for dim in self._dims if dim.computed]
+        if not computed:
+            return {}
+        return check_computed(computed, {dim.name: int(answer["dims"][dim.name]) for dim in computed})
 
     def _run_step(self, index: int) -> None:
         self._ask({"command": "step", "index": index})

@@ -29,7 +29,7 @@ await serve({
       offset += bytes.length;
     }
     graph.call();
-    return { parts: graph.outputs.map((tensor) => graph.view(tensor).slice()) };
+    return { dims: graph.values, parts: graph.outputs.map((tensor) => graph.view(tensor).slice()) };
   },
   step({ index }) {
     graph.step(index);

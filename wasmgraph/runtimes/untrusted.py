@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from wasmgraph.artifact import DTYPES
+from wasmgraph.artifact import DTYPES, PlacedDim, check_computed, given
 from wasmgraph.dims import Dim, bounds, from_json
 from wasmgraph.errors import ExecutionError, LimitError, ProcessError, WasmgraphError, error_from
 from wasmgraph.limits import Limits, child_environment
@@ -51,12 +51,12 @@ class UntrustedSession(Session):
             answer = self._ask("load", request=request)
             try:
                 self._loaded = path, replace(options, sha256=str(answer["sha256"])), limits
-                dims = tuple(Dim(*said) for said in answer["dims"])
-                bound = {dim.name: dim for dim in dims}
+                self._dims = tuple(PlacedDim(*said) for said in answer["dims"])
+                bound = {dim.name: dim for dim in self._dims}
                 inputs, outputs = (_specs(answer[side], bound) for side in ("inputs", "outputs"))
             except (KeyError, TypeError, ValueError, ArithmeticError) as error:
                 raise ExecutionError(f"{path}: the child answered with no tensors ({error}).") from error
-            super().__init__(inputs, outputs, dims)
+            super().__init__(inputs, outputs, given(self._dims))
             self._share(shared, tuple(spec.largest(bound) for spec in (*inputs, *outputs)))
             self._ask("map", shared=shared)
         except BaseException:
@@ -81,20 +81,28 @@ class UntrustedSession(Session):
         os.ftruncate(shared, max(size, 1))
         fcntl.fcntl(shared, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         self._memory, self._offsets = mmap.mmap(shared, max(size, 1)), offsets
-        self._views = [] if self.dims else views(self._memory, specs, offsets)
+        self._views = [] if self._dims else views(self._memory, specs, offsets)
 
     def _run(self, arrays: list[Array]) -> list[Array]:
-        return self._through(self._views, arrays, {})
+        return self._run_at(arrays, {})
 
     def _run_at(self, arrays: list[Array], values: Mapping[str, int]) -> list[Array]:
-        specs = tuple(spec.at(values) for spec in (*self.inputs, *self.outputs))
-        return self._through(views(self._memory, specs, self._offsets), arrays, values)
-
-    def _through(self, shared: list[Array], arrays: list[Array], values: Mapping[str, int]) -> list[Array]:
-        for view, array in zip(shared, arrays, strict=False):
+        count = len(self.inputs)
+        inputs = self._views[:count] or self._seen(self.inputs, self._offsets, values)
+        for view, array in zip(inputs, arrays, strict=True):
             np.copyto(view, array)
-        self._ask("run", dims=dict(values))
-        return [view.copy() for view in shared[len(arrays) :]]
+        answer = self._ask("run", dims=dict(values))
+        computed = [dim for dim in self._dims if dim.computed]
+        if computed:
+            values = {**values, **check_computed(computed, _numbers(answer.get("dims"), computed))}
+        self.values = dict(values)
+        outputs = self._views[count:] or self._seen(self.outputs, self._offsets[count:], values)
+        return [view.copy() for view in outputs]
+
+    def _seen(
+        self, specs: tuple[TensorSpec, ...], offsets: list[int], values: Mapping[str, int]
+    ) -> list[Array]:
+        return views(self._memory, tuple(spec.at(values) for spec in specs), offsets[: len(specs)])
 
     def _run_step(self, index: int) -> None:
         self._ask("step", index=index)
@@ -160,6 +168,14 @@ def _start(where: str, shared: int) -> Child:
         env=child_environment(),
         cwd="/",
     )
+
+
+def _numbers(said: Any, dims: list[PlacedDim]) -> dict[str, int]:
+    """Validate a child's values of dimensions."""
+    values = said if isinstance(said, dict) else {}
+    if any(type(values.get(dim.name)) is not int for dim in dims):
+        raise ExecutionError(f"the child answered with the dimensions {said!r}.")
+    return {dim.name: values[dim.name] for dim in dims}
 
 
 def _specs(said: Any, dims: Mapping[str, Dim]) -> tuple[TensorSpec, ...]:

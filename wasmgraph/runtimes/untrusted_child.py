@@ -85,11 +85,12 @@ class Child:
             side: [(s.name, list(map(to_json, s.shape)), s.dtype) for s in getattr(self._session, side)]
             for side in ("inputs", "outputs")
         }
-        dims = [(dim.name, dim.least, dim.most) for dim in self._session.dims]
+        self._dims = artifact.manifest.dims
+        dims = [(dim.name, dim.least, dim.most, 0, dim.computed) for dim in self._dims]
         return {"sha256": artifact.sha256, "dims": dims, **sides}
 
     def _map(self, shared: int) -> dict[str, Any]:
-        dims = {dim.name: dim for dim in self._session.dims}
+        dims = {dim.name: dim for dim in self._dims}
         specs = tuple(s.largest(dims) for s in (*self._session.inputs, *self._session.outputs))
         self._offsets, size = layout(specs)
         self._memory = mmap.mmap(shared, max(size, 1))
@@ -98,14 +99,18 @@ class Child:
 
     def _run(self, dims: dict[str, int]) -> dict[str, Any]:
         inputs, tensors = self._session.inputs, self._tensors
-        if dims:
-            specs = tuple(s.at(dims) for s in (*inputs, *self._session.outputs))
-            tensors = views(self._memory, specs, self._offsets)
-        feeds = {spec.name: tensor for spec, tensor in zip(inputs, tensors, strict=False)}
+        count = len(inputs)
+        if self._dims:
+            tensors = views(self._memory, tuple(s.at(dims) for s in inputs), self._offsets[:count])
+        feeds = {spec.name: tensor for spec, tensor in zip(inputs, tensors[:count], strict=True)}
         outputs = self._session.run(feeds, dims=dims or None)
-        for spec, tensor in zip(self._session.outputs, tensors[len(inputs) :], strict=True):
+        values = self._session.values
+        if self._dims:
+            specs = tuple(s.at(values) for s in self._session.outputs)
+            tensors = [*tensors, *views(self._memory, specs, self._offsets[count:])]
+        for spec, tensor in zip(self._session.outputs, tensors[count:], strict=True):
             tensor[...] = outputs[spec.name]
-        return {}
+        return {"dims": values} if self._dims else {}
 
     def _step(self, index: int) -> dict[str, Any]:
         self._session.run_step(index)

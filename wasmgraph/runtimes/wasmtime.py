@@ -13,7 +13,7 @@ import numpy as np
 import wasmtime
 
 from wasmgraph.abi import LOAD
-from wasmgraph.artifact import Artifact, Placed
+from wasmgraph.artifact import Artifact, Placed, PlacedDim, check_computed, given
 from wasmgraph.errors import ArtifactError, ExecutionError, UsageError
 from wasmgraph.runtimes.base import LoadOptions, Runtime, Session, distribution_bytes
 from wasmgraph.runtimes.checks import check
@@ -38,15 +38,16 @@ class WasmtimeSession(Session):
         params_folder: Path | None = None,
         module: wasmtime.Module | None = None,
     ) -> None:
-        super().__init__(artifact.inputs, artifact.outputs, artifact.manifest.dims)
+        super().__init__(artifact.inputs, artifact.outputs, given(artifact.manifest.dims))
         manifest, self._shape = artifact.manifest, check(artifact)
         self._artifact, self._config, self._threads = artifact, config, threads
         self._params_folder = params_folder
         self._where = str(artifact.path)
         self._placed_inputs, self._placed_outputs = manifest.inputs, manifest.outputs
         self._checks = manifest.checks
-        self._placed_dims = manifest.dims
-        self._values: Mapping[str, int] = {dim.name: dim.most for dim in manifest.dims}
+        self._dims = manifest.dims
+        self._computed = any(dim.computed for dim in manifest.dims)
+        self.values = {dim.name: dim.most for dim in manifest.dims}
         self._module = module or compiled_module(artifact, config)
         self._params = params_file(artifact, params_folder)
         self._pool: Pool | None = None
@@ -95,7 +96,7 @@ class WasmtimeSession(Session):
         """Renew the views, at the present values of dimensions."""
         inputs, outputs = (
             [
-                self._view(tensor, tensor.spec.at(self._values) if self._values else tensor.spec)
+                self._view(tensor, tensor.spec.at(self.values) if self.values else tensor.spec)
                 for tensor in side
             ]
             for side in (self._placed_inputs, self._placed_outputs)
@@ -112,20 +113,30 @@ class WasmtimeSession(Session):
         raw = (ctypes.c_ubyte * nbytes).from_address(base + tensor.offset)
         return np.frombuffer(memoryview(raw), dtype=tensor.dtype).reshape(spec.static_shape)
 
+    def _value(self, dim: PlacedDim) -> Array:
+        placed = Placed(dim.name, (), "int32", dim.offset)
+        return self._view(placed, placed.spec)
+
+    def _found(self) -> dict[str, int]:
+        """The values that the graph has computed."""
+        return {dim.name: int(self._value(dim)) for dim in self._dims if dim.computed}
+
     def _run_at(self, arrays: list[Array], values: Mapping[str, int]) -> list[Array]:
-        if values != self._values:
-            self._values = values
+        if any(self.values[name] != value for name, value in values.items()):
+            self.values |= values
             self._see()
-        for dim in self._placed_dims:
-            self._view(Placed(dim.name, (), "int32", dim.offset), TensorSpec(dim.name, (), "int32"))[
-                ...
-            ] = values[dim.name]
+        for dim in self._dims:
+            if not dim.computed:
+                self._value(dim)[...] = values[dim.name]
         return self._run(arrays)
 
     def _run(self, arrays: list[Array]) -> list[Array]:
         for view, array in zip(self._views[0], arrays, strict=True):
             np.copyto(view, array)
         self._call("wasmgraph_run")
+        if self._computed:
+            self.values |= check_computed(self._dims, self._found())
+            self._see()
         return [view.copy() for view in self._views[1]]
 
     def _call(self, name: str, *arguments: int) -> None:
@@ -140,9 +151,8 @@ class WasmtimeSession(Session):
         finally:
             self._look()  # only the module's own code can have made its memory grow
         if error:
-            raise failure(
-                self._where, name, error, [check.at(self._values) for check in self._checks], self._code_at
-            )
+            checks = [check.at(self.values | self._found()) for check in self._checks]
+            raise failure(self._where, name, error, checks, self._code_at, self._dims)
 
     def _code_at(self, offset: int) -> int:
         placed = Placed("a check", (), "int64", offset)

@@ -22,6 +22,7 @@ const MISSING_PARAMS = [
   'have another length than those that the module was compiled with',
   'have another content than those that the module was compiled with',
 ];
+const FIRST_DIM = 16; // the result if the first of the manifest's dims is out of its bounds
 const FIRST_CHECK = 256; // the result of wasmgraph_run if the first of the manifest's checks fails
 const PAGE = 65536;
 const TRAP_BYTES = 1024;
@@ -88,9 +89,14 @@ function names(size) {
     this.module = module;
   }
 
-  /** The graph's open dimensions: name, the least and the most that each may be. */
+  /** The graph's open dimensions that its caller gives: name, the least and the most that each may be. */
   get dims() {
-    return this.manifest.dims ?? [];
+    return (this.manifest.dims ?? []).filter(({ computed }) => !computed);
+  }
+
+  /** The values of all dimensions in the last run, by name. */
+  get values() {
+    return { ...this.#values };
   }
 
   /** The shape of a tensor in the last run. */
@@ -107,7 +113,7 @@ function names(size) {
       }
       new Int32Array(this.#memory.buffer, offset, 1)[0] = value;
     }
-    this.#values = { ...values };
+    this.#values = { ...this.#values, ...values };
   }
 
   /** The values of open dimensions: those that are given, and what the lengths of the feeds say. */
@@ -189,6 +195,14 @@ function names(size) {
   /** Run the graph on the values that are in its inputs. */
   call() {
     this.#call('wasmgraph_run');
+    this.#readComputed();
+  }
+
+  /** Take over the values of dimensions that the graph has computed. */
+  #readComputed() {
+    for (const { name, offset, computed } of this.manifest.dims ?? []) {
+      if (computed) this.#values[name] = new Int32Array(this.#memory.buffer, offset, 1)[0];
+    }
   }
 
   /** Run one call of the plan on the values in memory, for profiling. */
@@ -211,6 +225,11 @@ function names(size) {
       throw trap;
     }
     if (!error) return;
+    this.#readComputed();
+    const dim = this.manifest.dims?.[error - FIRST_DIM];
+    if (dim && error < FIRST_CHECK) {
+      throw new FeedError(`the size that data gives "${dim.name}" is not from ${dim.least} to ${dim.most}`);
+    }
     const check = this.manifest.checks?.[error - FIRST_CHECK];
     if (check && error >= FIRST_CHECK) throw this.#outOfRange(check);
     throw new Error(this.#trapOfAnotherThread() ?? `${name}(${operands}) returned ${error}`);

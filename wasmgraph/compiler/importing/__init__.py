@@ -30,7 +30,8 @@ class ImportedModel:
 
     ``inputs`` and ``outputs`` are in the order of the module's ``main``, under their ONNX names.
     ``constant_outputs`` depend on no input and were computed during import. After its outputs, ``main``
-    returns a code for each of ``checks``. Shapes depend on ``dims``. ``notes`` are for the user.
+    returns a code for each of ``checks``. Shapes depend on ``dims``; the values of ``counts`` among them
+    are computed, and ``main`` returns them last. ``notes`` are for the user.
     """
 
     name: str
@@ -41,6 +42,7 @@ class ImportedModel:
     constant_outputs: tuple[str, ...]
     checks: tuple[IndexCheck, ...] = ()
     dims: tuple[Dim, ...] = ()
+    counts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -71,7 +73,7 @@ def import_model(
     check_operators(proto)
     with bounded(open_dims):
         converted = frontend.convert(proto, model.name, model.weights, open_dims)
-    module, inputs, outputs, constant, checks = converted
+    module, inputs, outputs, constant, checks, counts = converted
     description = description_of(proto, model.name)
     imported = ImportedModel(
         model.name,
@@ -82,6 +84,7 @@ def import_model(
         constant,
         checks,
         tuple(open_dims.values()),
+        counts,
         (*model.notes, *notes),
     )
     return module, imported

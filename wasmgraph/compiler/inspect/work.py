@@ -13,6 +13,7 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.analysis import estimate_tir_flops
 
 from wasmgraph.compiler.operators.recurrent import layer_of
+from wasmgraph.compiler.operators.sequential import is_sequential
 from wasmgraph.compiler.schedule.blocks import axis_sizes, blocks, find, reduces
 from wasmgraph.compiler.sizes import size_of
 from wasmgraph.dims import Size, operation, product
@@ -27,6 +28,8 @@ def kernel_flops(kernel: tirx.PrimFunc) -> Size:
     layer = layer_of(kernel)
     if layer is not None:
         return layer.flops
+    if is_sequential(kernel):
+        return 0
     mod = tvm.IRModule({"main": kernel})
     schedule = Schedule(mod)
     for name in ("conv2d", "dense"):
@@ -68,6 +71,8 @@ def is_product(kernel: tirx.PrimFunc) -> bool:
     """Whether a kernel is a matrix product or a convolution: it sums products of two tensors' elements."""
     if layer_of(kernel) is not None:
         return True
+    if is_sequential(kernel):
+        return False
     schedule = Schedule(tvm.IRModule({"main": kernel}))
     return any(
         _sums_products(schedule.get(block).body) for block in blocks(schedule) if reduces(schedule, block)

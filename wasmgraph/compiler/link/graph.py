@@ -18,7 +18,7 @@ from wasmgraph.compiler.link.pipelining import pipeline
 from wasmgraph.compiler.link.wasi import command_values, params_values, place_params
 from wasmgraph.compiler.link.zig import compile_object, zig
 from wasmgraph.compiler.lower.phases import Phase
-from wasmgraph.compiler.plan import COPY, Address, Argument, Call, Plan, Repeat, Scalar, symbol_of
+from wasmgraph.compiler.plan import COPY, SET, Address, Argument, Call, Plan, Repeat, Scalar, symbol_of
 from wasmgraph.compiler.sizes import dtype_bytes
 from wasmgraph.dims import Size, replaced
 from wasmgraph.targets import Target
@@ -46,9 +46,16 @@ def _number(size: Size, dims: Sequence[str]) -> str:
     return f"{ {'//': 'quotient', 'min': 'least', 'max': 'most'}[size.operator] }({left}, {right})"
 
 
-def _call(call: Call, phases: Sequence[Phase], dims: Sequence[str]) -> str:
+def _call(call: Call, phases: Sequence[Phase], dims: Sequence[str], most: Sequence[int]) -> str:
     """The C code of a step; ``phases`` is empty for a target without threads."""
     arguments = [_expression(address, dims) for address in call.arguments]
+    if call.kernel == SET:
+        (name,) = call.values
+        place = dims.index(name)
+        value, greatest = f"*(int64_t *){arguments[0]}", f"{most[place]}LL"
+        taken = f"set(arena, {place}, {value}, {greatest})"
+        found = f"return beyond({place}, {value}, {greatest});"  # all threads find the same
+        return f"PHASE(1, {taken}) {found}" if phases else f"{taken}; {found}"
     if call.kernel == COPY:
         source, destination = arguments
         copy = f"__builtin_memcpy({destination}, {source}, (unsigned){_number(call.copied_bytes, dims)})"
@@ -68,11 +75,11 @@ def _call(call: Call, phases: Sequence[Phase], dims: Sequence[str]) -> str:
 
 def entry_source(plan: Plan, phases: Mapping[str, Sequence[Phase]]) -> str:
     """The C source of a plan's entry; ``phases`` by kernel, empty for a target without threads."""
-    dims = [dim.name for dim in plan.dims]
+    dims, most = [dim.name for dim in plan.dims], [dim.most for dim in plan.dims]
     signatures = {
         call.kernel: ["int32_t" if isinstance(a, Scalar) else "void *" for a in call.arguments]
         for call in plan.calls
-        if call.kernel != COPY
+        if call.kernel not in (COPY, SET)
     }
     turns = ["int32_t", "int32_t"] if phases else []
     declared = [
@@ -80,16 +87,19 @@ def entry_source(plan: Plan, phases: Mapping[str, Sequence[Phase]]) -> str:
         for kernel, parameters in signatures.items()
         for symbol in ([p.symbol for p in phases[kernel]] if phases else [kernel])
     ]
+    alone = [Phase(COPY, 1)] if phases else []
     steps = [
-        f"    case {i}: {_call(call, phases.get(call.kernel, [Phase(COPY, 1)] if phases else []), dims)}"
+        f"    case {i}: {_call(call, phases.get(call.kernel, alone), dims, most)}"
         for i, call in enumerate(plan.calls)
     ]
     values = {
         "RUN": "\n".join(_sequence(0, len(plan.calls), plan.repeats, dims)),
         "DIMS": f"{plan.dims_at}u",
+        "FIRST_DIM": str(FIRST_DIM),
         "BOUNDS": "\n".join(
             f"    if (DIM({i}) < {dim.least} || DIM({i}) > {dim.most}) return {FIRST_DIM + i};"
             for i, dim in enumerate(plan.dims)
+            if dim.name not in plan.computed
         ),
         "DECLARATIONS": "\n".join(declared),
         "STEPS": "\n".join(steps),

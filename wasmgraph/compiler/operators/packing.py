@@ -18,7 +18,7 @@ from wasmgraph.targets import Target
 
 Legalize = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
 
-_FEW_ROWS = 16
+FEW_ROWS = 16
 # Relax's operator pattern: element-wise operators that follow may be fused into the kernel.
 OUT_FUSIBLE = 4
 # Nothing may be.
@@ -48,7 +48,7 @@ def few_rows_block(rows: Size, target: Target) -> int | None:
     with memory. A target that can prefetch does not need it.
     """
     half = target.tile_channels // 2
-    few = isinstance(rows, int) and target.tile_pixels < rows <= _FEW_ROWS and not target.prefetch
+    few = isinstance(rows, int) and target.tile_pixels < rows <= FEW_ROWS and not target.prefetch
     return half if few and half % target.lanes == 0 else None
 
 

@@ -15,9 +15,10 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import ScheduleError
 
+from wasmgraph.compiler.operators.sequential import is_sequential
 from wasmgraph.compiler.schedule.attention import schedule_attention
 from wasmgraph.compiler.schedule.blocks import begin_with_infinity
-from wasmgraph.compiler.schedule.decisions import Decision, Scheduled
+from wasmgraph.compiler.schedule.decisions import Decision, Scheduled, Vector
 from wasmgraph.compiler.schedule.elementwise import schedule_elementwise
 from wasmgraph.compiler.schedule.recurrent import schedule_recurrent
 from wasmgraph.compiler.schedule.reduction import schedule_reduction
@@ -38,7 +39,14 @@ from wasmgraph.targets import Target
 # decision, or None if the rule does not fit; the given schedule is then no longer usable.
 Rule = Callable[[Schedule, Target, Decision | None], Scheduled | None]
 
+
+def _as_written(schedule: Schedule, target: Target, decision: Decision | None) -> Scheduled | None:
+    """A kernel each of whose turns depends on those before it."""
+    return (schedule, Vector(1)) if is_sequential(schedule.mod["main"]) else None
+
+
 RULES: Mapping[str, Rule] = {
+    "sequential": _as_written,
     "recurrent": schedule_recurrent,
     "open-tiles": schedule_open,
     "winograd-conv2d": schedule_winograd,

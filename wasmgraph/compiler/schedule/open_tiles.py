@@ -9,7 +9,7 @@ operand; what it finds there is not stored.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import tvm
@@ -23,6 +23,7 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812 - as TVM writes it
 from tvm.sym import Analyzer
 from tvm.tirx import IterVar
 
+from wasmgraph.compiler.operators.packing import FEW_ROWS
 from wasmgraph.compiler.schedule.blocks import (
     SHARE,
     axis_sizes,
@@ -177,6 +178,7 @@ def open_tiles(schedule: Schedule, target: Target) -> tuple[tirx.PrimFunc, Tile]
         return None
     if is_closed([extent_of(schedule, loop) for loop in _tiled(schedule, acc, last)]):
         return None  # only loops around the tiles are open
+    weights = find(schedule, "dense") is not None
     inline_between(schedule, acc, last)
     order = blocks(schedule)
     names = [schedule.get(b).name_hint for b in order]
@@ -191,7 +193,10 @@ def open_tiles(schedule: Schedule, target: Target) -> tuple[tirx.PrimFunc, Tile]
     block = int(sums.extents[-1])
     tile = Tile(target.tile_pixels, block)
     tiles = _Tiles(sums, out, found[0], pixel, tile)
-    written = like(schedule.mod["main"], lambda: tiles.emit(before, target.lanes))
+    # Of weights that come from memory; with threads, a condition would be a phase of one turn.
+    half = weights and not (target.prefetch or target.threaded) and block == target.tile_channels
+    half = half and block // 2 % target.lanes == 0
+    written = like(schedule.mod["main"], lambda: tiles.emit(before, target.lanes, half))
     past = tiles.past()
     return (written.with_attr(READS_PAST, past) if past else written), tile
 
@@ -211,30 +216,47 @@ class _Tiles:
         self.analyzer = Analyzer()
         self.held: dict[Buffer, Buffer] = {}
 
-    def emit(self, before: Sequence[Block], lanes: int) -> None:
-        """All blocks; those before the sums are arrays of their own."""
+    def emit(self, before: Sequence[Block], lanes: int, half: bool) -> None:
+        """All blocks; those before the sums are arrays of their own. With ``half``, few rows have tiles of
+        half of the channels and twice the rows (``operators.packing.few_rows_block``)."""
         for each in before:
             self.held[each.buffer] = T.sblock_alloc_buffer(each.buffer.shape, each.buffer.dtype)
             self.fill(each, lanes)
-        out, pixels, block = self.out, self.tile.pixels, self.tile.channels
+        if not half:
+            self.loops(self.tile)
+            return
+        rows = reduce(lambda a, b: a * b, self.out.extents[:-1])
+        with T.If(rows <= FEW_ROWS):
+            with T.Then():
+                self.loops(Tile(2 * self.tile.pixels, self.tile.channels // 2))
+            with T.Else():
+                self.loops(self.tile)
+
+    def loops(self, tile: Tile) -> None:
+        """All tiles of the result. A tile's channels are a block of weights, or divide it."""
+        out, block = self.out, self.tile.channels
         others = [axis for axis in range(len(out.axes) - 1) if axis != self.pixel]
         values: dict[tirx.Var, Expr] = {}
         extents = {
             **{out.axes[axis]: out.extents[axis] for axis in others},
-            out.axes[self.pixel]: (out.extents[self.pixel] + (pixels - 1)) // pixels,
+            out.axes[self.pixel]: (out.extents[self.pixel] + (tile.pixels - 1)) // tile.pixels,
         }
 
-        def nest(left: Sequence[tirx.Var]) -> None:
+        def nest(left: Sequence[tirx.Var], channel: Expr) -> None:
             if not left:
-                self.one(values)
+                self.one(values, tile, channel)
                 return
             with T.serial(extents[left[0]], annotations={SHARE: 1}) as value:
                 values[left[0]] = value
-                nest(left[1:])
+                nest(left[1:], channel)
 
         with T.serial((out.extents[-1] + (block - 1)) // block, annotations={SHARE: 1}) as b:
-            values[out.axes[-1]] = b
-            nest(list(extents))
+            if tile.channels == block:
+                nest(list(extents), b * block)
+                return
+            with T.serial(block // tile.channels) as part:
+                self.analyzer.bind(part, tvm.ir.Range(0, block // tile.channels))
+                nest(list(extents), b * block + part * tile.channels)
 
     def fill(self, block: Block, lanes: int) -> None:
         """Compute a block on which the sums depend, such as padding."""
@@ -270,24 +292,22 @@ class _Tiles:
 
         return tvm_ffi.structural_map(expression, [(TensorLoad, exchange)]) if self.held else expression
 
-    def one(self, values: Mapping[tirx.Var, Expr]) -> None:
-        """A tile at a place: of the dimensions that are divided, the number of the tile, and of the
-        block."""
-        out, sums, pixels, block = self.out, self.sums, self.tile.pixels, self.tile.channels
+    def one(self, values: Mapping[tirx.Var, Expr], shape: Tile, channel: Expr) -> None:
+        """A tile from a channel on, at a place: of the dimension of pixels the number of the tile."""
+        out, sums, pixels, width = self.out, self.sums, shape.pixels, shape.channels
         first = values[out.axes[self.pixel]] * pixels
-        channel = values[out.axes[-1]] * block
 
         def where(pixel: int, lane: Expr) -> dict[tirx.Var, Expr]:
             return {**values, out.axes[self.pixel]: first + pixel, out.axes[-1]: channel + lane}
 
         def term(reduced: Sequence[Expr], lane: Expr, pixel: int) -> Expr:
             here = where(pixel, lane)
-            self.analyzer.bind(lane, tvm.ir.Range(0, block), allow_override=True)
+            self.analyzer.bind(lane, tvm.ir.Range(0, width), allow_override=True)
             place = [self.analyzer.simplify(at(index, here)) for index in self.found.indices]
             names = dict(zip((*sums.axes, *sums.reduced), (*place, *reduced), strict=True))
             return self.reading(at(sums.value, names))
 
-        tile = sum_up(pixels, block, str(sums.buffer.dtype), sums.lengths, term)
+        tile = sum_up(pixels, width, str(sums.buffer.dtype), sums.lengths, term)
         for pixel in range(pixels):
 
             def value(lane: Expr, pixel: int = pixel) -> Expr:
@@ -295,7 +315,7 @@ class _Tiles:
 
             place = [where(pixel, 0)[axis] for axis in out.axes]
             with T.If(first + pixel < out.extents[self.pixel]), T.Then():
-                store_tile(out.buffer, place, block, out.extents[-1], value)
+                store_tile(out.buffer, place, width, out.extents[-1], value)
 
     def past(self) -> str:
         """How far the last tile may read past the end of a tensor: see READS_PAST."""
@@ -311,7 +331,7 @@ class _Tiles:
                 further = at(index, {own: own + self.analyzer.simplify(step) for own, step in steps})
                 step = self.analyzer.simplify(further - index)
                 if isinstance(step, tirx.IntImm) and int(step) > 0:
-                    marks.append(f"{(self.tile.pixels - 1) * int(step)} {number}")
+                    marks.append(f"{(2 * self.tile.pixels - 1) * int(step)} {number}")
             return load
 
         tvm_ffi.structural_map(self.sums.value, [(TensorLoad, note)])

@@ -6,7 +6,7 @@ frontend lacks or does not convert as ONNX defines them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -15,9 +15,9 @@ from onnx import helper
 from tvm import relax
 
 from wasmgraph.compiler.importing.frontend import converters, half  # noqa: F401  (importing converters registers them)
-from wasmgraph.compiler.importing.frontend.graph import Walk
+from wasmgraph.compiler.importing.frontend.graph import Walk, count_name
 from wasmgraph.compiler.importing.frontend.registry import missing
-from wasmgraph.compiler.importing.frontend.schemas import known
+from wasmgraph.compiler.importing.frontend.schemas import domain_of, known, subgraphs
 from wasmgraph.compiler.importing.frontend.values import (
     DTYPES,
     IndexCheck,
@@ -26,6 +26,7 @@ from wasmgraph.compiler.importing.frontend.values import (
     expression,
     shape_of,
 )
+from wasmgraph.compiler.sizes import variable
 from wasmgraph.compiler.tvm_private import end_blocks
 from wasmgraph.dims import Shape, parse
 from wasmgraph.errors import ModelError, WasmgraphError
@@ -37,7 +38,11 @@ Converted = tuple[
     tuple[TensorSpec, ...],
     tuple[str, ...],
     tuple[IndexCheck, ...],
+    tuple[str, ...],
 ]
+# Operators whose outputs are as long as data says.
+COUNTING = {"Compress", "NonMaxSuppression", "NonZero", "Unique"}
+_SPARE = 16
 
 
 def convert(
@@ -52,7 +57,8 @@ def convert(
     Returns
     -------
     The module, the specs of its inputs and outputs, the names of outputs that are constants, and the
-    checks of indices, for each of which ``main`` returns a code (int64 ``[1]``) after its outputs.
+    checks of indices, for each of which ``main`` returns a code (int64 ``[1]``) after its outputs, and the
+    dimensions that the graph computes, whose values ``main`` returns after these.
 
     Raises
     ------
@@ -64,16 +70,22 @@ def convert(
     inputs, declared = check_border(proto, name, dims)
     builder = relax.BlockBuilder()
     opsets = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in proto.opset_import}
-    walk = Walk(builder, opsets, {(f.domain, f.name): f for f in proto.functions})
+    opened = dims if isinstance(dims, dict) else {}
+    functions = {(f.domain, f.name): f for f in proto.functions}
+    apart = _set_apart(proto)
+    walk = Walk(builder, opsets, functions, dims=opened, apart=list(apart))
     params = [relax.Var(f"input{i}", relax.TensorType(s.shape, s.dtype)) for i, s in enumerate(inputs)]
+    if apart:
+        params.append(relax.Var("computed", relax.ShapeType([variable(name) for name in apart])))
     try:
         with builder.function("main", params=params):
             with builder.dataflow():
                 scope = {name: known(array) for name, array in (weights or {}).items()}
-                scope |= {spec.name: walk.enter(var) for spec, var in zip(inputs, params, strict=True)}
+                scope |= {spec.name: walk.enter(var) for spec, var in zip(inputs, params, strict=False)}
                 found = walk.graph(proto.graph, scope, opsets)
                 results = [_leave(v, o, walk) for v, o in zip(found, declared.items(), strict=True)]
-                fields = [expression(value) for value in (*results, *(found for _, found in walk.checks))]
+                said = (*(found for _, found in walk.checks), *(count for _, count in walk.counts))
+                fields = [expression(value) for value in (*results, *said)]
                 value = builder.emit_output(fields[0] if len(fields) == 1 else relax.Tuple(fields))
             builder.emit_func_output(value)
     except WasmgraphError as error:
@@ -83,7 +95,31 @@ def convert(
         end_blocks(builder)
     outputs = tuple(TensorSpec(o, shape_of(v), dtype_of(v)) for o, v in zip(declared, results, strict=True))
     constant = tuple(o for o, v in zip(declared, results, strict=True) if isinstance(v, np.ndarray))
-    return builder.get(), tuple(inputs), outputs, constant, tuple(check for check, _ in walk.checks)
+    checks, counts = tuple(check for check, _ in walk.checks), tuple(name for name, _ in walk.counts)
+    return builder.get(), tuple(inputs), outputs, constant, checks, counts
+
+
+def _set_apart(proto: onnx.ModelProto) -> list[str]:
+    """Names for dimensions that the graph computes: those of its nodes, and some for nodes that are applied
+    more than once."""
+    found: list[str] = []
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    constants |= {name for n in proto.graph.node if n.op_type == "Constant" for name in n.output}
+
+    def look(nodes: Sequence[onnx.NodeProto]) -> None:
+        for node in nodes:
+            counts = node.op_type in COUNTING
+            if node.op_type == "TopK" and len(node.input) > 1:
+                counts = node.input[1] not in constants
+            if counts and not domain_of(node):
+                found.append(count_name(node))
+            for graph in subgraphs(node):
+                look(graph.node)
+
+    look(proto.graph.node)
+    for function in proto.functions:
+        look(function.node)
+    return [*dict.fromkeys(found), *(f"computed_{n}" for n in range(_SPARE))] if found else []
 
 
 def check_border(

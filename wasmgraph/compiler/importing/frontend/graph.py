@@ -55,11 +55,17 @@ from wasmgraph.compiler.importing.static_inputs import STATIC_INPUTS
 from wasmgraph.compiler.operators.packing import OPAQUE
 from wasmgraph.compiler.sizes import call_te
 from wasmgraph.compiler.tvm_private import frontend_converters, onnx_input
-from wasmgraph.dims import Shape, is_closed, product
+from wasmgraph.dims import Dim, Expression, Shape, Size, is_closed, product
+from wasmgraph.dims import most as greatest
 from wasmgraph.errors import ModelError, UnsupportedOperatorError, WasmgraphError
 
 # The opset of the operators by which converters express other operators.
 OWN_OPSET = 21
+
+
+def count_name(node: onnx.NodeProto) -> str:
+    """What the dimension is called that a node's first output has."""
+    return f"{node.output[0]}_count"
 
 
 @dataclass
@@ -172,6 +178,22 @@ class Walk:
     condition: Value = None
     where: tuple[str, str] = ("", "")  # place and operator of the innermost current node with a name
     loops: int = 0  # that were converted as loops
+    # Open dimensions; those that the graph computes, by the names that were set apart for them, and the
+    # tensors (int64 [1]) that say their values.
+    dims: dict[str, Dim] = field(default_factory=dict)
+    apart: list[str] = field(default_factory=list)
+    counts: list[tuple[str, relax.Expr]] = field(default_factory=list)
+
+    def computed(self, node: onnx.NodeProto, most: Size, count: relax.Expr) -> Expression:
+        """A dimension whose value a tensor says when the graph runs; it is at most ``most``."""
+        wanted = count_name(node)
+        name = next((n for n in (wanted, *self.apart) if n in self.apart), None)
+        if name is None:
+            raise UnsupportedOperatorError(f"{node.op_type} is one of too many whose results data counts")
+        self.apart.remove(name)
+        self.dims[name] = Dim(name, 0, greatest(most))
+        self.counts.append((name, count))
+        return Expression.of(name)
 
     def next_loop(self) -> int:
         """The number of another loop."""

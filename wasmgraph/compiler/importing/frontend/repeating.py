@@ -19,6 +19,7 @@ from wasmgraph.compiler.importing.frontend.values import (
     Value,
     dtype_of,
     expression,
+    has_no_elements,
     is_known,
     scalar,
     shape_of,
@@ -88,7 +89,10 @@ def repeat(op: Operator, body: Body, start: Start) -> tuple[list[Value], list[Va
     -------
     The final state, and the tensors of rows; None if the body cannot be a loop.
     """
-    if any(value is None or isinstance(value, list) or 0 in shape_of(value) for value in start.state):
+    if any(
+        value is None or isinstance(value, list) or has_no_elements(shape_of(value))
+        for value in start.state
+    ):
         return None
     if (probe := _probe(op, body, start)) is None:
         return None
@@ -147,7 +151,9 @@ def _probe(op: Operator, body: Body, start: Start) -> _Probe | None:
         except WasmgraphError:
             return None
         count = len(op.walk.checks) - checks
-    if any(v is None or isinstance(v, list) or 0 in shape_of(v) for v in (*turn.state, *turn.rows)):
+    if any(
+        v is None or isinstance(v, list) or has_no_elements(shape_of(v)) for v in (*turn.state, *turn.rows)
+    ):
         return None
     rows = sum(prod(shape_of(row)) for row in turn.rows)
     if start.turns is not None and start.turns * rows > _MOST_ELEMENTS:
@@ -183,6 +189,10 @@ def _mark(walk: Walk, name: str, values: Sequence[Value]) -> list[Value]:
     types = relax.TupleType([tensor.ty for tensor in tensors])
     whole = walk.builder.emit(relax.op.call_pure_packed(name, *tensors, ty_args=types))
     return [walk.builder.emit(relax.TupleGetItem(whole, i)) for i in range(len(tensors))]
+
+
+def _is_no_state(value: Value) -> bool:
+    return value is None or isinstance(value, list) or has_no_elements(shape_of(value))
 
 
 def _write_row(walk: Walk, row: Value, number: Value, turns: int | None) -> relax.Expr:

@@ -38,6 +38,14 @@ static inline int64_t quotient(int64_t a, int64_t b) { return a / b - (a % b != 
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
+/* Take over a dimension's value that a kernel has computed. */
+static inline void set(byte *arena, int32_t number, int64_t value, int64_t greatest) {
+    ((int32_t *)ARENA(@DIMS@))[number] = (int32_t)most(least(value, greatest), 0);
+}
+static inline int32_t beyond(int32_t number, int64_t value, int64_t greatest) {
+    return value < 0 || value > greatest ? @FIRST_DIM@ + number : 0;
+}
+
 static int32_t step(byte *arena, int32_t index SHARE) {
     (void)arena;
     switch (index) {

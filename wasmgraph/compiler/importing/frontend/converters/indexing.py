@@ -15,6 +15,7 @@ from wasmgraph.compiler.importing.frontend.values import (
     Value,
     dtype_of,
     expression,
+    has_no_elements,
     integers,
     is_known,
     scalar,
@@ -198,7 +199,7 @@ def gather(op: Operator, data: Value, indices: Value) -> Any:
     shape = shape_of(data)
     axis = int(op.attr("axis", 0)) % len(shape)
     places = checked(op, indices, shape[axis])
-    if 0 in shape_of(indices):
+    if has_no_elements(shape_of(indices)):
         return np.zeros([*shape[:axis], *shape_of(indices), *shape[axis + 1 :]], dtype_of(data))
     return take(op, data, places, axis)
 
@@ -209,7 +210,7 @@ def gather_elements(op: Operator, data: Value, indices: Value) -> Any:
     shape = shape_of(data)
     axis = int(op.attr("axis", 0)) % len(shape)
     places = checked(op, indices, shape[axis])
-    if 0 in shape_of(indices):
+    if has_no_elements(shape_of(indices)):
         return np.zeros(shape_of(indices), dtype_of(data))
     return take_along(op, data, places, axis)
 
@@ -220,7 +221,7 @@ def gather_nd(op: Operator, data: Value, indices: Value) -> Any:
     shape, batch_dims = shape_of(data), int(op.attr("batch_dims", 0))
     *sizes, depth = shape_of(indices)
     rest = shape[batch_dims + depth :]
-    if 0 in sizes:
+    if has_no_elements(sizes):
         return np.zeros([*sizes, *rest], dtype_of(data))
     rows = flat_rows(op, indices, shape, batch_dims)
     return take(op, op("Reshape", data, size_array([-1, *rest])), rows)
@@ -231,7 +232,7 @@ def scatter_elements(op: Operator, data: Value, indices: Value, updates: Value) 
     """Write updates along one axis."""
     shape, extent = shape_of(data), shape_of(indices)
     axis = int(op.attr("axis", 0)) % len(shape)
-    if 0 in extent:
+    if has_no_elements(extent):
         return data
     places = checked(op, indices, shape[axis])
 
@@ -251,7 +252,7 @@ def scatter_nd(op: Operator, data: Value, indices: Value, updates: Value) -> Any
     """Write updates of whole slices."""
     shape, depth = shape_of(data), shape_of(indices)[-1]
     count = prod(shape_of(indices)[:-1])
-    if not count:
+    if is_zero(count):
         return data
     flat = flat_rows(op, op("Reshape", indices, size_array([count, depth])), shape)
     rows = op("Reshape", updates, size_array([count, *shape[depth:]]))
@@ -416,19 +417,7 @@ def space_to_depth(op: Operator, data: Value) -> Any:
     return op("Reshape", moved, size_array([n, c * b * b, h // b, w // b]))
 
 
-@converts("Compress")
-def compress(op: Operator, data: Value, condition: Value) -> Any:
-    """Take the elements that the condition selects; the condition must be known."""
-    if not is_known(condition):
-        raise op.unsupported("by a condition that is data has an output whose size depends on data")
-    axis = op.attr("axis")
-    if axis is None:
-        data, axis = op("Reshape", data, size_array([-1])), 0
-    chosen = np.flatnonzero(np.asarray(condition)[: shape_of(data)[axis]])
-    return op("Gather", data, chosen.astype(np.int64), axis=int(axis))
-
-
-@converts("NonZero", "Unique", "NonMaxSuppression")
+@converts("Unique")
 def size_depends_on_data(op: Operator, *_: Value) -> Any:
     """Refuse an operator whose output shape depends on data, unless its inputs are known."""
     raise op.unsupported("has an output whose size depends on data, which a compiled graph cannot have")

@@ -9,7 +9,15 @@ from tvm import te, tirx
 
 from wasmgraph.compiler.importing.frontend.converters.indexing import take_along
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
-from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, scalar, shape_of, size_array
+from wasmgraph.compiler.importing.frontend.values import (
+    Value,
+    dtype_of,
+    is_known,
+    scalar,
+    shape_of,
+    size_array,
+)
+from wasmgraph.dims import Size
 
 
 @converts("CumSum", "CumProd")
@@ -70,14 +78,25 @@ def _ordered(x: Any) -> Any:
     return tirx.Select(tirx.isnan(x), most, ascending)
 
 
+def _said(op: Operator, data: Value, k: Value) -> Size:
+    """The number of elements that data asks for: a dimension, which is at most their number."""
+    axis = int(op.attr("axis", -1)) % len(shape_of(data))
+
+    def first(x: te.Tensor) -> te.Tensor:
+        return te.compute((1,), lambda n: x[n], name="count")
+
+    count = op.walk.te(first, op("Reshape", k, size_array([1])), name="count", alone=True)
+    return op.walk.computed(op.node, shape_of(data)[axis], count)
+
+
 @converts("TopK")
 def top_k(op: Operator, data: Value, k: Value = None) -> Any:
     """An element's rank is the number of elements ordered before it. The first k ranks are gathered."""
-    count = scalar(k, op.attr("k"))
+    count: Size = scalar(k, op.attr("k")) if is_known(k) else _said(op, data, k)
     shape, dtype = shape_of(data), dtype_of(data)
     axis = int(op.attr("axis", -1)) % len(shape)
     length, largest = shape[axis], bool(op.attr("largest", 1))
-    if count > length:
+    if is_known(k) and count > length:
         raise op.unsupported(f"takes {count} of {length}")
 
     def ranks(x: te.Tensor) -> te.Tensor:

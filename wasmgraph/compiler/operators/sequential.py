@@ -1,0 +1,157 @@
+"""Kernels whose loops are written out, because each turn depends on those before it: they find how many
+results there are. Each gives as many rows as there can be, and their number, int64 ``[1]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T  # noqa: N812 - as TVM writes it
+
+from wasmgraph.compiler.operators.packing import OPAQUE
+from wasmgraph.compiler.sizes import extent, own_variables
+from wasmgraph.dims import Size, product
+
+# The attribute of such a kernel.
+SEQUENTIAL = "wasmgraph_sequential"
+
+Expr = Any
+Buffer = Any
+
+
+def is_sequential(kernel: tirx.PrimFunc) -> bool:
+    """Whether a kernel is one of these."""
+    return bool(kernel.attrs) and SEQUENTIAL in kernel.attrs
+
+
+def _kernel(name: str, emit: Callable[[], None]) -> tirx.PrimFunc:
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name(name)
+        T.func_attr({"op_pattern": OPAQUE, SEQUENTIAL: 1, "tirx.noalias": True})
+        emit()
+    return builder.get()
+
+
+def nonzero_kernel(shape: Sequence[Size], dtype: str) -> tirx.PrimFunc:
+    """The indices of elements that are not 0, int64 ``[elements][rank]``, in row-major order."""
+
+    def emit() -> None:
+        data = T.arg("data", T.Buffer(tuple(shape), dtype))
+        rows = T.arg("rows", T.Buffer((product(shape), len(shape)), "int64"))
+        count = T.arg("count", T.Buffer((1,), "int64"))
+        T.buffer_store(count, tirx.const(0, "int64"), [0])
+        with T.grid(*shape) as at:
+            places = list(at) if len(shape) > 1 else [at]
+            value = data[tuple(places)]
+            with T.If(value if dtype == "bool" else value != tirx.const(0, dtype)), T.Then():
+                for axis, place in enumerate(places):
+                    T.buffer_store(rows, tirx.Cast("int64", place), [count[0], axis])
+                T.buffer_store(count, count[0] + tirx.const(1, "int64"), [0])
+
+    with own_variables(shape):
+        return _kernel("nonzero", emit)
+
+
+def suppression_kernel(
+    boxes: Sequence[Size], classes: Size, most: Size, centred: bool, least: bool
+) -> tirx.PrimFunc:
+    """ONNX's NonMaxSuppression: rows of batch, class and box, int64 ``[most][3]``.
+
+    Its inputs are: boxes ``[batch][boxes][4]``; scores ``[batch][classes][boxes]``; the most boxes of a
+    class, int64 ``[1]``; the overlap (intersection over union) above which a box is suppressed, ``[1]``;
+    the score above which a box counts, ``[1]``, which is ignored without ``least``. A box is given by two
+    corners, or by its centre and its size if ``centred``. As in onnxruntime, the better box is first, of
+    equals the first one, and boxes without area suppress nothing.
+    """
+    batch, number, _ = boxes
+
+    def emit() -> None:
+        box = T.arg("boxes", T.Buffer(tuple(boxes), "float32"))
+        scores = T.arg("scores", T.Buffer((batch, classes, number), "float32"))
+        limit = T.arg("limit", T.Buffer((1,), "int64"))
+        overlap = T.arg("overlap", T.Buffer((1,), "float32"))
+        threshold = T.arg("threshold", T.Buffer((1,), "float32"))
+        rows = T.arg("rows", T.Buffer((most, 3), "int64"))
+        count = T.arg("count", T.Buffer((1,), "int64"))
+        left = T.sblock_alloc_buffer((number,), "int32")  # -1: chosen or suppressed
+        state = T.sblock_alloc_buffer((3,), "int32")
+        candidates, best, chosen = 0, 1, 2
+
+        def set_(place: int, value: Expr) -> None:
+            T.buffer_store(state, value, [place])
+
+        def number_of(value: int) -> Expr:
+            return tirx.const(value, "int32")
+
+        T.buffer_store(count, tirx.const(0, "int64"), [0])
+        with T.serial(batch) as b, T.serial(classes) as c:
+            set_(candidates, number_of(0))
+            with T.serial(number) as n:
+
+                def add(n: Expr = n) -> None:
+                    T.buffer_store(left, tirx.Cast("int32", n), [state[candidates]])
+                    set_(candidates, state[candidates] + 1)
+
+                if least:
+                    with T.If(scores[b, c, n] > threshold[0]), T.Then():
+                        add()
+                else:
+                    add()
+            set_(best, number_of(0))
+            set_(chosen, number_of(0))
+            going = tirx.all(
+                state[best] >= 0,
+                tirx.Cast("int64", state[chosen]) < limit[0],
+                count[0] < tirx.Cast("int64", extent(most)),
+            )
+            with T.While(going):
+                set_(best, number_of(-1))
+                with T.serial(state[candidates]) as i, T.If(left[i] >= 0), T.Then():
+                    first = state[best] < 0
+                    held = left[tirx.Max(state[best], number_of(0))]
+                    better = scores[b, c, left[i]] > scores[b, c, tirx.Max(held, number_of(0))]
+                    with T.If(tirx.any(first, better)), T.Then():
+                        set_(best, i)
+                with T.If(state[best] >= 0), T.Then():
+                    one = left[state[best]]
+                    for column, value in enumerate((b, c, one)):
+                        T.buffer_store(rows, tirx.Cast("int64", value), [count[0], column])
+                    T.buffer_store(count, count[0] + tirx.const(1, "int64"), [0])
+                    set_(chosen, state[chosen] + 1)
+                    with T.serial(state[candidates]) as i:
+                        other = left[i]
+                        with T.If(tirx.all(other >= 0, i != state[best])), T.Then():
+                            beyond = _overlap(box, b, one, other, overlap[0], centred)
+                            with T.If(beyond), T.Then():
+                                T.buffer_store(left, number_of(-1), [i])
+                    T.buffer_store(left, number_of(-1), [state[best]])
+
+    with own_variables([*boxes, classes, most]):
+        return _kernel("suppression", emit)
+
+
+def _overlap(box: Buffer, b: Expr, one: Expr, other: Expr, most: Expr, centred: bool) -> Expr:
+    """Whether two boxes overlap by more than ``most``."""
+
+    def edges(n: Expr, axis: int) -> tuple[Expr, Expr]:
+        if centred:
+            half = box[b, n, 2 + axis] / tirx.const(2, "float32")
+            return box[b, n, axis] - half, box[b, n, axis] + half
+        first, second = box[b, n, axis], box[b, n, 2 + axis]
+        return tirx.Min(first, second), tirx.Max(first, second)
+
+    zero = tirx.const(0, "float32")
+    sides = []
+    areas: list[Expr] = [tirx.const(1, "float32"), tirx.const(1, "float32")]
+    for axis in range(2):
+        (low, high), (low_, high_) = edges(one, axis), edges(other, axis)
+        sides.append(tirx.Min(high, high_) - tirx.Max(low, low_))
+        areas = [areas[0] * (high - low), areas[1] * (high_ - low_)]
+    shared = sides[0] * sides[1]
+    union = areas[0] + areas[1] - shared
+    apart = tirx.any(sides[0] <= zero, sides[1] <= zero, shared <= zero)
+    flat = tirx.any(areas[0] <= zero, areas[1] <= zero, union <= zero)
+    return tirx.all(tirx.Not(apart), tirx.Not(flat), shared / union > most)
