@@ -17,7 +17,7 @@ from tvm import tirx
 
 from wasmgraph.compiler.schedule.blocks import SHARE
 from wasmgraph.compiler.sizes import buffer_bytes, size_of
-from wasmgraph.dims import Size, is_one, operation, typical
+from wasmgraph.dims import Size, is_one, operation, product, same, typical
 
 # Loops are joined until they have this many turns: enough for all threads to finish at about the same time.
 _TURNS = 128
@@ -134,7 +134,8 @@ def _shared(nest: tirx.Stmt, begin: tirx.Var, end: tirx.Var) -> tuple[tirx.Stmt,
     bindings: list[tirx.Stmt] = []
     for number, loop in enumerate(loops):
         below = _turns(loops[number + 1 :])
-        index = tirx.floormod(joined, _turns(loops[number:])) if number else joined
+        left = product(size_of(each.extent) for each in loops[number:])
+        index = joined if same(left, turns) else tirx.floormod(joined, _turns(loops[number:]))
         place = tirx.floordiv(index, below)
         if str(loop.loop_var.ty.dtype) != "int32":
             place = tirx.Cast(loop.loop_var.ty.dtype, place)
