@@ -441,19 +441,6 @@ def most(size: Size) -> int:
     return bounds(size, _bound.get() or {})[1]
 
 
-def least(size: Size) -> int:
-    """The least that a size can be in :func:`bounded`."""
-    return bounds(size, _bound.get() or {})[0]
-
-
-def may_equal(left: Size, right: Size) -> bool:
-    """Whether two sizes are equal for some values of their dimensions, as far as bounds say."""
-    try:
-        return left == right
-    except OpenSizeError:
-        return True
-
-
 def is_number(size: Size, number: int) -> bool:
     """Whether a size is that number, whatever the dimensions are."""
     return isinstance(size, int) and size == number
@@ -616,7 +603,6 @@ def from_json(data: Any, depth: int = 0) -> Size:
             raise ValueError(f"a size is {data!r}, which is a number")
         if data[0] == "//" and isinstance(right, int) and right == 0:
             raise ValueError("a size is divided by 0")
-        return Expression(
-            data[0], (left, right)
-        )  # as written: a hostile file's product would take for ever
+        # As written: to multiply out what a hostile file says would take for ever.
+        return Expression(data[0], (left, right))
     raise TypeError(f"a size is {data!r}")

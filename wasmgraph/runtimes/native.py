@@ -124,17 +124,16 @@ class NativeSession(Session):
         for tensor, array in zip(self._placed_inputs, arrays, strict=True):
             np.copyto(self._view(tensor), array)
         error = self._library.run(self._arena.ctypes.data)
+        self.values |= check_computed(self._dims, self._found())
         if error:
             raise failure(
                 str(self._artifact.path),
                 "wasmgraph_native_run",
                 error,
-                [check.at(self.values | self._found()) for check in self._checks],
+                [check.at(self.values) for check in self._checks],
                 self._code_at,
                 self._dims,
             )
-        if self._dims:
-            self.values |= check_computed(self._dims, self._found())
         return [self._view(tensor).copy() for tensor in self._placed_outputs]
 
     def _run_step(self, index: int) -> None:

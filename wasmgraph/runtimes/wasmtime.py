@@ -151,7 +151,8 @@ class WasmtimeSession(Session):
         finally:
             self._look()  # only the module's own code can have made its memory grow
         if error:
-            checks = [check.at(self.values | self._found()) for check in self._checks]
+            values = {**self.values, **check_computed(self._dims, self._found())}
+            checks = [check.at(values) for check in self._checks]
             raise failure(self._where, name, error, checks, self._code_at, self._dims)
 
     def _code_at(self, offset: int) -> int:

@@ -51,13 +51,11 @@ def open_attention(
     inner = loads(masked.value, first.buffer)
     if len(outer) != 1 or len(inner) != 1 or not outer[0].indices[2].same_as(out.axes[-2]):
         return None
-    kernel = schedule.mod["main"]
     written = like(
-        kernel,
+        schedule.mod["main"],
         lambda: _Attention(first, second, masked, out, shares, decision).emit(outer[0], inner[0]),
     )
     rank = len(out.axes)
-    written = tirx.PrimFunc(kernel.params, written.body, kernel.ret_type, attrs=kernel.attrs)
     past = f"{decision.pixels - 1} {rank - 2},{first.extents[-1]} {rank - 1}"
     return written.with_attr(READS_PAST, past)
 
