@@ -17,13 +17,19 @@ bench-light: $(READY)
 		--backends wasm32-simd128@wasmtime,ort-web,onnxruntime --benchmark-json=results/light.json
 	$(BIN)/wasmgraph report results/light.json -o reports/light
 
-# A network of text over lengths and batches, and its parts, against onnxruntime and onnxruntime-web: under ten minutes.
-TEXT := minilm@1x8,minilm@1x32,minilm@1x128,minilm@1x256,minilm@1x512,minilm@8x8,minilm@8x32,minilm@8x128
+# A network of text over lengths and batches, one module against one for each length, onnxruntime and
+# onnxruntime-web; and the parts of such networks; and ResNet-50 with its batch open: half an hour.
 PARTS := byte_classifier,romanizer_encoder,ddddocr,lstm_16,lstm_64,lstm_512,gru_16,gru_64,gru_512,matrix_vector,attention_32,attention_64
+OPEN := wasm32-simd128@wasmtime,wasm32-simd128@wasmtime+closed,ort-web,onnxruntime
 bench-text: $(READY)
-	$(BIN)/pytest bench -q -k "latency or profile or compile or accuracy and simd128" --models $(TEXT),$(PARTS) \
+	$(BIN)/pytest bench -q -k "latency or profile or compile or change or accuracy and simd128" --models minilm \
+		--dim batch=1,8 --dim sequence=8,32,128,512 --backends $(OPEN) --rounds 8 --benchmark-json=results/open.json
+	$(BIN)/pytest bench -q -k "latency" --models resnet50 --shape data=batch,3,224,224 --dim batch=1,8 \
+		--backends $(OPEN) --rounds 8 --benchmark-json=results/batch.json
+	$(BIN)/pytest bench -q -k "latency or profile or compile or accuracy and simd128" --models $(PARTS) \
 		--backends wasm32-simd128@wasmtime,ort-web,onnxruntime --rounds 8 --benchmark-json=results/text.json
-	$(BIN)/wasmgraph report results/text.json -o reports/text --markdown reports/text/summary.md
+	$(BIN)/wasmgraph report results/open.json results/batch.json results/text.json -o reports/text \
+		--markdown reports/text/summary.md
 
 # Every network by name, against onnxruntime and onnxruntime-web: about half an hour.
 bench-zoo: $(READY)

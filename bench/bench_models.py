@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from itertools import cycle
 from statistics import median
 from typing import Any, cast
 
@@ -15,9 +16,10 @@ import pytest
 from bench.lab import CLOCK, Bench
 from bench.peers import engine
 from wasmgraph.backends import REFERENCE, Backend
-from wasmgraph.compiler import CompileLog, build_roofline, compile
+from wasmgraph.compiler import build_roofline
 from wasmgraph.measure.accuracy import augment, doubts, judge
 from wasmgraph.measure.coldstart import cold_start
+from wasmgraph.measure.interleaved import Schedule, block_of, interleave
 from wasmgraph.measure.profile import (
     ATTENTION_RULES,
     DIRECT_RULES,
@@ -39,18 +41,12 @@ _COLD_STARTS = 3
 _PROFILE_ROUNDS = 4
 _PROFILE_SECONDS = 0.5  # a block of the latency: six seconds
 _SESSION_CALLS = 5
+_CHANGES = 20  # calls of a block: they take microseconds
 
 
 def test_compile(benchmark: Any, bench: Bench, backend: Backend) -> None:
     """ONNX file → artifact file: once, or until two seconds are spent, at most five times."""
-    assert backend.target is not None
-    bench.artifact(backend.target)
-    seconds = [bench.logs[backend.target].seconds]
-    while sum(seconds) < _COMPILE_SECONDS and len(seconds) < _COMPILES:
-        log = CompileLog()
-        compile(bench.onnx_path, target=backend.target, log=log)
-        seconds.append(log.seconds)
-    CLOCK.replay(benchmark, seconds)
+    CLOCK.replay(benchmark, bench.compile_seconds(backend, _COMPILES, _COMPILE_SECONDS))
     benchmark.extra_info.update(bench.record(backend))
 
 
@@ -63,11 +59,10 @@ def test_latency(benchmark: Any, bench: Bench, backend: Backend) -> None:
 def test_work(benchmark: Any, bench: Bench, backend: Backend) -> None:
     """What can be counted of one inference, kernel by kernel; the benchmark's one round is not a time to
     compare."""
-    assert backend.target is not None
     began = time.perf_counter()
     record = bench.record(backend)
     CLOCK.replay(benchmark, [time.perf_counter() - began])
-    benchmark.extra_info.update(record, kernel_work=bench.kernel_work[backend.target])
+    benchmark.extra_info.update(record, kernel_work=bench.kernel_work(backend))
 
 
 def test_cold_start(benchmark: Any, bench: Bench, backend: Backend) -> None:
@@ -161,11 +156,13 @@ def test_accuracy(benchmark: Any, bench: Bench, backend: Backend) -> None:
 def test_profile(benchmark: Any, bench: Bench, backend: Backend) -> None:
     """Every call of the plan, against the roofline of the target in the same engine."""
     assert backend.target is not None
-    steps = [step.at({}) for step in bench.artifact(backend.target).manifest.steps]
+    session = bench.session(backend)
+    session.run(bench.inputs[0])
+    steps = [step.at(session.values) for step in bench.artifact(backend).manifest.steps]
     roof = build_roofline(backend.target)
     with load(roof, runtime=backend.runtime, threads=backend.threads) as limit:
         profile = profile_steps(
-            bench.session(backend),
+            session,
             bench.inputs[0],
             steps,
             limit,
@@ -197,3 +194,23 @@ def test_noop(benchmark: Any, bench: Bench, backend: Backend) -> None:
     """A graph of one element: what the harness itself costs a call."""
     CLOCK.replay(benchmark, bench.latency(backend))
     benchmark.extra_info.update(bench.record(backend, **bench.timing(backend)))
+
+
+def test_change(benchmark: Any, bench: Bench, backend: Backend) -> None:
+    """A graph of a few elements whose number is another in each call: what a change of a dimension costs.
+
+    The benchmark's rounds are calls with a change. The record's ``change_s`` is how much longer they take
+    than calls without, of the same run.
+    """
+    session = bench.session(backend)
+    feeds = [{"x": np.ones(number, np.float32)} for number in (1, 2)]
+    session.run(feeds[0])
+    alternating = cycle(feeds)
+    blocks = {
+        "the same": block_of(lambda: session.run(feeds[0]), backend.threads),
+        "another": block_of(lambda: session.run(next(alternating)), backend.threads),
+    }
+    rounds = interleave(blocks, Schedule(bench.schedule.blocks, _CHANGES))
+    CLOCK.replay(benchmark, rounds["another"])
+    change = median(rounds["another"]) - median(rounds["the same"])
+    benchmark.extra_info.update(bench.record(backend, change_s=change))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +16,24 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import wasmgraph as wg
-from bench.backends import DEFAULT, FALLBACK_MODEL, NOOP, PEER_THREADS, model_name, parse_list, split_shape
+from bench.backends import (
+    DEFAULT,
+    FALLBACK_MODEL,
+    NOOP,
+    NOOP_OPEN,
+    PEER_THREADS,
+    parse_list,
+    points,
+    split_shape,
+    values_of,
+)
 from wasmgraph.backends import Backend
 from wasmgraph.cli.graphs import shapes_of
 from wasmgraph.errors import (
     FetchError,
     MissingDependencyError,
     UnsupportedOperatorError,
+    UsageError,
     WasmgraphError,
 )
 from wasmgraph.host import cpu_count, host_id
@@ -30,7 +41,7 @@ from wasmgraph.models import MODELS
 from wasmgraph.records import RunInfo, photographs_of
 
 if TYPE_CHECKING:
-    from bench.lab import Bench
+    from bench.lab import Bench, Network
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -46,6 +57,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=[],
         metavar="NAME=1,3,224,224",
         help="bind an input's shape, in every model that has one of that name; repeatable",
+    )
+    group.addoption(
+        "--dim",
+        action="append",
+        default=[],
+        metavar="NAME=8,32,128",
+        help="leave a dimension open, and measure at these values, in every model that has it; repeatable",
     )
     group.addoption(
         "--backends", default="default", help=f"comma-separated; 'default' is {','.join(DEFAULT)}"
@@ -73,32 +91,53 @@ class Run:
         self.failed: dict[str, str] = {}
         try:
             self.backends = parse_list(config.getoption("--backends"), config.getoption("--threads"))
-            self.shapes = shapes_of(config.getoption("--shape"))
             self.models = self._models(config.getoption("--models"))
+            self.networks = self._networks(
+                shapes_of(config.getoption("--shape")), values_of(config.getoption("--dim"))
+            )
         except WasmgraphError as error:
             raise pytest.UsageError(str(error)) from error
         most = max((backend.threads for backend in self.backends), default=1)
         if most > cpu_count():
             self.notice(f"{most} threads on {cpu_count()} processors: they wait for each other.")
-        self.benches = {
-            name: Bench(
-                name,
+        every = [
+            Bench(
+                network,
                 self.backends,
                 Schedule(blocks=config.getoption("--rounds")),
                 config.getoption("--sessions"),
                 config.getoption("--images"),
                 config.getoption("--augment"),
                 self.notice,
-                self.shapes,
+                values,
             )
-            for name in [*self.models, NOOP]
-        }
-        try:
-            for name in self.models:
-                if split_shape(name)[0] not in MODELS or split_shape(name)[1]:
-                    self.benches[name].onnx_path  # noqa: B018 - read and bound, before anything is measured
-        except WasmgraphError as error:
-            raise pytest.UsageError(str(error)) from error
+            for network in self.networks
+            for values in points(network.values)
+        ]
+        self.benches = {bench.name: bench for bench in every}
+
+    def _networks(
+        self, shapes: Mapping[str, Sequence[int | str]], values: Mapping[str, Sequence[int]]
+    ) -> list[Network]:
+        """The models of this run, each with those of the dimensions that it has, and the harness's own. A
+        file of a user's is read and bound before anything is measured."""
+        from bench.lab import Network
+
+        found = [Network(name, shapes) for name in self.models]
+        for network in found:
+            network.values = {dim: values[dim] for dim in values if dim in network.dimensions}
+        had = {dim for network in found for dim in network.values}
+        for dim in values:
+            if dim not in had:
+                there = ", ".join(sorted({d for network in found for d in network.dimensions})) or "none"
+                raise UsageError(
+                    f"--dim {dim}: no model of this run has such a dimension; theirs are {there}. Name one"
+                    f" in a shape: --shape x=1,{dim}."
+                )
+        for network in found:
+            if network.name not in MODELS or network.values:
+                network.onnx_path  # noqa: B018
+        return [*found, Network(NOOP), Network(NOOP_OPEN, values={"n": (1, 2)})]
 
     def notice(self, text: str) -> None:
         if text not in self.notices:
@@ -137,21 +176,31 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     run = config.stash.get(_RUN, None)
     for bench in run.benches.values() if run else ():
         bench.close()
+        bench.network.close()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     run = metafunc.config.stash[_RUN]
     if "backend" not in metafunc.fixturenames:
         return
-    models = [NOOP] if metafunc.function.__name__ == "test_noop" else run.models
-    compiled_only = metafunc.function.__name__ in ("test_compile", "test_work", "test_profile")
+    test = metafunc.function.__name__
+    own = {"test_noop": NOOP, "test_change": NOOP_OPEN}
+    network = own.get(test)
+    models = [
+        name
+        for name, bench in run.benches.items()
+        if (bench.network.name == network if network else bench.network.name not in own.values())
+    ][: 1 if network else None]
+    compiled_only = test in ("test_compile", "test_work", "test_profile", "test_change")
     cases = [(m, b) for m in models for b in run.backends if b.target or not compiled_only]
-    ids = [f"{model_name(m)}-{b.name}" for m, b in cases]
-    metafunc.parametrize(("model", "backend"), cases, ids=ids)
+    if test in own:
+        cases = [(m, b) for m, b in cases if not b.closed]
+    metafunc.parametrize(("model", "backend"), cases, ids=[f"{m}-{b.name}" for m, b in cases])
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """One model after the other: the sessions of all at once would not fit into memory."""
+    """One model after the other, at one value after the other: the sessions of all at once would not fit
+    into memory."""
     order = {name: number for number, name in enumerate(config.stash[_RUN].benches)}
     # An empty parameter set (no backend is compiled: nothing to profile) has a token for a model.
     config.hook.pytest_deselected(items=[item for item in items if _model_of(item) not in order])
@@ -161,8 +210,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    if nextitem is None or _model_of(nextitem) != _model_of(item):
-        item.config.stash[_RUN].benches[_model_of(item)].close()
+    benches = item.config.stash[_RUN].benches
+    bench = benches[_model_of(item)]
+    following = None if nextitem is None else benches[_model_of(nextitem)]
+    if following is not bench:
+        bench.close()
+    if following is None or following.network is not bench.network:
+        bench.network.close()
 
 
 def _model_of(item: pytest.Item) -> str:
@@ -173,7 +227,7 @@ def _model_of(item: pytest.Item) -> str:
 def bench(request: pytest.FixtureRequest, model: str, backend: Backend) -> Iterator[Bench]:
     """The model's bench; a backend that cannot run is a skip or a failure with its reason."""
     run = request.config.stash[_RUN]
-    case = f"{model_name(model)} on {backend.name}"
+    case = f"{model} on {backend.name}"
     try:
         run.benches[model].session(backend)
     except WasmgraphError as error:

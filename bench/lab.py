@@ -5,6 +5,7 @@ rounds from which every latency test takes its own.
 from __future__ import annotations
 
 import multiprocessing
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -16,14 +17,15 @@ from typing import Any
 import onnx
 
 import wasmgraph as wg
-from bench.backends import NOOP, model_name, split_shape
+from bench.backends import NOOP, NOOP_OPEN, Values, model_name, split_shape, values_name
 from bench.memory import session_bytes
 from bench.peers import engine
+from wasmgraph.analysis.runs import KERNEL_WORK
 from wasmgraph.artifact import Artifact
-from wasmgraph.backends import REFERENCE, Backend
+from wasmgraph.backends import CLOSED, REFERENCE, Backend
 from wasmgraph.compiler import CompileLog
 from wasmgraph.compiler.importing import bind_shapes
-from wasmgraph.compiler.importing.binding import fed_inputs
+from wasmgraph.compiler.importing.binding import check_dims, fed_inputs
 from wasmgraph.errors import ModelError, ProcessError, WasmgraphError
 from wasmgraph.files import sha256_file
 from wasmgraph.measure.accuracy import Doubt
@@ -35,8 +37,9 @@ from wasmgraph.models.photos import Photo
 from wasmgraph.records import Record
 from wasmgraph.runtimes import LoadOptions, Session
 from wasmgraph.runtimes.metrics import metrics
-from wasmgraph.tensors import Array
+from wasmgraph.tensors import Array, TensorSpec
 
+_NAME = re.compile(r"[^\W\d]\w*")  # in a size such as "past + seq"
 _PATIENCE_S = 600.0  # for a process that loads and runs one session
 
 
@@ -73,61 +76,183 @@ CLOCK = ReplayClock()
 
 
 @dataclass
-class Bench:
-    """One model, in one shape, on all selected backends."""
+class Network:
+    """A model, and what is compiled of it. ``values`` are those at which its open dimensions are measured;
+    their least and greatest are the bounds of one module."""
 
     name: str
+    shapes: Mapping[str, Sequence[int | str]] = field(default_factory=dict)
+    values: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    directory: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="wasmgraph-bench-")))
+    _compiled: dict[tuple[str, Values], tuple[Artifact, CompileLog]] = field(default_factory=dict)
+
+    @cached_property
+    def _path(self) -> Path:
+        """The model's file as it is."""
+        made: dict[str, list[int | str]] = {NOOP: [1], NOOP_OPEN: ["n"]}
+        if self.name in made:
+            return _noop_model(self.directory / f"{self.name}.onnx", made[self.name])
+        name = split_shape(self.name)[0]
+        return wg.fetch(name) if name in MODELS else Path(name)
+
+    def _read(self) -> onnx.ModelProto | None:
+        """The model without its large weights; None where the file is none: whoever compiles it says so."""
+        try:
+            return onnx.load(self._path, load_external_data=False)
+        except OSError as error:
+            raise ModelError(f"{self._path}: {error.strerror or error}.") from error
+        except Exception:
+            return None
+
+    def _bound(self, values: Mapping[str, int | tuple[int, int]]) -> onnx.ModelProto | None:
+        """The model with a value or bounds for every dimension."""
+        proto = self._read()
+        if proto is None:
+            return None
+        names = {value.name for value in proto.graph.input}
+        wanted = {name: shape for name, shape in self.shapes.items() if name in names}
+        if (first := split_shape(self.name)[1]) is not None:
+            wanted |= {value.name: first for value in fed_inputs(proto)[:1]}
+        bind_shapes(proto, wanted, *check_dims(values))
+        return proto
+
+    @cached_property
+    def dimensions(self) -> frozenset[str]:
+        """Names of the open dimensions that the inputs' shapes have."""
+        proto = self._read()
+        inputs = fed_inputs(proto) if proto else []
+        sizes = [size for value in inputs for size in self.shapes.get(value.name, ())]
+        sizes += [dim.dim_param for value in inputs for dim in value.type.tensor_type.shape.dim]
+        return frozenset(name for size in sizes if isinstance(size, str) for name in _NAME.findall(size))
+
+    @cached_property
+    def bounds(self) -> Mapping[str, tuple[int, int]]:
+        """The bounds of the dimensions that the model has, of all that the run asks for."""
+        return {name: (min(values), max(values)) for name, values in self.values.items()}
+
+    @cached_property
+    def onnx_path(self) -> Path:
+        """The model as engines of ``.onnx`` files get it: with static shapes but for the dimensions that
+        are measured at several values. It is the file itself where that has these shapes already."""
+        proto, before = self._bound(self.bounds), self._read()
+        if proto is None or before is None or _inputs(proto) == _inputs(before):
+            return self._path
+        whole = onnx.load(self._path)
+        del whole.graph.input[:], whole.graph.value_info[:]
+        whole.graph.input.extend(proto.graph.input)
+        whole.graph.value_info.extend(proto.graph.value_info)
+        for value, bound in zip(whole.graph.output, proto.graph.output, strict=True):
+            value.CopyFrom(bound)
+        path = self.directory / self._path.name
+        onnx.save(whole, path)
+        return path
+
+    def specs(self, values: Mapping[str, int]) -> list[TensorSpec]:
+        """The model's inputs at these values of its dimensions."""
+        proto = self._bound(values)
+        if proto is None:
+            raise ModelError(f"{self._path} is no ONNX model.")
+        return [
+            TensorSpec(
+                value.name,
+                tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim),
+                onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
+            )
+            for value in fed_inputs(proto)
+        ]
+
+    def compiled(self, target: str, values: Mapping[str, int]) -> tuple[Artifact, CompileLog]:
+        """The model compiled, once a run, and how that went: for all values, or for ``values`` alone."""
+        key = target, tuple(values.items())
+        if key not in self._compiled:
+            self._compiled[key] = self.compile(target, values)
+        return self._compiled[key]
+
+    def compile(self, target: str, values: Mapping[str, int]) -> tuple[Artifact, CompileLog]:
+        """Compile as :meth:`compiled` does, anew."""
+        log = CompileLog()
+        dims = {
+            name: values.get(name, (least, most))
+            for name, (least, most) in self.bounds.items()
+            if least < most
+        }
+        return wg.compile(self.onnx_path, target=target, dims=dims, log=log), log
+
+    def close(self) -> None:
+        """Remove what was made."""
+        self._compiled.clear()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+@dataclass
+class Bench:
+    """One network, at one value of each of its open dimensions, on all selected backends."""
+
+    network: Network
     backends: Sequence[Backend]
     schedule: Schedule
     sessions: int
     images: Path | None
     augment: int
     notice: Callable[[str], None]
-    shapes: Mapping[str, Sequence[int | str]] = field(default_factory=dict)
-    directory: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="wasmgraph-bench-")))
-    logs: dict[str, CompileLog] = field(default_factory=dict)
+    values: Mapping[str, int] = field(default_factory=dict)
     shown: dict[str, Photo] = field(default_factory=dict)
-    kernel_work: dict[str, dict[str, int]] = field(default_factory=dict)
-    _artifacts: dict[str, Artifact] = field(default_factory=dict)
     _metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     _sessions: dict[str, Session] = field(default_factory=dict)
     _failures: dict[str, WasmgraphError] = field(default_factory=dict)
 
+    @property
+    def name(self) -> str:
+        """What the network is called in results at these values: ``minilm@batch=1,seq=8``."""
+        return model_name(self.network.name) + values_name(self.values)
+
     @cached_property
-    def onnx_path(self) -> Path:
-        """The model's file."""
-        if self.name == NOOP:
-            return _noop_model(self.directory / "noop.onnx")
-        name, shape = split_shape(self.name)
-        path = wg.fetch(name) if name in MODELS else Path(name)
-        return _bound(path, self.shapes, self.directory, shape)
+    def specs(self) -> list[TensorSpec]:
+        """The network's inputs at these values."""
+        return self.network.specs(self.values)
 
     @cached_property
     def evaluation(self) -> Evaluation:
         """What every backend is fed, the same for all, and what is known of it."""
-        session = self.session(next(b for b in self.backends if b.name not in self._failures))
-        return evaluation(self.onnx_path, session.inputs, self.images, self.notice)
+        return evaluation(self.network.onnx_path, self.specs, self.images, self.notice)
 
     @property
     def inputs(self) -> Sequence[dict[str, Array]]:
         """The feeds of the evaluation."""
         return self.evaluation.feeds
 
-    def artifact(self, target: str) -> Artifact:
-        """The compiled model, compiled once a run."""
-        if target not in self._artifacts:
-            log = CompileLog()
-            artifact = wg.compile(self.onnx_path, target=target, log=log)
-            self._artifacts[target], self.logs[target] = artifact, log
-        return self._artifacts[target]
+    def _compiled(self, backend: Backend) -> tuple[Artifact, CompileLog]:
+        assert backend.target is not None
+        return self.network.compiled(backend.target, self.values if backend.closed else {})
 
-    def metrics(self, target: str) -> dict[str, Any]:
+    def artifact(self, backend: Backend) -> Artifact:
+        """What a backend runs, compiled once a run."""
+        return self._compiled(backend)[0]
+
+    def compile_seconds(self, backend: Backend, most: int, seconds: float) -> list[float]:
+        """Seconds that compiling for a backend takes: at most so many times, or until as many seconds are
+        spent."""
+        assert backend.target is not None
+        found = [self._compiled(backend)[1].seconds]
+        while sum(found) < seconds and len(found) < most:
+            _, log = self.network.compile(backend.target, self.values if backend.closed else {})
+            found.append(log.seconds)
+        return found
+
+    def metrics(self, backend: Backend) -> dict[str, Any]:
         """What can be counted of the compiled model, in a run of its own that nobody times."""
-        if target not in self._metrics:
-            counted = metrics(self.artifact(target), self.inputs[0])
-            self.kernel_work[target] = counted.pop("kernel_work", {})
-            self._metrics[target] = counted
-        return self._metrics[target]
+        return {key: value for key, value in self._counted(backend).items() if key != KERNEL_WORK}
+
+    def kernel_work(self, backend: Backend) -> dict[str, int]:
+        """Fuel of one inference by kernel, of :meth:`metrics`' run."""
+        found: dict[str, int] = self._counted(backend).get(KERNEL_WORK, {})
+        return found
+
+    def _counted(self, backend: Backend) -> dict[str, Any]:
+        key = f"{backend.target}{CLOSED if backend.closed else ''}"
+        if key not in self._metrics:
+            self._metrics[key] = metrics(self.artifact(backend), self.inputs[0])
+        return self._metrics[key]
 
     def load(self, backend: Backend) -> Session:
         """A fresh session."""
@@ -135,7 +260,7 @@ class Bench:
 
     def source(self, backend: Backend) -> Path:
         """The file that a backend loads."""
-        return self.onnx_path if backend.target is None else self.artifact(backend.target).path
+        return self.network.onnx_path if backend.target is None else self.artifact(backend).path
 
     def memory(self, backend: Backend) -> int:
         """Bytes of one more session, found in a process of its own."""
@@ -178,12 +303,10 @@ class Bench:
         return interleave(blocks, self.schedule)
 
     def close(self) -> None:
-        """End all sessions and remove what was made for them; what was measured stays."""
+        """End all sessions; what was measured stays."""
         for session in self._sessions.values():
             session.close()
         self._sessions.clear()
-        self._artifacts.clear()
-        shutil.rmtree(self.directory, ignore_errors=True)
 
     def latency(self, backend: Backend) -> list[float]:
         """The backend's own rounds of the interleaved run; its failure is raised."""
@@ -215,20 +338,21 @@ class Bench:
     def record(self, backend: Backend, **measured: Any) -> dict[str, Any]:
         """The record of a backend on this model, as ``extra_info``."""
         runtime = engine(backend.runtime)
-        counted = {} if backend.target is None else self.metrics(backend.target)
-        inputs = self.session(backend).inputs
+        self.session(backend)
+        counted = {} if backend.target is None else self.metrics(backend)
         return Record(
-            model=model_name(self.name),
+            model=self.name,
             weights=self.evaluation.description.get("weights", "unknown"),
             backend=backend.name,
             target=backend.target or "onnx",
             runtime=backend.runtime,
             threads=backend.threads,
-            batch=inputs[0].static_shape[0] if inputs and inputs[0].shape else 1,
+            batch=self.specs[0].static_shape[0] if self.specs and self.specs[0].shape else 1,
             length=self.evaluation.length,
+            dims=",".join(f"{name}={value}" for name, value in self.values.items()) or None,
             engine=f"{runtime.name} {runtime.version()}",
             engine_config=runtime.config(),
-            model_sha256=sha256_file(self.onnx_path),
+            model_sha256=sha256_file(self.network.onnx_path),
             **counted,
             **measured,
         ).to_extra_info()
@@ -247,43 +371,18 @@ class Bench:
         }
 
 
-def _bound(
-    path: Path,
-    shapes: Mapping[str, Sequence[int | str]],
-    directory: Path,
-    first: Sequence[int] | None = None,
-) -> Path:
-    """The model with static shapes, as every backend gets it: the file itself where it has them already.
-    ``first`` is the shape of its first input."""
-    try:
-        proto = onnx.load(path, load_external_data=False)
-    except OSError as error:
-        raise ModelError(f"{path}: {error.strerror or error}.") from error
-    except Exception:  # whoever compiles it says what is wrong
-        return path
-    names = {value.name for value in proto.graph.input}
-    before = [value.SerializeToString() for value in proto.graph.input]
-    wanted = {name: shape for name, shape in shapes.items() if name in names}
-    if first is not None:
-        wanted |= {value.name: first for value in fed_inputs(proto)[:1]}
-    bind_shapes(proto, wanted)
-    if [value.SerializeToString() for value in proto.graph.input] == before:
-        return path
-    bound = directory / path.name
-    whole = onnx.load(path)
-    bind_shapes(whole, wanted)
-    onnx.save(whole, bound)
-    return bound
+def _inputs(proto: onnx.ModelProto) -> list[bytes]:
+    return [value.SerializeToString() for value in proto.graph.input]
 
 
-def _noop_model(path: Path) -> Path:
-    """The least a graph can do: one element, one ReLU. What is measured is the harness."""
+def _noop_model(path: Path, shape: Sequence[int | str]) -> Path:
+    """The least a graph can do: one ReLU, of one element or of a few. What is measured is the harness."""
     value = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node("Relu", ["x"], ["y"])],
         NOOP,
-        [value("x", onnx.TensorProto.FLOAT, [1])],
-        [value("y", onnx.TensorProto.FLOAT, [1])],
+        [value("x", onnx.TensorProto.FLOAT, shape)],
+        [value("y", onnx.TensorProto.FLOAT, shape)],
     )
     opset = [onnx.helper.make_opsetid("", 17)]
     onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), path)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from wasmgraph.dims import MOST, Dim, Expression, Size, names
 from wasmgraph.errors import ExecutionError, MissingDependencyError, ModelError, UsageError
 from wasmgraph.runtimes import Runtime, Session, get_runtime
 from wasmgraph.runtimes.base import LoadOptions
 from wasmgraph.runtimes.node import NodeProcess, ProcessSession, node_bytes, node_versions
-from wasmgraph.tensors import TensorSpec
+from wasmgraph.tensors import Array, TensorSpec
 
 _JS = Path(__file__).parent / "js"
 
@@ -55,18 +58,35 @@ class OrtWeb(Runtime):
         process = NodeProcess(_JS / "ort_web.mjs", f"ort-web: {path}")
         message = {"command": "load", "path": str(path.resolve()), "threads": options.threads}
         answer = _loaded(process, message)
-        try:
-            inputs, outputs = (
-                tuple(
-                    TensorSpec(t["name"], tuple(int(d) for d in t["shape"]), t["dtype"])
-                    for t in answer[side]
-                )
-                for side in ("inputs", "outputs")
-            )
-        except (ValueError, TypeError) as error:
-            process.close()
-            raise ModelError(f"ort-web: {path}: its tensors have no static shape: {error}") from error
-        return ProcessSession(process, inputs, outputs)
+        inputs, outputs = (
+            tuple(TensorSpec(t["name"], tuple(map(_size, t["shape"])), t["dtype"]) for t in answer[side])
+            for side in ("inputs", "outputs")
+        )
+        return OrtWebSession(process, inputs, outputs)
+
+
+def _size(given: int | str) -> Size:
+    """A size as onnxruntime-web tells it: a number, or the name of a dimension."""
+    return given if isinstance(given, int) else Expression.of(given or "?")
+
+
+class OrtWebSession(ProcessSession):
+    """A model in onnxruntime-web, which sees the sizes of this run in the arrays that it is fed."""
+
+    def __init__(
+        self, process: NodeProcess, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+    ) -> None:
+        open_names = dict.fromkeys(name for spec in inputs for size in spec.shape for name in names(size))
+        super().__init__(process, inputs, outputs, tuple(Dim(name, 0, MOST) for name in open_names))
+
+    def _told(self, arrays: list[Array], values: Mapping[str, int]) -> Mapping[str, Any]:
+        return {"shapes": [array.shape for array in arrays]}
+
+    def _answered(self, answer: Mapping[str, Any], values: Mapping[str, int]) -> Sequence[TensorSpec]:
+        return [
+            replace(spec, shape=tuple(shape))
+            for spec, shape in zip(self.outputs, answer["shapes"], strict=True)
+        ]
 
 
 class TfjsWasm(Runtime):

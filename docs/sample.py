@@ -17,8 +17,7 @@ from wasmgraph.analysis.conformance import OperatorCases, read_conformance
 from wasmgraph.report import Row, Summary, build_report, summarize
 from wasmgraph.report.decomposition import decomposition
 from wasmgraph.report.goals import goals
-from wasmgraph.report.lengths import lengths
-from wasmgraph.report.markdown import lengths_markdown, markdown_table
+from wasmgraph.report.markdown import markdown_table, sweep_markdown
 from wasmgraph.report.summary import (
     format_bytes,
     format_count,
@@ -27,6 +26,7 @@ from wasmgraph.report.summary import (
     format_ms,
     format_ratio,
 )
+from wasmgraph.report.sweep import sweeps
 from wasmgraph.text import markdown as markdown_text
 
 ROOT = Path(__file__).parent.parent
@@ -201,7 +201,7 @@ def text_tables(path: Path) -> str:
     summary = summarize(path)
     processor = markdown_text(str(summary.cpu.get("brand_raw", "an unknown processor")))
     parts = [f"Measured on {summary.datetime[:10]}, on {processor}."]
-    return "\n\n".join([*parts, *map(lengths_markdown, lengths(summary)), _goals_table(summary)])
+    return "\n\n".join([*parts, *map(sweep_markdown, sweeps(summary)), _goals_table(summary)])
 
 
 def _goals_table(summary: Summary) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,16 @@ import onnx
 import pytest
 
 import wasmgraph as wg
-from bench.backends import DEFAULT, model_name, parse, parse_list, split_shape
+from bench.backends import (
+    DEFAULT,
+    model_name,
+    parse,
+    parse_list,
+    points,
+    split_shape,
+    values_name,
+    values_of,
+)
 from bench.lab import ReplayClock
 from bench.peers import PEERS
 from tests.conftest import model_of
@@ -49,10 +59,11 @@ def test_backends_are_target_at_runtime(name: str) -> None:
         "ort-web:none",
         "native@native:2",
         "tfjs-wasm:2",
+        "native@native+open",
     ],
 )
 def test_unknown_backends(name: str) -> None:
-    with pytest.raises(UsageError, match=name):
+    with pytest.raises(UsageError, match=re.escape(name)):
         parse(name)
 
 
@@ -61,6 +72,26 @@ def test_threads_that_are_not_said_are_those_of_the_run() -> None:
     assert parse("ort-web:2", 4).threads == 2
     assert parse("wasm32-simd128-threads@wasmtime", 4).reference == "onnxruntime:4"
     assert parse("wasm32@wasmtime", 4).threads == 1
+
+
+def test_a_backend_may_be_compiled_for_each_value() -> None:
+    found = parse("wasm32-simd128-threads@wasmtime+closed:2")
+    assert (found.target, found.runtime) == ("wasm32-simd128-threads", "wasmtime")
+    assert (found.threads, found.closed) == (2, True)
+    assert not parse("wasm32@wasmtime").closed
+
+
+def test_values_of_dimensions() -> None:
+    assert values_of(["batch=1", "seq=32, 8,8"]) == {"batch": (1,), "seq": (8, 32)}
+    assert points({"batch": (1, 2), "seq": (8,)}) == [{"batch": 1, "seq": 8}, {"batch": 2, "seq": 8}]
+    assert points({}) == [{}]
+    assert values_name({"batch": 1, "seq": 8}) == "@batch=1,seq=8"
+
+
+@pytest.mark.parametrize("options", [["seq"], ["seq="], ["=8"], ["seq=1..8"], ["seq=8", "seq=9"]])
+def test_wrong_values_of_dimensions(options: list[str]) -> None:
+    with pytest.raises(UsageError, match="--dim"):
+        values_of(options)
 
 
 def test_a_list_can_begin_with_the_default() -> None:
@@ -84,8 +115,8 @@ def test_a_users_own_model(small_onnx: Path, tmp_path: Path) -> None:
     done = run_bench("--models", small_onnx, "--rounds", "2", f"--benchmark-json={out}")
     assert done.returncode == 0, done.stdout + done.stderr
     frame = wg.results(out)
-    tests = {"latency", "cold_start", "compile", "accuracy", "sessions", "profile", "noop", "work"}
-    assert {f"test_{name}" for name in tests} == set(frame["test"])
+    names = "latency cold_start compile accuracy sessions profile noop work change"
+    assert {f"test_{name}" for name in names.split()} == set(frame["test"])
     latency = frame[frame["test"] == "test_latency"].set_index("backend")
     peers = {name for name in DEFAULT if name.partition(":")[0] in PEERS}
     skipped = set() if PEERS_ARE_THERE else peers
@@ -137,6 +168,36 @@ def test_one_model_in_two_shapes_is_two_series(small_onnx: Path, tmp_path: Path)
     done = run_bench("--models", f"{small_onnx}@2x3")
     assert done.returncode == 4
     assert "--shape gives 'x' the shape" in done.stderr
+
+
+def test_one_module_at_several_values_of_a_dimension(tmp_path: Path) -> None:
+    """Beside a module for each value and the peers, which get the open model too."""
+    model = tmp_path / "open.onnx"
+    nodes = [onnx.helper.make_node("Softmax", ["x"], ["y"])]
+    onnx.save(model_of(nodes, {"x": [1, "n"]}, ["y"]), model)
+    out = tmp_path / "r.json"
+    backends = ["wasm32@wasmtime", "wasm32@wasmtime+closed", "onnxruntime"]
+    backends += ["ort-web"] if PEERS_ARE_THERE else []
+    done = run_bench("--models", model, "--dim", "n=3,8", "--rounds", "2", "-k", "not sessions",
+                     "--backends", ",".join(backends), f"--benchmark-json={out}")  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    frame = wg.results(out).set_index("test")
+    latency = frame.loc["test_latency"]
+    assert set(latency["model"]) == {"open@n=3", "open@n=8"}
+    assert set(latency["dims"]) == {"n=3", "n=8"}
+    assert latency.groupby("model")["ratio"].count().eq(len(backends)).all()
+    accuracy = frame.loc["test_accuracy"]
+    assert (accuracy["max_prob_diff"] < 1e-6).all()
+    sizes = latency[latency["target"] == "wasm32"].groupby(["backend", "model"])["module_bytes"].first()
+    assert sizes["wasm32@wasmtime"].nunique() == 1  # one module for all
+    assert sizes["wasm32@wasmtime+closed"].nunique() == 2
+    change = frame.loc[["test_change"]]
+    assert set(change["backend"]) == {"wasm32@wasmtime"}
+    assert change["change_s"].notna().all()
+    assert "open over n" in build_report([out], tmp_path / "report").read_text()
+    done = run_bench("--models", model, "--dim", "m=3,8")
+    assert done.returncode == 4
+    assert "theirs are n" in done.stderr
 
 
 def test_without_npm_random_weights_are_measured_and_said(tmp_path: Path) -> None:

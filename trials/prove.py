@@ -25,7 +25,7 @@ import numpy as np
 
 import wasmgraph as wg
 from bench.backends import DEFAULT, NOOP, parse, parse_list
-from bench.lab import Bench
+from bench.lab import Bench, Network
 from trials.mutations import lower_bias, more_work, slower, spilling
 from wasmgraph.analysis import Comparison, compare, read_thresholds
 from wasmgraph.analysis.compare import TIME, median_interval
@@ -157,11 +157,13 @@ def _one_photograph(number: int) -> Outcome:
 
 @contextmanager
 def _bench(model: str, schedule: Schedule) -> Iterator[Bench]:
-    bench = Bench(model, [parse(name) for name in DEFAULT], schedule, 1, None, 0, _say)
+    network = Network(model)
+    bench = Bench(network, [parse(name) for name in DEFAULT], schedule, 1, None, 0, _say)
     try:
         yield bench
     finally:
         bench.close()
+        network.close()
 
 
 def _noop() -> Outcome:

@@ -10,6 +10,7 @@ from wasmgraph.errors import UsageError
 from wasmgraph.targets import get_target
 
 REFERENCE = "onnxruntime"
+CLOSED = "+closed"
 # What the runtime "native" was called: it needs nothing of TVM.
 OLD_NATIVE = "tvm"
 OLD_NATIVE_WARNING = "the runtime 'tvm' is called 'native'; the old name goes with the next release."
@@ -31,12 +32,14 @@ _RUNTIME_KINDS = {
 @dataclass(frozen=True)
 class Backend:
     """``target`` is None for an engine that runs the ``.onnx`` file; the name of a backend with more than
-    one thread ends in their number: ``onnxruntime:2``."""
+    one thread ends in their number: ``onnxruntime:2``. A ``closed`` backend compiles a model of open
+    dimensions for the very values at which it runs it."""
 
     name: str
     runtime: str
     target: str | None
     threads: int = 1
+    closed: bool = False
 
     @property
     def reference(self) -> str:
@@ -49,7 +52,8 @@ def _named(name: str, threads: int) -> str:
 
 
 def parse(name: str, threads: int = 1, peers: Mapping[str, bool] | None = None) -> Backend:
-    """Read ``target@runtime`` or an engine's name, all with ``:N`` for N threads.
+    """Read ``target@runtime``, ``target@runtime+closed`` or an engine's name, all with ``:N`` for N
+    threads.
 
     Parameters
     ----------
@@ -66,14 +70,19 @@ def parse(name: str, threads: int = 1, peers: Mapping[str, bool] | None = None) 
     if colon and not (count.isdecimal() and int(count)):
         raise UsageError(f"backend {name!r}: what follows the colon is a number of threads.")
     target: str | None
+    closed = False
     if plain in engines:
         target, runtime, threaded = None, plain, engines[plain]
     else:
         target, at, runtime = plain.partition("@")
+        runtime, plus, how = runtime.partition("+")
+        closed = bool(plus)
+        if closed and f"+{how}" != CLOSED:
+            raise UsageError(f"backend {name!r}: what follows the plus is 'closed'.")
         if runtime == OLD_NATIVE:
             warnings.warn(OLD_NATIVE_WARNING, FutureWarning, stacklevel=2)
             runtime = "native"
-            plain = f"{target}@{runtime}"
+            plain = f"{target}@{runtime}{CLOSED if closed else ''}"
         if not at or runtime not in _RUNTIME_KINDS:
             examples = ", ".join([*OURS, *engines])
             raise UsageError(f"unknown backend {name!r}; examples: {examples}.")
@@ -84,7 +93,7 @@ def parse(name: str, threads: int = 1, peers: Mapping[str, bool] | None = None) 
     wanted = int(count) if colon else threads if threaded else 1
     if wanted > 1 and not threaded:
         raise UsageError(f"backend {name!r}: {plain} has one thread.")
-    return Backend(_named(plain, wanted), runtime, target, wanted)
+    return Backend(_named(plain, wanted), runtime, target, wanted, closed)
 
 
 def parse_list(

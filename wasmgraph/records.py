@@ -30,6 +30,7 @@ class Record:
     ----------
     weights : ``trained``, ``random``, or ``unknown`` for a model without that description
     length : tokens of each text that a network of text takes at once
+    dims : values of the model's open dimensions, ``batch=1,seq=8``
     reference : the backend that ``ratio`` divides by
     ratio, ratio_low, ratio_high : median latency over the reference's, same run, with the 95 %
         bootstrap interval
@@ -69,6 +70,7 @@ class Record:
     artifact_bytes, engine_bytes : on disk: the graph's file, and the engine besides Python and numpy
     ready_s, first_output_s : from ``load(path)``, compiled code cached, to a session that accepts
         inputs, and to the first outputs (medians)
+    change_s : how much longer a call takes if a dimension is another than in the call before (medians)
     """
 
     model: str
@@ -82,6 +84,7 @@ class Record:
     engine_config: str
     model_sha256: str
     length: int | None = None
+    dims: str | None = None
     reference: str | None = None
     ratio: float | None = None
     ratio_low: float | None = None
@@ -130,6 +133,7 @@ class Record:
     engine_bytes: int | None = None
     ready_s: float | None = None
     first_output_s: float | None = None
+    change_s: float | None = None
 
     def to_extra_info(self) -> dict[str, Any]:
         """Flat keys for ``benchmark.extra_info``, without those not measured."""

@@ -22,10 +22,11 @@ await serve({
     metadata = session.inputMetadata;
     return { inputs: describe(metadata), outputs: describe(session.outputMetadata) };
   },
-  async run({ payload }) {
+  async run({ shapes, payload }) {
     const feeds = {};
     let offset = payload.byteOffset;
-    for (const { name, type, shape } of metadata) {
+    for (const [index, { name, type }] of metadata.entries()) {
+      const shape = shapes[index];
       const size = shape.reduce((product, extent) => product * extent, 1);
       const Elements = ARRAYS[type];
       if (!Elements) throw new Error(`this peer feeds ${Object.keys(ARRAYS).join(', ')}; ${name} is ${type}`);
@@ -38,6 +39,7 @@ await serve({
       offset = end;
     }
     const results = await session.run(feeds);
-    return { parts: session.outputNames.map((name) => results[name].data) };
+    const outputs = session.outputNames.map((name) => results[name]);
+    return { shapes: outputs.map(({ dims }) => dims), parts: outputs.map(({ data }) => data) };
   },
 });

@@ -12,9 +12,9 @@ import wasmgraph as wg
 from wasmgraph.errors import RecordError, UsageError
 from wasmgraph.records import Record
 from wasmgraph.report import build_report, result_table, summarize
-from wasmgraph.report.lengths import lengths
 from wasmgraph.report.markdown import summary_markdown
 from wasmgraph.report.summary import format_bytes, format_ms
+from wasmgraph.report.sweep import sweeps
 
 HOSTILE = "<script>alert(1)</script>[bold]"
 
@@ -147,7 +147,7 @@ def text_results(tmp_path: Path) -> Path:
 
 
 def test_a_network_of_text_over_lengths(text_results: Path) -> None:
-    (found,) = lengths(summarize(text_results))
+    (found,) = sweeps(summarize(text_results))
     assert found.network == HOSTILE
     assert found.columns == [
         *("batch", "tokens", "wasm, ms", "onnxruntime, ms", "ort-web, ms"),
@@ -161,26 +161,59 @@ def test_a_network_of_text_over_lengths(text_results: Path) -> None:
     ]
 
 
+def test_one_graph_over_a_dimension_beside_one_for_each_value(tmp_path: Path) -> None:
+    benchmarks = []
+    for value in (0, 8):
+        for number, backend in enumerate(("wasm", "wasm+closed", "onnxruntime")):
+            known = {
+                "model": f"net@batch=1,past={value}",
+                "dims": f"batch=1,past={value}",
+                "target": "onnx" if backend == "onnxruntime" else "wasm32",
+                "batch": 1,
+                "inputs": 3,
+                "agreement": 3,
+                "max_prob_diff": 1e-7,
+            }
+            benchmarks.append(benchmark("test_latency", record(backend, **known), [0.001 * (number + 1)]))
+    change = record("wasm", model="noop-open@n=1", dims="n=1", change_s=3e-6)
+    benchmarks.append(benchmark("test_change", change, [1e-5]))
+    path = tmp_path / "open.json"
+    path.write_text(json.dumps({"benchmarks": benchmarks}))
+    summary = summarize(path)
+    assert summary.change_s == {"wasm": 3e-6}
+    (found,) = sweeps(summary)
+    assert (found.network, found.title) == ("net", "net over past")
+    assert found.columns == [
+        *("batch", "past", "wasm, ms", "wasm+closed, ms", "onnxruntime, ms"),
+        *("over wasm+closed", "over onnxruntime", "agreement", "largest Δ"),
+    ]
+    figures = ["1", "2", "3", "0.50 ×", "0.33 ×", "3/3", "1.0e-07"]
+    assert list(found.cells) == [["1", "0", *figures], ["1", "8", *figures]]
+    page = build_report([path], tmp_path / "out").read_text()
+    assert "wasm+closed, batch 1" in page
+    assert "wasm 3 µs" in page
+
+
 def test_one_shape_is_no_curve(results_file: Path, text_results: Path) -> None:
-    assert lengths(summarize(results_file)) == []
+    assert sweeps(summarize(results_file)) == []
     data = json.loads(text_results.read_text())
     data["benchmarks"] = data["benchmarks"][:6]
     text_results.write_text(json.dumps(data))
-    assert lengths(summarize(text_results)) == []
+    assert sweeps(summarize(text_results)) == []
 
 
-def test_lengths_are_drawn_and_listed_everywhere(text_results: Path, tmp_path: Path) -> None:
+def test_sweeps_are_drawn_and_listed_everywhere(text_results: Path, tmp_path: Path) -> None:
     page = build_report([text_results], tmp_path / "out").read_text()
     assert page.count("<script") == 1
-    assert 'href="#lengths-0"' in page
+    assert 'href="#sweep-0"' in page
     assert page.count("<svg") == 4  # three latencies, one curve
     assert page.count("<td>2.0e-09</td>") == 3 + 8  # a line a shape, and each page's own
     assert "batch 1, 32 tokens" in page
     assert "1 − 2.0e-09" in page
-    assert len(list((tmp_path / "out").glob("lengths-*.svg"))) == 1
+    assert len(list((tmp_path / "out").glob("sweep-*.svg"))) == 1
     console = Console(record=True, width=200)
     result_table(summarize(text_results), console)
-    assert "over the length of texts" in console.export_text()
+    assert "over tokens" in console.export_text()
 
 
 def test_results_as_markdown(results_file: Path, text_results: Path) -> None:

@@ -20,6 +20,7 @@ _IDENTITY = {
     "threads": "the number of threads",
     "batch": "the batch",
     "length": "the length of texts",
+    "dims": "the value of an open dimension",
 }
 ACCURACY = (
     *("top1", "top5", "agreement", "max_prob_diff", "max_logit_diff"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from wasmgraph.report.lengths import Lengths, lengths
 from wasmgraph.report.summary import (
     Row,
     Summary,
@@ -13,6 +12,7 @@ from wasmgraph.report.summary import (
     format_ms,
     format_ratio,
 )
+from wasmgraph.report.sweep import Sweep, sweeps
 from wasmgraph.text import markdown
 
 
@@ -22,18 +22,18 @@ def markdown_table(head: Sequence[str], text_columns: int, rows: Iterable[Sequen
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, align, *rows))
 
 
-def lengths_markdown(found: Lengths) -> str:
-    """A network of text over the length of what it reads."""
+def sweep_markdown(found: Sweep) -> str:
+    """A network over the values of its dimensions."""
     return markdown_table([markdown(name) for name in found.columns], 0, found.cells)
 
 
 def summary_markdown(summary: Summary) -> str:
-    """A results file: one table a model, and one a network of text in several shapes."""
+    """A results file: one table a model, and one a network at several values of its dimensions."""
     parts = [f"## {markdown(summary.path.name)}", *map(markdown, summary.info.notices)]
-    swept = lengths(summary)
+    swept = sweeps(summary)
     shown = {row.model for found in swept for row in found.rows}
     for found in swept:
-        parts += [f"### {markdown(found.network)}", lengths_markdown(found)]
+        parts += [f"### {markdown(found.network)}", sweep_markdown(found)]
     for model in summary.models:
         if model not in shown:
             rows = [row for row in summary.rows if row.model == model]

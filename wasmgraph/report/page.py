@@ -18,7 +18,7 @@ from wasmgraph.records import photographs_of
 from wasmgraph.report import summary as s
 from wasmgraph.report.decomposition import Change, decomposition
 from wasmgraph.report.goals import Goal, goals
-from wasmgraph.report.lengths import lengths
+from wasmgraph.report.sweep import sweeps
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -94,7 +94,7 @@ def build_report(
     conformance: str | Path | None = None,
 ) -> Path:
     """Write ``report.html`` into ``directory``, and its plots: a ``latency-MODEL.svg`` a model, a
-    ``lengths-MODEL.svg`` a network of text in several shapes.
+    ``sweep-MODEL.svg`` a network at several values of its dimensions.
 
     Parameters
     ----------
@@ -124,8 +124,8 @@ def build_report(
         for number, summary in enumerate(summaries)
         for place, model in enumerate(summary.models)
     ]
-    swept = [found for summary in summaries for found in lengths(summary)]
-    curves = [plots.lengths_plot(found) for found in swept]
+    swept = [found for summary in summaries for found in sweeps(summary)]
+    curves = [plots.sweep_plot(found) for found in swept]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("wasmgraph.report", "templates"),
         autoescape=True,
@@ -155,7 +155,7 @@ def build_report(
             svg = plots.latency_plot(page.rows)
             write_atomically(out / f"latency-{Path(page.model).name}.svg", svg.encode())
         for found, svg in zip(swept, curves, strict=True):
-            write_atomically(out / f"lengths-{Path(found.network).name}.svg", svg.encode())
+            write_atomically(out / f"sweep-{Path(found.network).name}.svg", svg.encode())
         path = out / "report.html"
         write_atomically(path, html.encode())
     except OSError as error:

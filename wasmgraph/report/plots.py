@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 
 from wasmgraph.analysis.history import Trend
 from wasmgraph.report.decomposition import Change
-from wasmgraph.report.lengths import Lengths
 from wasmgraph.report.summary import Row, format_ms
+from wasmgraph.report.sweep import Sweep
 
 # Okabe & Ito's colours (2008), distinguishable with colour-blind eyes.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -110,17 +110,15 @@ def decomposition_plot(changes: Sequence[Change]) -> str:
         return _svg(figure)
 
 
-def lengths_plot(found: Lengths) -> str:
-    """Latency and its ratio to the reference over the length of texts: a colour and a mark a backend, a
-    style of line a batch."""
+def sweep_plot(found: Sweep) -> str:
+    """Latency and its ratio to the reference over the values of a dimension: a colour and a mark a backend,
+    a style of line for each value of the other dimensions."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(10, 4.2))
         left, right = figure.subplots(1, 2)
-        batches = sorted({batch for batch, _ in found.shapes})
         for number, backend in enumerate((*found.ours, *found.peers)):
             colour, mark = _COLOURS[number % len(_COLOURS)], _MARKS[number % len(_MARKS)]
-            for style, batch in zip(cycle(_LINES), batches, strict=False):
-                curve = found.curve(backend, batch)
+            for style, (name, curve) in zip(cycle(_LINES), found.curves(backend), strict=False):
                 look = {
                     "color": colour,
                     "marker": mark,
@@ -128,9 +126,9 @@ def lengths_plot(found: Lengths) -> str:
                     "linewidth": 1.3,
                     "markersize": 5,
                 }
-                at = [length for length, _ in curve]
+                at = [value for value, _ in curve]
                 milliseconds = [(row.median_s or 0) * 1e3 for _, row in curve]
-                left.plot(at, milliseconds, label=f"{backend}, batch {batch}", **look)
+                left.plot(at, milliseconds, label=name, **look)
                 ratios = [(n, r) for n, r in curve if r.get("ratio") and r.get("reference") != backend]
                 if ratios:
                     values = [r.get("ratio") for _, r in ratios]
@@ -139,11 +137,12 @@ def lengths_plot(found: Lengths) -> str:
                         [max(0, r.get("ratio_high") - v) for v, (_, r) in zip(values, ratios, strict=True)],
                     ]
                     right.errorbar([n for n, _ in ratios], values, spread, capsize=2, **look)
+        ticks = sorted({point[found.axis] for point in found.points})
         for axes in (left, right):
-            axes.set_xscale("log", base=2)
-            axes.set_xticks(sorted({length for _, length in found.shapes}))
+            axes.set_xscale("symlog", base=2, linthresh=1)  # a dimension may be 0
+            axes.set_xticks(ticks)
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            axes.set_xlabel("tokens of a text")
+            axes.set_xlabel(found.dims[found.axis])
         left.set_yscale("log")
         left.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         left.set_ylabel("median of one inference, ms")

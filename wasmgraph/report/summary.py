@@ -36,11 +36,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """A results file: rows in order of latency a model, the harness's overhead, the run."""
+    """A results file: rows in order of latency a model; by backend the harness's overhead and what a change
+    of a dimension costs; the run."""
 
     path: Path
     rows: Sequence[Row]
     overhead_s: Mapping[str, float]
+    change_s: Mapping[str, float]
     info: RunInfo
     machine: Mapping[str, Any]
     commit: Mapping[str, Any]
@@ -73,12 +75,17 @@ def summarize(path: str | Path) -> Summary:
     medians: dict[tuple[str, str], float] = {}
     compiles: dict[tuple[str, str], float] = {}
     overhead: dict[str, float] = {}
+    changes: dict[str, float] = {}
     profiles, doubts = (_tables(data, name) for name in ("profile", "doubts"))
     for raw in frame.astype(object).where(frame.notna(), None).to_dict("records"):
         row = {str(key): value for key, value in raw.items()}
         test, key = row["test"], (row["model"], row["backend"])
         if test == "test_noop":
             overhead[row["backend"]] = row["median_s"]
+            continue
+        if test == "test_change":
+            if row["change_s"] is not None:
+                changes[row["backend"]] = row["change_s"]
             continue
         values = merged.setdefault(key, {})
         values.update({k: v for k, v in row.items() if v is not None and k != "rounds_s"})
@@ -104,6 +111,7 @@ def summarize(path: str | Path) -> Summary:
         Path(path),
         rows,
         overhead,
+        changes,
         RunInfo.of(data, path),
         data.get("machine_info") or {},
         data.get("commit_info") or {},

@@ -10,7 +10,6 @@ from rich.table import Table
 
 from wasmgraph.report.decomposition import Change, decomposition
 from wasmgraph.report.goals import Goal, goals
-from wasmgraph.report.lengths import Lengths, lengths
 from wasmgraph.report.summary import (
     Row,
     Summary,
@@ -21,6 +20,7 @@ from wasmgraph.report.summary import (
     format_ms,
     format_ratio,
 )
+from wasmgraph.report.sweep import Sweep, sweeps
 from wasmgraph.text import terminal
 
 
@@ -57,10 +57,12 @@ def result_table(summary: Summary, console: Console) -> None:
         _decomposition(decomposition(rows), console)
         _deployment(rows, console)
         _goals(goals(summary, model), console)
-    for found in lengths(summary):
-        _lengths(found, console)
+    for found in sweeps(summary):
+        _sweep(found, console)
     for name, seconds in summary.overhead_s.items():
         console.print(f"harness overhead, {terminal(name)}: {seconds * 1e6:.0f} µs a call")
+    for name, seconds in summary.change_s.items():
+        console.print(f"change of a dimension, {terminal(name)}: {seconds * 1e6:.0f} µs more")
     for title, cases in (("skipped", summary.info.skipped), ("failed", summary.info.failed)):
         for case, reason in cases.items():
             console.print(f"[bold]{title}[/]: {terminal(case)}: {terminal(reason)}")
@@ -128,8 +130,8 @@ def _deployment(rows: Sequence[Row], console: Console) -> None:
     console.print(table)
 
 
-def _lengths(found: Lengths, console: Console) -> None:
-    title = terminal(f"{found.network} over the length of texts")
+def _sweep(found: Sweep, console: Console) -> None:
+    title = terminal(found.title)
     table = Table(title=title, title_justify="left")
     for column in found.columns:
         table.add_column(terminal(column), justify="right", overflow="fold")

@@ -134,10 +134,9 @@ class ProcessSession(Session):
 
     def _run_at(self, arrays: list[Array], values: Mapping[str, int]) -> list[Array]:
         payload = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
-        message = {"command": "run", "dims": dict(values)} if values else {"command": "run"}
+        message = {"command": "run", **self._told(arrays, values)}
         answer, content = self._answer(message, payload)
-        self.values = {**values, **self._computed(answer)}
-        outputs = [spec.at(self.values) for spec in self.outputs] if self.values else self.outputs
+        outputs = self._answered(answer, values)
         if len(content) != sum(spec.nbytes for spec in outputs):
             self._closed = True
             raise ExecutionError(f"the process answered with {len(content)} bytes of outputs.")
@@ -148,9 +147,13 @@ class ProcessSession(Session):
             offset += spec.nbytes
         return results
 
-    def _computed(self, answer: Mapping[str, Any]) -> Mapping[str, int]:
-        """The values of dimensions that the graph has computed."""
+    def _told(self, arrays: list[Array], values: Mapping[str, int]) -> Mapping[str, Any]:
+        """What the process is told of a run, beside the content of the arrays."""
         return {}
+
+    def _answered(self, answer: Mapping[str, Any], values: Mapping[str, int]) -> Sequence[TensorSpec]:
+        """The outputs of a run as they are in what follows the answer."""
+        return self.outputs
 
     def _ask(self, message: Mapping[str, Any], payload: bytes = b"") -> bytes:
         return self._answer(message, payload)[1]
@@ -196,11 +199,16 @@ class NodeSession(ProcessSession):
             self.close()
             raise
 
-    def _computed(self, answer: Mapping[str, Any]) -> Mapping[str, int]:
+    def _told(self, arrays: list[Array], values: Mapping[str, int]) -> Mapping[str, Any]:
+        return {"dims": dict(values)} if values else {}
+
+    def _answered(self, answer: Mapping[str, Any], values: Mapping[str, int]) -> Sequence[TensorSpec]:
+        if not self._dims:
+            return self.outputs
         computed = [dim for dim in self._dims if dim.computed]
-        if not computed:
-            return {}
-        return check_computed(computed, {dim.name: int(answer["dims"][dim.name]) for dim in computed})
+        found = check_computed(computed, {dim.name: int(answer["dims"][dim.name]) for dim in computed})
+        self.values = {**values, **found}
+        return [spec.at(self.values) for spec in self.outputs]
 
     def _run_step(self, index: int) -> None:
         self._ask({"command": "step", "index": index})
