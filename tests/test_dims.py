@@ -15,6 +15,7 @@ from wasmgraph.dims import (
     is_closed,
     names,
     operation,
+    same,
     to_json,
 )
 
@@ -53,6 +54,12 @@ def test_arithmetic_is_written_as_usual():
 def test_what_is_no_size_is_refused(data):
     with pytest.raises((TypeError, ValueError)):
         from_json(data)
+
+
+def test_a_quotient_of_a_quotient_is_one():
+    n = Expression.of("n")
+    assert same((n // 2 + 1) // 16, (n + 2) // 32)
+    assert same(((n - 1) // 2) // 16 + 1, (n - 1) // 32 + 1)
 
 
 def test_depth_is_limited():

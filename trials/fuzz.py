@@ -35,10 +35,12 @@ SIZES = {
     "modules": 10_000,
     "onnx_files": 2_000,
     "graphs": 500,
+    "open_graphs": 500,
+    "open_values": 2_000,
     "results_files": 2_000,
     "command_lines": 500,
 }
-_PATIENCE_S = {"graphs": 120.0}  # compiles thirty operators; others are refused or small
+_PATIENCE_S = {"graphs": 120.0, "open_graphs": 120.0, "open_values": 60.0}  # others are refused or small
 _FIRST_S = 120.0  # includes imports and a worker's preparation
 _FINDS = ("untyped", "unexpected", "crashed", "hung", "disagrees")
 

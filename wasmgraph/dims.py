@@ -275,6 +275,11 @@ def _divided(left: Size, right: Size) -> Size:
         rest, right = {factors: c // common for factors, c in rest.items()}, right // common
     if not isinstance(right, int) or right < 0:
         return operation("+", _size(whole), Expression("//", (_size(rest), right)))
+    inner = _inner_quotient(rest)
+    if inner is not None:  # (n // 2 + 1) // 16 is (n + 2) // 32
+        size, by_too = inner
+        joined = operation("+", size, rest.get((), 0) * by_too)
+        return operation("+", _size(whole), _divided(joined, right * by_too))
     # -(-n // 4), (n + 3) // 4 and (n - 1) // 4 + 1 round a quotient up: the last is the form that is kept,
     # because TVM finds it too when it looks for the tile of the last of n rows.
     sign = 1
@@ -285,6 +290,18 @@ def _divided(left: Size, right: Size) -> Size:
         extra, number = extra + 1, -1
     quotient = Expression("//", (_size(_plus(rest, {(): number})), right))
     return operation("+", _size(whole), operation("*", sign, operation("+", quotient, extra)))
+
+
+def _inner_quotient(terms: _Sum) -> tuple[Size, int] | None:
+    """Of a sum of one quotient and a number: what is divided, and by which number."""
+    factors = [factors for factors in terms if factors]
+    if len(factors) != 1 or len(factors[0]) != 1 or terms[factors[0]] != 1:
+        return None
+    (factor,) = factors[0]
+    if not isinstance(factor, tuple) or factor[0] != "//":
+        return None
+    _, divided, by = factor
+    return (_of_key(divided), by) if isinstance(by, int) and by > 0 else None
 
 
 _PYTHON: Mapping[str, Callable[[Any, Any], Any]] = {

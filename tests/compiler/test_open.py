@@ -21,6 +21,7 @@ from wasmgraph.errors import (
     ModelError,
     OpenSizeError,
     UnboundDimensionError,
+    UnsupportedOperatorError,
     UsageError,
 )
 from wasmgraph.models.bert import Config, build, random_weights
@@ -168,6 +169,61 @@ MODELS: dict[str, onnx.ModelProto] = {
         NODE("Conv", ["x", "k"], ["y"], pads=[1] * 4, group=16), [1, 16, "n", "m"], k=draw(16, 1, 3, 3)
     ),
     "signal": one(NODE("Conv", ["x", "k"], ["y"], pads=[2, 2]), [1, 4, "n"], k=draw(8, 4, 5)),
+    "columns": one(NODE("ReduceL2", ["x", "axes"], ["y"], keepdims=0), ["n", "m"], axes=np.array([0])),
+    "centred": model(
+        [NODE("ReduceMean", ["x", "axes"], ["mean"]), NODE("Sub", ["x", "mean"], ["y"])],
+        {"x": (FLOAT, ["n", "m"])},
+        {"y": FLOAT},
+        {"axes": np.array([0])},
+    ),
+    "softmax of columns": one(NODE("Softmax", ["x"], ["y"], axis=0), ["n", "n"]),
+    "log softmax of columns": one(NODE("LogSoftmax", ["x"], ["y"], axis=1), [2, "n", "m"]),
+    "pieces of rows": model(
+        [NODE("Concat", ["z", "x", "x"], ["y"], axis=1)],
+        {"x": (FLOAT, [5, "n"]), "z": (FLOAT, [5, 1])},
+        {"y": FLOAT},
+    ),
+    "backwards": one(
+        NODE("Slice", ["x", "minus", "least", "zero", "minus"], ["y"]),
+        ["before", 2],
+        minus=np.array([-1]),
+        least=np.array([-(2**60)]),
+        zero=np.array([0]),
+    ),
+    "rows and columns joined": model(
+        [
+            NODE("Reshape", ["x", "shape"], ["rows"]),
+            NODE("Gemm", ["rows", "w", "b"], ["p"], transB=1),
+            NODE("CumSum", ["p", "axis"], ["y"]),
+        ],
+        {"x": (FLOAT, ["n", "m", 4])},
+        {"y": FLOAT},
+        {"shape": np.array([-1, 4]), "w": draw(17, 4), "b": draw(17), "axis": np.array(0)},
+    ),
+    "three times as many rows": model(
+        [
+            NODE("Concat", ["x", "x", "x"], ["all"], axis=0),
+            NODE("Transpose", ["all"], ["turned"], perm=[1, 0]),
+            NODE("MatMul", ["all", "turned"], ["s"]),
+            NODE("Softmax", ["s"], ["p"], axis=-1),
+            NODE("MatMul", ["p", "all"], ["a"]),
+            NODE("Tanh", ["a"], ["t"]),
+            NODE("CumSum", ["t", "axis"], ["y"]),
+        ],
+        {"x": (FLOAT, ["n", "m"])},
+        {"y": FLOAT},
+        {"axis": np.array(0)},
+    ),
+    "every other": model(
+        [
+            NODE("Conv", ["x", "k"], ["c"], strides=[2]),
+            NODE("Transpose", ["c"], ["turned"], perm=[0, 2, 1]),
+            NODE("MatMul", ["turned", "c"], ["y"]),
+        ],
+        {"x": (FLOAT, ["n", 4, "m"])},
+        {"y": FLOAT},
+        {"k": draw(6, 4, 1)},
+    ),
     "pooling": one(NODE("GlobalMaxPool", ["x"], ["y"]), ["n", 4, "m"]),
     "cache": model(
         [
@@ -240,7 +296,9 @@ def test_a_module_serves_every_value_in_its_bounds(name: str, compiled) -> None:
         between()
 
 
-@pytest.mark.parametrize("name", ["attention", "dense", "convolution", "images", "mean"])
+@pytest.mark.parametrize(
+    "name", ["attention", "dense", "convolution", "images", "mean", "rows and columns joined"]
+)
 @pytest.mark.parametrize("target", ["wasm32", "wasm32-relaxed-simd", "wasm32-simd128-threads", "native"])
 def test_every_target_takes_open_dimensions(name: str, target: str, compiled) -> None:
     proto, limits = MODELS[name], bounds(MODELS[name])
@@ -313,6 +371,17 @@ def test_what_is_fed_must_fit(compiled) -> None:
             session.run({"x": zeros(3, 4), "z": zeros(4)}, dims={"n": 2.5})  # type: ignore[dict-item]
         found = session.run({"x": zeros(3, 4), "z": zeros(4)}, dims={"n": 3})
         assert found["y"].shape == (3, 4)
+
+
+def test_nothing_of_an_open_number_of_rows() -> None:
+    """A tensor that is empty whatever the dimensions are, where threads share the rows."""
+    begin, ends, axis = np.array([2]), np.array([9]), np.array([1])
+    proto = one(NODE("Slice", ["x", "a", "b", "c"], ["y"]), ["n", 2, 3], a=begin, b=ends, c=axis)
+    with wg.load(wg.compile(proto, target="wasm32-simd128-threads", dims={"n": (1, 9)})) as session:
+        agrees(session, proto, {"n": 4})
+    empty = one(NODE("Conv", ["x", "k"], ["y"]), [1, 0, "n"], k=np.zeros((3, 0, 1), np.float32))
+    with pytest.raises(UnsupportedOperatorError, match="Conv over no channels"):
+        wg.compile(empty, dims={"n": (1, 9)})
 
 
 def test_a_sum_of_names_is_a_size() -> None:

@@ -21,6 +21,7 @@ from wasmgraph.compiler import CompileLog
 from wasmgraph.compiler.operators.packing import pack_conv2d
 from wasmgraph.compiler.schedule import FALLBACK, RULES
 from wasmgraph.compiler.schedule.decisions import tile_pixels
+from wasmgraph.runtimes.wasmtime_meter import meter
 from wasmgraph.targets import get_target
 
 # Two threads share what the rules say they may; relaxed SIMD and native-128 have vectors of their own.
@@ -292,6 +293,23 @@ def test_rows(operator: str, target: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
+def test_a_mean_that_meets_its_rows_again_is_computed_once(target: str) -> None:
+    """Not once for each of the rows."""
+    fuel = []
+    for rows in (64, 256):
+        nodes = [
+            helper.make_node("ReduceMean", ["x"], ["mean"], axes=[0]),
+            helper.make_node("Sub", ["x", "mean"], ["y"]),
+        ]
+        model = model_of(nodes, {"x": [rows, 16]}, ["y"])
+        check(model, target, "reduction")
+        artifact = wg.compile(model, target=target)
+        if artifact.manifest.kind == "wasm":
+            fuel.append(meter(artifact, {"x": np.ones((rows, 16), np.float32)}).work_fuel)
+    assert not fuel or fuel[1] < 6 * fuel[0]
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_reducing_everything(target: str) -> None:
     nodes = [helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)]
     check(model_of(nodes, {"x": [2, 3, 8]}, ["y"]), target, "row-reduction")
@@ -333,9 +351,16 @@ def test_empty_groups_make_an_empty_output(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_what_no_rule_takes_is_correct_and_counted(target: str) -> None:
-    """A softmax over an outer dimension."""
-    model = model_of([helper.make_node("Softmax", ["x"], ["y"], axis=0)], {"x": [3, 7]}, ["y"])
+def test_a_softmax_over_an_outer_dimension(target: str) -> None:
+    for operator in ("Softmax", "LogSoftmax"):
+        node = helper.make_node(operator, ["x"], ["y"], axis=1)
+        check(model_of([node], {"x": [2, 5, 5]}, ["y"]), target, "row-reduction")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_no_rule_takes_is_correct_and_counted(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wasmgraph.compiler.schedule.RULES", {})
+    model = model_of([helper.make_node("Softmax", ["x"], ["y"])], {"x": [3, 7]}, ["y"])
     check(model, target, FALLBACK)
     artifact = wg.compile(model, target=target)
     assert artifact.manifest.ops_fallback == 1

@@ -18,6 +18,8 @@ from trials.fuzzing import graphs, modules
         ("modules", range(150)),
         ("onnx_files", range(24)),
         ("graphs", range(4)),
+        ("open_graphs", range(6)),
+        ("open_values", range(0, 400, 40)),
         ("results_files", range(40)),
         ("command_lines", range(60)),
     ],

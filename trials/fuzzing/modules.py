@@ -1,5 +1,5 @@
 """Mutated wasm artifacts against the loader. Half of them have a repaired digest, so that they reach the
-checks after it.
+checks after it. A graph of open dimensions whose manifest is changed is run, if it loads.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 import wasmgraph as wg
 from wasmgraph.artifact import DIGEST_SECTION, MANIFEST_SECTION, PARAMS_FOLDER
-from wasmgraph.errors import ArtifactError, ModelError
+from wasmgraph.errors import ArtifactError, ExecutionError, FeedError, ModelError
 from wasmgraph.runtimes.checks import CHECKS
+from wasmgraph.tensors import noise
 from wasmgraph.wasm.wasmfile import MAGIC, Reader, custom_section, leb128, read_module
 
 _FORMS: tuple[dict[str, Any], ...] = (
@@ -29,6 +31,7 @@ _FORMS: tuple[dict[str, Any], ...] = (
     {"target": "wasm32-simd128", "params": "wasi"},
     {"target": "wasm32-simd128-threads", "params": "wasi"},
     {"target": "wasm32", "command": True},
+    {"target": "wasm32-simd128", "dims": {"n": (1, 8)}},
 )
 EVERY_CHECK = {*CHECKS, "form", "digest", "engine", "instance", "params", "command"}
 _IMPORT, _MEMORY, _EXPORT, _START, _CODE, _DATA = 2, 5, 7, 8, 10, 11
@@ -84,10 +87,33 @@ def _model() -> onnx.ModelProto:
     return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
 
 
+def _open_model() -> onnx.ModelProto:
+    """Products of an open number of rows, and a dimension that the graph computes."""
+    make, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    kinds = onnx.TensorProto
+    weights = onnx.helper.make_tensor("w", kinds.FLOAT, [8, 5], [n / 7 - 2 for n in range(40)])
+    nodes = [
+        make("MatMul", ["x", "w"], ["p"]),
+        make("Softmax", ["p"], ["s"]),
+        make("Concat", ["s", "s"], ["y"], axis=0),
+        make("NonZero", ["x"], ["places"]),
+        make("Gather", ["x", "i"], ["row"]),
+    ]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "fuzzed",
+        [value("x", kinds.FLOAT, ["n", 8]), value("i", kinds.INT64, [1])],
+        [value(name, kind, None) for name, kind in (("y", kinds.FLOAT), ("places", kinds.INT64))],
+        [weights],
+    )
+    graph.output.append(value("row", kinds.FLOAT, None))
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+
+
 @cache
 def _templates() -> tuple[tuple[bytes, tuple[str, bytes] | None], ...]:
     """Valid artifacts, with name and content of their parameter file."""
-    artifacts = [wg.compile(_model(), **form) for form in _FORMS]
+    artifacts = [wg.compile(_open_model() if "dims" in form else _model(), **form) for form in _FORMS]
     return tuple(
         (a.path.read_bytes(), (a.params_path.name, a.params_path.read_bytes()) if a.params_path else None)
         for a in artifacts
@@ -147,9 +173,49 @@ def _bytes(rng: random.Random, raw: bytes) -> bytes:
     return bytes(out)
 
 
+def _expression(rng: random.Random, deep: int = 0) -> Any:
+    """A size as a manifest holds it, or nearly so."""
+    if rng.random() < 0.4 or deep > 4:
+        return rng.choice(("n", "places_count", "m", "", 0, 1, 3, -1, 2**31, 2**62, 10**30, 1.5, None))
+    if rng.random() < 0.02:
+        size: Any = "n"
+        for _ in range(rng.choice((70, 900))):
+            size = ["*", size, size if rng.random() < 0.1 else "n"]
+        return size
+    operator = rng.choice(("+", "-", "*", "//", "min", "max", "%", "**", ""))
+    return [operator, *(_expression(rng, deep + 1) for _ in range(rng.choice((2, 2, 2, 2, 1, 3))))]
+
+
+def _sizes(rng: random.Random, said: dict[str, Any]) -> None:
+    """Change a size, or a dimension: its bounds, its name, where its value lies."""
+    match rng.randrange(4):
+        case 0:
+            shape = rng.choice(said["inputs"] + said["outputs"])["shape"]
+            shape[rng.randrange(len(shape))] = _expression(rng)
+        case 1:
+            rng.choice(said["steps"])[rng.choice(("flops", "traffic_bytes", "turns"))] = _expression(rng)
+        case 2 if said["checks"]:
+            rng.choice(said["checks"])[rng.choice(("low", "high"))] = _expression(rng)
+        case _:
+            dim = rng.choice(said["dims"])
+            match rng.randrange(4):
+                case 0:
+                    dim["least"], dim["most"] = (rng.choice((-1, 0, 1, 9, 4096, 2**31)) for _ in range(2))
+                case 1:
+                    dim["name"] = rng.choice(("n", "m", "places_count", "", 3, "n" * 5_000))
+                case 2:
+                    dim["offset"] = rng.choice((*_NUMBERS, 4 * rng.randrange(1 << 14)))
+                case _:
+                    dim["computed"] = not dim["computed"]
+
+
 def _manifest(rng: random.Random, parts: Parts) -> None:
     """Change a value somewhere in the manifest, remove it, or replace it by one of another type."""
     said = json.loads(parts.manifest)
+    if "dims" in said and rng.random() < 0.7:
+        _sizes(rng, said)
+        parts.manifest = json.dumps(said).encode()
+        return
     tensor = rng.choice(said["inputs"] + said["outputs"])
     match rng.randrange(9):
         case 0:
@@ -257,16 +323,32 @@ def _changed(rng: random.Random, raw: bytes, repair: bool) -> bytes:
     return content + custom_section(DIGEST_SECTION, hashlib.sha256(content).digest())
 
 
+def _run(session: wg.Session, rng: random.Random) -> str:
+    """Run a graph at some values of its dimensions."""
+    values = {
+        dim.name: rng.choice((dim.least, dim.most, (dim.least + dim.most) // 2)) for dim in session.dims
+    }
+    try:
+        session.run(
+            noise([spec.at(values) for spec in session.inputs], np.random.default_rng(0)), dims=values
+        )
+    except (FeedError, ExecutionError) as error:
+        return f"run refused: {type(error).__name__}"
+    return "run"
+
+
 def case(seed: int, place: Path) -> str:
-    """Load one artifact without running it."""
+    """Load one artifact; run it if its dimensions are open."""
     path, (module, params) = place / f"{seed}.wasm", mutated(seed)
     path.write_bytes(module)
     if params is not None:
         (place / PARAMS_FOLDER).mkdir(exist_ok=True)
         (place / PARAMS_FOLDER / params[0]).write_bytes(params[1])
     try:
-        wg.load(path).close()
-        return "loaded"
+        with wg.load(path) as session:
+            if not session.dims or seed % 2:
+                return "loaded"
+            return _run(session, random.Random(seed))
     except ArtifactError as error:
         return f"refused: {error.check}"
     except ModelError:

@@ -12,7 +12,7 @@ import tvm
 import tvm_ffi
 from tvm import relax, te, tirx
 
-from wasmgraph.dims import Expression, Operator, Shape, Size, names, operation, product, replaced
+from wasmgraph.dims import Expression, Operator, Shape, Size, is_closed, names, operation, product, replaced
 
 _OPERATORS: tuple[tuple[type, Operator], ...] = (
     (tirx.Add, "+"),
@@ -139,6 +139,8 @@ def extent(size: Size) -> tirx.PrimExpr:
     if size.operator is None:
         return variable(size.operands[0])
     left, right = map(extent, size.operands)
+    if size.operator == "*" and isinstance(left, tirx.IntImm):
+        left, right = right, left  # as TVM writes the shapes that it infers
     if size.operator == "//":
         return tirx.FloorDiv(left, right)
     if size.operator == "min":
@@ -183,6 +185,11 @@ def static_shape(expr: relax.Expr) -> tuple[int, ...]:
 def is_tensor(parameter: tirx.Var) -> bool:
     """Whether a kernel's parameter is a tensor, not a number."""
     return not isinstance(parameter.ty, tvm.ir.PrimType)
+
+
+def is_open(kernel: tirx.PrimFunc) -> bool:
+    """Whether a size of a kernel's tensors depends on a dimension."""
+    return not all(is_closed(sizes(b.shape)) for b in kernel.params if is_tensor(b))
 
 
 def dtype_bytes(dtype: str) -> int:

@@ -14,6 +14,7 @@ import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
 
+from wasmgraph.compiler.lower.compact import compact
 from wasmgraph.compiler.lower.elementary import as_arithmetic, many_as_arithmetic
 from wasmgraph.compiler.lower.floats import define_floats
 from wasmgraph.compiler.lower.phases import LOCAL_BYTES, Phase, divide
@@ -80,7 +81,7 @@ def lowering_passes() -> tuple[list[tvm.ir.transform.Pass], list[tvm.ir.transfor
         s.LowerInitBlock(),
         s.PlanAndUpdateBufferAllocationLocation(),
         s.ConvertBlocksToOpaque(),
-        s.CompactBufferAllocation(),
+        t.prim_func_pass(lambda function, *_: compact(function), opt_level=0, name="Compact"),
         s.LowerMatchBuffer(),
         s.StmtSimplify(),
         s.LowerOpaqueBlock(),

@@ -17,7 +17,7 @@ from tvm import tirx
 
 from wasmgraph.compiler.schedule.blocks import SHARE
 from wasmgraph.compiler.sizes import buffer_bytes, size_of
-from wasmgraph.dims import Size, is_one, operation, product, same, typical
+from wasmgraph.dims import Size, is_one, is_zero, operation, product, same, typical
 
 # Loops are joined until they have this many turns: enough for all threads to finish at about the same time.
 _TURNS = 128
@@ -128,7 +128,7 @@ def _shared(nest: tirx.Stmt, begin: tirx.Var, end: tirx.Var) -> tuple[tirx.Stmt,
         loops.append(body)
         turns = operation("*", turns, size_of(body.extent))
         body = body.body
-    if not loops or is_one(turns) or _has_large_arrays(body):
+    if not loops or is_one(turns) or is_zero(turns) or _has_large_arrays(body):
         return None
     joined = tirx.Var("turn", "int32")
     bindings: list[tirx.Stmt] = []

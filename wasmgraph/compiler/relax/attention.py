@@ -12,7 +12,7 @@ from tvm.ir import Op
 
 from wasmgraph.compiler.operators.dense import PRODUCT
 from wasmgraph.compiler.operators.softmax import SOFTMAX
-from wasmgraph.compiler.sizes import shape_of
+from wasmgraph.compiler.sizes import is_tensor, shape_of
 
 _BROADCAST = 1  # Relax's patterns of operators up to this one are element-wise, with broadcasting
 _CALL_TIR = Op.get("relax.call_tir")
@@ -105,7 +105,9 @@ class _Grouping:
         value = self._values.get(variable) if isinstance(variable, relax.Var) else None
         if not isinstance(value, relax.Call) or value.op != _CALL_TIR:
             return None
-        return self._mod[value.args[0]]
+        kernel = self._mod[value.args[0]]
+        # A kernel that takes a dimension as a number stays alone: of rows as many as 3 * n, for example.
+        return kernel if all(map(is_tensor, kernel.params)) else None
 
     def _is(self, variable: relax.Expr, kind: str) -> bool:
         kernel = self._kernel(variable)

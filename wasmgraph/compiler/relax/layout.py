@@ -205,12 +205,16 @@ def _reduction(sinker: _TransposeSinker, call: relax.Call) -> relax.Expr | None:
 
 
 def _softmax(sinker: _TransposeSinker, call: relax.Call) -> relax.Expr | None:
-    found = _transposed(sinker, call.args[0])
-    if found is None:
+    """Of the innermost dimension of what is stored: its rule computes a row at a time."""
+    held, axes = sinker.stored(call.args[0])
+    at, last = axes[int(call.attrs.axis)], len(axes) - 1
+    if at != last:
+        axes = tuple(last if axis == at else axis - (axis > at) for axis in axes)
+        held = sinker.store(call.args[0], axes)
+    elif axes == tuple(range(len(axes))):
         return None
-    held, axes = found
     softmax = getattr(relax.op.nn, call.op.name.rsplit(".", 1)[1])
-    return sinker.tensor(softmax(held, axes[int(call.attrs.axis)]), axes)
+    return sinker.tensor(softmax(held, last), axes)
 
 
 def _permute(sinker: _TransposeSinker, call: relax.Call) -> relax.Expr | None:

@@ -31,8 +31,7 @@ from wasmgraph.compiler.schedule.tiled import (
     schedule_product,
 )
 from wasmgraph.compiler.schedule.winograd import schedule_winograd
-from wasmgraph.compiler.sizes import is_tensor, sizes
-from wasmgraph.dims import is_closed
+from wasmgraph.compiler.sizes import is_open
 from wasmgraph.targets import Target
 
 # A rule takes a decision to follow, or None to make its own. It returns the finished schedule and the
@@ -122,8 +121,7 @@ def schedule_module(
     for gvar, function in mod.functions.items():
         if isinstance(function, tirx.PrimFunc):
             name = gvar.name_hint
-            is_open = not all(is_closed(sizes(b.shape)) for b in function.params if is_tensor(b))
-            function = narrowed(function) if is_open else function
+            function = narrowed(function) if is_open(function) else function
             kernel, chosen[name] = schedule_kernel(function, target, (decisions or {}).get(name))
             kernel = kernel.with_body(begin_with_infinity(kernel.body))
             scheduled.update_func(scheduled.get_global_var(name), kernel)

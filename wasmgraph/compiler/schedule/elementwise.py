@@ -7,6 +7,7 @@ from tvm.s_tir import Schedule
 from wasmgraph.compiler.schedule.blocks import (
     PEEL,
     blocks,
+    conditional,
     extent_of,
     output,
     reads,
@@ -41,6 +42,10 @@ def schedule_elementwise(
     sizes = [extent_of(schedule, loop) for loop in loops]
     if not loops:
         return schedule, chosen  # a scalar
+    if not isinstance(sizes[-1], int) and conditional(schedule, last):
+        # LoopPartition would look for where the condition changes, and never end.
+        share(schedule, *loops)
+        return schedule, chosen
     # Fused, open loops would be divided into indices for each element.
     closed = next((n for n, size in enumerate(reversed(sizes)) if not isinstance(size, int)), len(loops))
     inner = max(1, closed)

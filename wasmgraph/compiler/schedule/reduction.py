@@ -5,10 +5,13 @@ register.
 from __future__ import annotations
 
 from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import SBlockRV
 
 from wasmgraph.compiler.schedule.blocks import (
     PEEL,
+    axis_sizes,
     blocks,
+    conditional,
     extent_of,
     inline_between,
     output,
@@ -18,6 +21,7 @@ from wasmgraph.compiler.schedule.blocks import (
     vectorize_copy,
 )
 from wasmgraph.compiler.schedule.decisions import Decision, Scheduled, Vector
+from wasmgraph.dims import product, same
 from wasmgraph.targets import Target
 
 
@@ -44,6 +48,8 @@ def schedule_reduction(
         vectorize_copy(schedule, producer, target.lanes)
     if last is acc or schedule.get(last).name_hint == block.name_hint:
         last = schedule.cache_write(acc, 0, "local")
+    elif not same(product(axis_sizes(schedule, acc)), product(axis_sizes(schedule, last))):
+        return _apart(schedule, acc, target)  # each turn of the last block would reduce again
     else:
         schedule.set_scope(acc, 0, "local")
     inline_between(schedule, acc, last)
@@ -62,6 +68,27 @@ def schedule_reduction(
     vectorize(schedule, own_lane, target)
     schedule.decompose_reduction(acc, reduction[0])
     vectorize(schedule, lane, target)
-    schedule.annotate(outer, PEEL, 1)
+    if isinstance(extent, int) or not (conditional(schedule, acc) or conditional(schedule, last)):
+        schedule.annotate(outer, PEEL, 1)
     share(schedule, *loops[:-1], outer)
+    return schedule, chosen
+
+
+def _apart(schedule: Schedule, acc: SBlockRV, target: Target) -> Scheduled:
+    """A reduction whose results meet the data again, as a mean that is subtracted does: a nest of its own,
+    which adds whole rows to the sums in memory."""
+    chosen = Vector(target.lanes)
+    for block in blocks(schedule):
+        if not reduces(schedule, block):
+            vectorize_copy(schedule, block, chosen.width)
+    loops = schedule.get_loops(acc)
+    spatial = len(axis_sizes(schedule, acc))
+    around, lane, reduction = loops[: spatial - 1], loops[spatial - 1], loops[spatial:]
+    schedule.reorder(*reduction, lane)
+    extent = extent_of(schedule, lane)
+    if isinstance(extent, int) and extent % chosen.width == 0 and chosen.width > 1:
+        _, inner = schedule.split(lane, [None, chosen.width])
+        schedule.vectorize(inner)
+    schedule.decompose_reduction(acc, reduction[0])
+    share(schedule, *around)
     return schedule, chosen

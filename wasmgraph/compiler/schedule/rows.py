@@ -4,6 +4,7 @@ that it stays in the cache between passes over it; each lane of a vector reduces
 
 from __future__ import annotations
 
+from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.tirx import IterVar
@@ -19,6 +20,7 @@ from wasmgraph.compiler.schedule.blocks import (
     share,
 )
 from wasmgraph.compiler.schedule.decisions import Decision, Scheduled, Vector
+from wasmgraph.compiler.sizes import size_of
 from wasmgraph.dims import divides, is_closed, is_number, is_one, same
 from wasmgraph.targets import Target
 
@@ -37,8 +39,8 @@ def schedule_rows(schedule: Schedule, target: Target, decision: Decision | None 
     rows = 0
     while rows < min(len(leading), len(loops)) and same(leading[rows], extent_of(schedule, loops[rows])):
         rows += 1
-    if not all(map(is_one, leading[rows:])):
-        return None  # the reduced axes are not innermost
+    if not all(map(is_one, leading[rows:])) or not all(_innermost(schedule, block) for block in reducing):
+        return None
     if not isinstance(decision, Vector):
         decision = Vector(row_width(schedule, reducing, target.lanes))
     for block in reducing:
@@ -59,6 +61,25 @@ def schedule_rows(schedule: Schedule, target: Target, decision: Decision | None 
     schedule_pass(schedule, last, schedule.get_loops(last)[len(outer) :], decision.width)
     share(schedule, *outer)
     return schedule, decision
+
+
+def _innermost(schedule: Schedule, block: SBlockRV) -> bool:
+    """Whether a block reduces the innermost dimension of a tensor that it reads, or only sizes of 1."""
+    found = schedule.get(block)
+    axes = [axis for axis in found.iter_vars if axis.iter_type != IterVar.DataPar]
+    reduced = [axis.var for axis in axes if not is_one(size_of(axis.dom.extent))]
+    if not reduced:
+        return True
+    for region in found.reads:
+        places = [
+            place.min
+            for place, size in zip(region.region, region.source.shape, strict=True)
+            if not is_one(size_of(size))
+        ]
+        last = tirx.analysis.undefined_vars(places[-1]) if places else []
+        if any(variable.same_as(axis) for variable in last for axis in reduced):
+            return True
+    return False
 
 
 def schedule_pass(schedule: Schedule, block: SBlockRV, own: list[LoopRV], lanes: int) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
 from wasmgraph.compiler.importing.frontend.values import Value, shape_of, size_array
-from wasmgraph.dims import Shape
+from wasmgraph.dims import Shape, is_zero
 from wasmgraph.tensors import Array
 
 
@@ -38,6 +38,8 @@ def conv(op: Operator, data: Value, weight: Value, bias: Value = None) -> Any:
     becomes a 2-D convolution of height 1, for which schedule rules exist.
     """
     kernel = shape_of(weight)[2:]
+    if is_zero(shape_of(data)[1]):
+        raise op.unsupported("over no channels")
     pads = explicit_pads(op, data, kernel)
     if len(kernel) == 1:
         axis = size_array([2])

@@ -387,7 +387,7 @@ def _clamped(begin: Size, end: Size, step: int, size: Size) -> tuple[Size, Size,
         first, last = within(begin, 0, size), within(end, 0, size)
         length = -((first - last) // step)
     else:
-        first = within(begin, 0, size - 1)
+        first = within(begin, -1, size - 1)
         # An end of −∞ is before the first element; any other negative number counts from the end.
         last = -1 if isinstance(end, int) and end < -(1 << 30) else within(end, -1, size - 1)
         length = -((last - first) // -step)
