@@ -207,7 +207,7 @@ def _matmul(g: Generator) -> None:
     x = g.some(2)
     if x is None or not isinstance(inner := g.shapes[x][-1], int):
         return
-    outer = g.random.choice((*_ODD, 32, 33))
+    outer = g.random.choice((*_ODD, 32, 33, 56, 264))
     shape = (*g.shapes[x][:-1], outer)
     if g.fits(shape):
         weights = g.constant(g.numbers.normal(0, 1 / np.sqrt(inner), (inner, outer)))

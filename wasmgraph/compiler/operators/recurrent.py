@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,6 +20,8 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - as TVM writes it
 
 from wasmgraph.compiler.operators.packing import OPAQUE
+from wasmgraph.compiler.sizes import own_variables
+from wasmgraph.dims import Size, from_json, product, to_json
 
 # The attribute of a kernel that says which layer it computes.
 LAYER = "wasmgraph_recurrent"
@@ -66,6 +68,7 @@ class Layer:
 
     Attributes
     ----------
+    steps, batch : numbers, or names of a kernel's own, if they are open
     backwards : the only direction begins at the last step; a second direction always does
     functions : activation functions of each direction
     lengths : sequences have lengths of their own, which are an input
@@ -74,8 +77,8 @@ class Layer:
     """
 
     kind: str
-    steps: int
-    batch: int
+    steps: Size
+    batch: Size
     hidden: int
     directions: int
     backwards: bool
@@ -101,19 +104,27 @@ class Layer:
         return (Product(0, self.columns),)
 
     @property
-    def flops(self) -> int:
+    def flops(self) -> Size:
         """Multiplications and additions of the products."""
-        return 2 * self.steps * self.batch * self.directions * self.columns * self.hidden
+        return product([2, self.steps, self.batch, self.directions, self.columns, self.hidden])
+
+    def to_json(self) -> str:
+        """The layer as text."""
+        closed = asdict(replace(self, steps=0, batch=0))
+        return json.dumps({**closed, "steps": to_json(self.steps), "batch": to_json(self.batch)})
+
+    @staticmethod
+    def from_json(text: str) -> Layer:
+        """The layer of :meth:`to_json`."""
+        data = json.loads(text)
+        data["functions"] = tuple(tuple(Function(*f) for f in one) for one in data["functions"])
+        return Layer(**{**data, "steps": from_json(data["steps"]), "batch": from_json(data["batch"])})
 
 
 def layer_of(kernel: tirx.PrimFunc) -> Layer | None:
     """The layer that a kernel computes; None if it is another kernel."""
     text = kernel.attrs.get(LAYER) if kernel.attrs else None
-    if text is None:
-        return None
-    data = json.loads(str(text))
-    data["functions"] = tuple(tuple(Function(*f) for f in one) for one in data["functions"])
-    return Layer(**data)
+    return None if text is None else Layer.from_json(str(text))
 
 
 def recurrent_kernel(
@@ -137,12 +148,13 @@ def recurrent_kernel(
     sums : the number of sums that are computed at a time
     lanes : elements of a vector
     exact : no vector in the code is longer
-    groups : groups of equal size into which the rows of a batch are divided; each goes through all steps
+    groups : groups of equal size into which the rows of a batch are divided; each goes through all steps; 1
+        if the batch is open
     marks : annotations of the loops over directions and groups, whose turns are independent
     """
-    with IRBuilder() as builder, T.prim_func(s_tir=True):
+    with own_variables([layer.steps, layer.batch]), IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(layer.kind.lower())
-        T.func_attr({LAYER: json.dumps(asdict(layer)), "op_pattern": OPAQUE})
+        T.func_attr({LAYER: layer.to_json(), "op_pattern": OPAQUE})
         _Kernel(layer, sums, lanes, exact).emit(groups, dict(marks or {}))
     return builder.get()
 
@@ -155,7 +167,7 @@ class _Kernel:
         self.layer, self.sums, self.lanes, self.exact = layer, sums, lanes, exact
         a, d = layer, layer.directions
 
-        def arg(name: str, *shape: int, dtype: str = a.dtype) -> Buffer:
+        def arg(name: str, *shape: Size, dtype: str = a.dtype) -> Buffer:
             return T.arg(name, T.Buffer(shape, dtype))
 
         self.projected = arg("projected", a.steps, a.batch, d, a.columns)

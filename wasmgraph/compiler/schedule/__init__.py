@@ -17,7 +17,7 @@ from tvm.s_tir.schedule import ScheduleError
 
 from wasmgraph.compiler.operators.sequential import is_sequential
 from wasmgraph.compiler.schedule.attention import schedule_attention
-from wasmgraph.compiler.schedule.blocks import begin_with_infinity
+from wasmgraph.compiler.schedule.blocks import begin_with_infinity, narrowed
 from wasmgraph.compiler.schedule.decisions import Decision, Scheduled, Vector
 from wasmgraph.compiler.schedule.elementwise import schedule_elementwise
 from wasmgraph.compiler.schedule.recurrent import schedule_recurrent
@@ -95,18 +95,6 @@ def schedule_kernel(
             schedule, followed = scheduled
             return schedule.mod["main"], Chosen(name, followed)
     return kernel, Chosen(FALLBACK, None)
-
-
-def narrowed(kernel: tirx.PrimFunc) -> tirx.PrimFunc:
-    """A kernel of open sizes with indices of 32 bits. TVM's own pass cannot know that they suffice; all
-    tensors lie in a memory of 4 GiB."""
-    try:
-        found: tirx.PrimFunc = tirx.transform.ForceNarrowIndexToInt32()(tvm.IRModule({"main": kernel}))[
-            "main"
-        ]
-    except (tvm.error.InternalError, ValueError):
-        return kernel  # it has numbers of 64 bits among its data
-    return found
 
 
 def schedule_module(

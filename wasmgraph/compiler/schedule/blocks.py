@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tvm
 import tvm_ffi
+from tvm import tirx
 from tvm.ir import Call
 from tvm.ir.expr import TensorLoad
 from tvm.s_tir import SBlock, Schedule
@@ -145,6 +146,18 @@ def vectorize(schedule: Schedule, loop: LoopRV, target: Target) -> None:
         several, loop = schedule.split(loop, [None, target.lanes])
         schedule.unroll(several)
     schedule.vectorize(loop)
+
+
+def narrowed(kernel: tirx.PrimFunc) -> tirx.PrimFunc:
+    """A kernel of open sizes with indices of 32 bits. TVM's own pass cannot know that they suffice; all
+    tensors lie in a memory of 4 GiB."""
+    try:
+        found: tirx.PrimFunc = tirx.transform.ForceNarrowIndexToInt32()(tvm.IRModule({"main": kernel}))[
+            "main"
+        ]
+    except (tvm.error.InternalError, ValueError):
+        return kernel  # it has numbers of 64 bits among its data
+    return found
 
 
 def begin_with_infinity(body: Any) -> Any:

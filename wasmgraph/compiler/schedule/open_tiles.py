@@ -9,7 +9,7 @@ operand; what it finds there is not stored.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial, reduce
+from functools import partial
 from typing import Any, NamedTuple
 
 import tvm
@@ -23,7 +23,6 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812 - as TVM writes it
 from tvm.sym import Analyzer
 from tvm.tirx import IterVar
 
-from wasmgraph.compiler.operators.packing import FEW_ROWS
 from wasmgraph.compiler.schedule.blocks import (
     SHARE,
     axis_sizes,
@@ -178,7 +177,6 @@ def open_tiles(schedule: Schedule, target: Target) -> tuple[tirx.PrimFunc, Tile]
         return None
     if is_closed([extent_of(schedule, loop) for loop in _tiled(schedule, acc, last)]):
         return None  # only loops around the tiles are open
-    weights = find(schedule, "dense") is not None
     inline_between(schedule, acc, last)
     order = blocks(schedule)
     names = [schedule.get(b).name_hint for b in order]
@@ -193,10 +191,7 @@ def open_tiles(schedule: Schedule, target: Target) -> tuple[tirx.PrimFunc, Tile]
     block = int(sums.extents[-1])
     tile = Tile(target.tile_pixels, block)
     tiles = _Tiles(sums, out, found[0], pixel, tile)
-    # Of weights that come from memory; with threads, a condition would be a phase of one turn.
-    half = weights and not (target.prefetch or target.threaded) and block == target.tile_channels
-    half = half and block // 2 % target.lanes == 0
-    written = like(schedule.mod["main"], lambda: tiles.emit(before, target.lanes, half))
+    written = like(schedule.mod["main"], lambda: tiles.emit(before, target.lanes))
     past = tiles.past()
     return (written.with_attr(READS_PAST, past) if past else written), tile
 
@@ -216,25 +211,12 @@ class _Tiles:
         self.analyzer = Analyzer()
         self.held: dict[Buffer, Buffer] = {}
 
-    def emit(self, before: Sequence[Block], lanes: int, half: bool) -> None:
-        """All blocks; those before the sums are arrays of their own. With ``half``, few rows have tiles of
-        half of the channels and twice the rows (``operators.packing.few_rows_block``)."""
+    def emit(self, before: Sequence[Block], lanes: int) -> None:
+        """All blocks; those before the sums are arrays of their own."""
         for each in before:
             self.held[each.buffer] = T.sblock_alloc_buffer(each.buffer.shape, each.buffer.dtype)
             self.fill(each, lanes)
-        if not half:
-            self.loops(self.tile)
-            return
-        rows = reduce(lambda a, b: a * b, self.out.extents[:-1])
-        with T.If(rows <= FEW_ROWS):
-            with T.Then():
-                self.loops(Tile(2 * self.tile.pixels, self.tile.channels // 2))
-            with T.Else():
-                self.loops(self.tile)
-
-    def loops(self, tile: Tile) -> None:
-        """All tiles of the result. A tile's channels are a block of weights, or divide it."""
-        out, block = self.out, self.tile.channels
+        out, tile = self.out, self.tile
         others = [axis for axis in range(len(out.axes) - 1) if axis != self.pixel]
         values: dict[tirx.Var, Expr] = {}
         extents = {
@@ -244,19 +226,15 @@ class _Tiles:
 
         def nest(left: Sequence[tirx.Var], channel: Expr) -> None:
             if not left:
-                self.one(values, tile, channel)
+                self.one(values, channel)
                 return
             with T.serial(extents[left[0]], annotations={SHARE: 1}) as value:
                 values[left[0]] = value
                 nest(left[1:], channel)
 
-        with T.serial((out.extents[-1] + (block - 1)) // block, annotations={SHARE: 1}) as b:
-            if tile.channels == block:
-                nest(list(extents), b * block)
-                return
-            with T.serial(block // tile.channels) as part:
-                self.analyzer.bind(part, tvm.ir.Range(0, block // tile.channels))
-                nest(list(extents), b * block + part * tile.channels)
+        blocks = (out.extents[-1] + (tile.channels - 1)) // tile.channels
+        with T.serial(blocks, annotations={SHARE: 1}) as block:
+            nest(list(extents), block * tile.channels)
 
     def fill(self, block: Block, lanes: int) -> None:
         """Compute a block on which the sums depend, such as padding."""
@@ -292,9 +270,9 @@ class _Tiles:
 
         return tvm_ffi.structural_map(expression, [(TensorLoad, exchange)]) if self.held else expression
 
-    def one(self, values: Mapping[tirx.Var, Expr], shape: Tile, channel: Expr) -> None:
+    def one(self, values: Mapping[tirx.Var, Expr], channel: Expr) -> None:
         """A tile from a channel on, at a place: of the dimension of pixels the number of the tile."""
-        out, sums, pixels, width = self.out, self.sums, shape.pixels, shape.channels
+        out, sums, pixels, width = self.out, self.sums, self.tile.pixels, self.tile.channels
         first = values[out.axes[self.pixel]] * pixels
 
         def where(pixel: int, lane: Expr) -> dict[tirx.Var, Expr]:
@@ -331,7 +309,7 @@ class _Tiles:
                 further = at(index, {own: own + self.analyzer.simplify(step) for own, step in steps})
                 step = self.analyzer.simplify(further - index)
                 if isinstance(step, tirx.IntImm) and int(step) > 0:
-                    marks.append(f"{(2 * self.tile.pixels - 1) * int(step)} {number}")
+                    marks.append(f"{(self.tile.pixels - 1) * int(step)} {number}")
             return load
 
         tvm_ffi.structural_map(self.sums.value, [(TensorLoad, note)])

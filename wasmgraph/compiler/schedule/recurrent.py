@@ -6,8 +6,10 @@ import tvm
 from tvm.s_tir import Schedule
 
 from wasmgraph.compiler.operators.recurrent import BLOCK, layer_of, recurrent_kernel
-from wasmgraph.compiler.schedule.blocks import SHARE
+from wasmgraph.compiler.schedule.blocks import SHARE, narrowed
 from wasmgraph.compiler.schedule.decisions import Decision, Scheduled, Vector
+from wasmgraph.compiler.sizes import is_open
+from wasmgraph.dims import Size
 from wasmgraph.targets import Target
 
 _ACCUMULATORS = BLOCK // 4  # vectors of sums: SIMD128 takes a block of columns at a time
@@ -30,11 +32,14 @@ def schedule_recurrent(
     chosen = decision if isinstance(decision, Vector) else Vector(_ACCUMULATORS * lanes)
     groups = _groups(layer.batch) if target.threaded else 1
     written = recurrent_kernel(layer, chosen.width, lanes, target.exact_vectors, groups, {SHARE: 1})
+    written = narrowed(written) if is_open(written) else written
     for name, value in kernel.attrs.items():
         written = written.with_attr(name, value)
     return Schedule(tvm.IRModule({"main": written})), chosen
 
 
-def _groups(batch: int) -> int:
+def _groups(batch: Size) -> int:
     """The number of groups of equal size into which threads divide a batch."""
+    if not isinstance(batch, int):
+        return 1
     return next(n for n in range(min(batch, _MOST_GROUPS), 0, -1) if batch % n == 0)

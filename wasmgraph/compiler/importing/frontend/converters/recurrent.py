@@ -13,6 +13,7 @@ from tvm import relax
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
 from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, expression, shape_of, size_array
 from wasmgraph.compiler.operators.recurrent import GATES, Function, Layer, Product, recurrent_kernel
+from wasmgraph.dims import Expression, Size
 
 # The functions of one direction, and the alpha and beta of each that takes one, if the node names none.
 _DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
@@ -39,7 +40,7 @@ def _functions(op: Operator, directions: int) -> tuple[tuple[Function, ...], ...
     return tuple(tuple(found[n * len(default) : (n + 1) * len(default)]) for n in range(directions))
 
 
-def _shaped(op: Operator, value: Value, *shape: int) -> Any:
+def _shaped(op: Operator, value: Value, *shape: Size) -> Any:
     return op("Reshape", value, size_array(shape))
 
 
@@ -48,13 +49,15 @@ def _cut(op: Operator, value: Value, begin: int, end: int) -> Any:
     return op("Slice", value, *(size_array([n]) for n in (begin, end, 1)))
 
 
-def _projected(op: Operator, layer: Layer, data: Value, w: Value, bias: Value) -> Any:
-    """The inputs' products of all steps, with biases."""
+def _projected(
+    op: Operator, layer: Layer, data: Value, w: Value, bias: Value, rows: tuple[Size, Size]
+) -> Any:
+    """The inputs' products of all steps of a batch, with biases."""
     columns = layer.directions * layer.columns
     found = op("MatMul", data, op("Transpose", _shaped(op, w, columns, -1), perm=[1, 0]))
     if bias is not None:
         found = op("Add", found, _shaped(op, bias, columns))
-    return _shaped(op, found, layer.steps, layer.batch, layer.directions, layer.columns)
+    return _shaped(op, found, *rows, layer.directions, layer.columns)
 
 
 def _packed(op: Operator, layer: Layer, r: Value, product: Product) -> Any:
@@ -80,13 +83,13 @@ def _layer(
     if batchwise:
         data = op("Transpose", data, perm=[1, 0, 2])
         states = [None if s is None else op("Transpose", s, perm=[1, 0, 2]) for s in states]
-    steps, batch, _ = map(int, shape_of(data))
+    steps, batch, _ = shape_of(data)
     directions, hidden, dtype = int(shape_of(r)[0]), int(shape_of(r)[2]), dtype_of(data)
     clip = op.attr("clip")
     layer = Layer(
         kind,
-        steps,
-        batch,
+        steps if isinstance(steps, int) else Expression.of("steps"),
+        batch if isinstance(batch, int) else Expression.of("batch"),
         hidden,
         directions,
         backwards=op.attr("direction", "forward") == "reverse",
@@ -99,7 +102,7 @@ def _layer(
         reset_after=bool(op.attr("linear_before_reset", 0)) and kind == "GRU",
     )
     bias, inner = _biases(op, layer, b)
-    operands = [_projected(op, layer, data, w, bias)]
+    operands = [_projected(op, layer, data, w, bias, (steps, batch))]
     operands += [_packed(op, layer, r, product) for product in layer.products]
     if layer.reset_after:
         operands.append(inner)
@@ -107,9 +110,10 @@ def _layer(
         operands.append(peepholes)
     if lengths is not None:
         operands.append(op("Cast", lengths, to=6))
-    zero = np.zeros((directions, batch, hidden), dtype)
+    zero: Value = np.zeros((directions, 1, hidden), dtype)
+    zero = op("Expand", zero, size_array((directions, batch, hidden)))
     operands += [zero if state is None else state for state in states]
-    sequence, *last = _call(op, layer, operands)
+    sequence, *last = _call(op, layer, operands, steps, batch)
     if batchwise:
         sequence = op("Transpose", sequence, perm=[2, 0, 1, 3])
         last = [op("Transpose", s, perm=[1, 0, 2]) for s in last]
@@ -130,10 +134,10 @@ def _biases(op: Operator, layer: Layer, b: Value) -> tuple[Value, Value]:
     return op("Concat", added, _cut(op, b, kept, rows), axis=1), _cut(op, b, rows + kept, 2 * rows)
 
 
-def _call(op: Operator, layer: Layer, operands: Sequence[Value]) -> list[Any]:
+def _call(op: Operator, layer: Layer, operands: Sequence[Value], steps: Size, batch: Size) -> list[Any]:
     """Bind a call of the layer's kernel."""
-    state = (layer.directions, layer.batch, layer.hidden)
-    shapes = [(layer.steps, *state), *[state] * (2 if layer.kind == "LSTM" else 1)]
+    state = (layer.directions, batch, layer.hidden)
+    shapes = [(steps, *state), *[state] * (2 if layer.kind == "LSTM" else 1)]
     types = [relax.TensorType(shape, layer.dtype) for shape in shapes]
     name = op.walk.builder.add_func(recurrent_kernel(layer), layer.kind.lower())
     called = op.emit(relax.call_tir(name, [expression(value) for value in operands], types))

@@ -17,7 +17,7 @@ from wasmgraph.compiler.importing.frontend.values import (
     shape_of,
     size_array,
 )
-from wasmgraph.dims import Size
+from wasmgraph.dims import Size, is_closed
 
 
 @converts("CumSum", "CumProd")
@@ -30,7 +30,7 @@ def cumulative(op: Operator, data: Value, axis: Value) -> Any:
     along = scalar(axis) % len(shape)
     length = shape[along]
 
-    if not isinstance(length, int):
+    if not is_closed(shape):
         return _by_sums(op, data, along, backwards)
 
     def shifted(value: Value, by: int) -> Any:
@@ -48,7 +48,7 @@ def cumulative(op: Operator, data: Value, axis: Value) -> Any:
 
 
 def _by_sums(op: Operator, data: Value, along: int, backwards: bool) -> Any:
-    """Each element by a sum, or product, of its own: the number of steps of a scan must be known."""
+    """Each element by a sum, or product, of its own: sizes of a scan's steps must be numbers."""
     shape, dtype = shape_of(data), dtype_of(data)
     sums, exclusive = op.node.op_type == "CumSum", bool(op.attr("exclusive", 0))
     neutral = tirx.const(0 if sums else 1, dtype)
