@@ -396,6 +396,16 @@ def test_nothing_of_an_open_number_of_rows() -> None:
         wg.compile(empty, dims={"n": (1, 9)})
 
 
+@pytest.mark.parametrize("target", ["wasm32-simd128", "native"])
+def test_a_sum_of_nothing_that_no_rule_takes(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wasmgraph.compiler.schedule.RULES", {})
+    proto = one(NODE("ReduceSum", ["x", "axes"], ["y"], keepdims=0), ["n", 3], axes=np.array([0]))
+    with wg.load(wg.compile(proto, target=target, dims={"n": (0, 4)})) as session:
+        for rows in (4, 0):
+            found = session.run({"x": np.ones((rows, 3), np.float32)})["y"]
+            np.testing.assert_array_equal(found, [rows] * 3)
+
+
 def test_a_sum_of_names_is_a_size() -> None:
     proto = model(
         [NODE("Concat", ["past", "x"], ["all"], axis=0), NODE("Add", ["all", "mask"], ["y"])],

@@ -14,10 +14,11 @@ import tvm
 from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import ScheduleError
+from tvm.tirx import IterVar
 
 from wasmgraph.compiler.operators.sequential import is_sequential
 from wasmgraph.compiler.schedule.attention import schedule_attention
-from wasmgraph.compiler.schedule.blocks import begin_with_infinity, narrowed
+from wasmgraph.compiler.schedule.blocks import begin_with_infinity, blocks, narrowed
 from wasmgraph.compiler.schedule.decisions import Decision, Scheduled, Vector
 from wasmgraph.compiler.schedule.elementwise import schedule_elementwise
 from wasmgraph.compiler.schedule.recurrent import schedule_recurrent
@@ -94,7 +95,20 @@ def schedule_kernel(
         if scheduled is not None:
             schedule, followed = scheduled
             return schedule.mod["main"], Chosen(name, followed)
-    return kernel, Chosen(FALLBACK, None)
+    return _begun(kernel) if is_open(kernel) else kernel, Chosen(FALLBACK, None)
+
+
+def _begun(kernel: tirx.PrimFunc) -> tirx.PrimFunc:
+    """A kernel whose sums begin before their loops. TVM lets them begin in the first turn, and an open
+    number of turns may be 0."""
+    schedule = Schedule(tvm.IRModule({"main": kernel}))
+    for block in blocks(schedule):
+        axes = schedule.get(block).iter_vars
+        loops = schedule.get_loops(block)
+        reduced = [n for n, axis in enumerate(axes) if axis.iter_type != IterVar.DataPar]
+        if reduced and len(loops) == len(axes):
+            schedule.decompose_reduction(block, loops[reduced[0]])
+    return schedule.mod["main"]
 
 
 def schedule_module(

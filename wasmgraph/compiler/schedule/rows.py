@@ -64,7 +64,8 @@ def schedule_rows(schedule: Schedule, target: Target, decision: Decision | None 
 
 
 def _innermost(schedule: Schedule, block: SBlockRV) -> bool:
-    """Whether a block reduces the innermost dimension of a tensor that it reads, or only sizes of 1."""
+    """Whether a block reduces the innermost dimension of a tensor that it reads, of those along which it
+    reads more than one element; or only sizes of 1."""
     found = schedule.get(block)
     axes = [axis for axis in found.iter_vars if axis.iter_type != IterVar.DataPar]
     reduced = [axis.var for axis in axes if not is_one(size_of(axis.dom.extent))]
@@ -72,11 +73,11 @@ def _innermost(schedule: Schedule, block: SBlockRV) -> bool:
         return True
     for region in found.reads:
         places = [
-            place.min
+            tirx.analysis.undefined_vars(place.min)
             for place, size in zip(region.region, region.source.shape, strict=True)
             if not is_one(size_of(size))
         ]
-        last = tirx.analysis.undefined_vars(places[-1]) if places else []
+        last: list[tirx.Var] = next((variables for variables in reversed(places) if variables), [])
         if any(variable.same_as(axis) for variable in last for axis in reduced):
             return True
     return False
