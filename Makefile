@@ -24,7 +24,7 @@ OPEN := wasm32-simd128@wasmtime,wasm32-simd128@wasmtime+closed,ort-web,onnxrunti
 bench-text: $(READY)
 	$(BIN)/pytest bench -q -k "latency or profile or compile or change or accuracy and simd128" --models minilm \
 		--dim batch=1,8 --dim sequence=8,32,128,512 --backends $(OPEN) --rounds 8 --benchmark-json=results/open.json
-	$(BIN)/pytest bench -q -k "latency" --models resnet50 --shape data=batch,3,224,224 --dim batch=1,8 \
+	$(BIN)/pytest bench -q -k "latency" --models resnet50 --shape input=batch,3,224,224 --dim batch=1,8 \
 		--backends $(OPEN) --rounds 8 --benchmark-json=results/batch.json
 	$(BIN)/pytest bench -q -k "latency or profile or compile or accuracy and simd128" --models $(PARTS) \
 		--backends wasm32-simd128@wasmtime,ort-web,onnxruntime --rounds 8 --benchmark-json=results/text.json
