@@ -4,6 +4,7 @@ rounds from which every latency test takes its own.
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import re
 import shutil
@@ -95,32 +96,31 @@ class Network:
         name = split_shape(self.name)[0]
         return wg.fetch(name) if name in MODELS else Path(name)
 
-    def _read(self) -> onnx.ModelProto | None:
-        """The model without its large weights; None where the file is none: whoever compiles it says so."""
+    @cached_property
+    def _proto(self) -> onnx.ModelProto | None:
+        """The model without its weights; None where the file is none."""
         try:
-            return onnx.load(self._path, load_external_data=False)
+            proto = onnx.load(self._path, load_external_data=False)
         except OSError as error:
             raise ModelError(f"{self._path}: {error.strerror or error}.") from error
-        except Exception:
+        except Exception:  # whoever compiles it says what is wrong
             return None
+        for tensor in proto.graph.initializer:
+            tensor.CopyFrom(onnx.TensorProto(name=tensor.name))
+        return proto
 
-    def _bound(self, values: Mapping[str, int | tuple[int, int]]) -> onnx.ModelProto | None:
-        """The model with a value or bounds for every dimension."""
-        proto = self._read()
-        if proto is None:
-            return None
+    def _bind(self, proto: onnx.ModelProto, values: Mapping[str, int | tuple[int, int]]) -> None:
+        """Give every dimension of the model a value or bounds."""
         names = {value.name for value in proto.graph.input}
         wanted = {name: shape for name, shape in self.shapes.items() if name in names}
         if (first := split_shape(self.name)[1]) is not None:
             wanted |= {value.name: first for value in fed_inputs(proto)[:1]}
         bind_shapes(proto, wanted, *check_dims(values))
-        return proto
 
     @cached_property
     def dimensions(self) -> frozenset[str]:
         """Names of the open dimensions that the inputs' shapes have."""
-        proto = self._read()
-        inputs = fed_inputs(proto) if proto else []
+        inputs = fed_inputs(self._proto) if self._proto else []
         sizes = [size for value in inputs for size in self.shapes.get(value.name, ())]
         sizes += [dim.dim_param for value in inputs for dim in value.type.tensor_type.shape.dim]
         return frozenset(name for size in sizes if isinstance(size, str) for name in _NAME.findall(size))
@@ -134,24 +134,24 @@ class Network:
     def onnx_path(self) -> Path:
         """The model as engines of ``.onnx`` files get it: with static shapes but for the dimensions that
         are measured at several values. It is the file itself where that has these shapes already."""
-        proto, before = self._bound(self.bounds), self._read()
-        if proto is None or before is None or _inputs(proto) == _inputs(before):
+        if self._proto is None:
+            return self._path
+        bound = copy.deepcopy(self._proto)
+        self._bind(bound, self.bounds)
+        if _inputs(bound) == _inputs(self._proto):
             return self._path
         whole = onnx.load(self._path)
-        del whole.graph.input[:], whole.graph.value_info[:]
-        whole.graph.input.extend(proto.graph.input)
-        whole.graph.value_info.extend(proto.graph.value_info)
-        for value, bound in zip(whole.graph.output, proto.graph.output, strict=True):
-            value.CopyFrom(bound)
+        self._bind(whole, self.bounds)
         path = self.directory / self._path.name
         onnx.save(whole, path)
         return path
 
     def specs(self, values: Mapping[str, int]) -> list[TensorSpec]:
         """The model's inputs at these values of its dimensions."""
-        proto = self._bound(values)
-        if proto is None:
+        if self._proto is None:
             raise ModelError(f"{self._path} is no ONNX model.")
+        proto = copy.deepcopy(self._proto)
+        self._bind(proto, values)
         return [
             TensorSpec(
                 value.name,

@@ -18,6 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import wasmgraph as wg
+from wasmgraph.tensors import Array
 
 _OPERATORS = 30
 _TOLERANCE = 2e-3  # of the largest value: sums of some hundred terms, through thirty operators
@@ -32,25 +33,39 @@ _UNARY = (
 _BINARY = ("Add", "Sub", "Mul", "Max", "Min", "Mean", "Sum")
 
 
-class Generator:
-    """A graph under construction; ``shapes`` has the shapes of its float32 tensors."""
+class Builder:
+    """Nodes and constants of a graph under construction, and what they are drawn from."""
 
     def __init__(self, seed: int) -> None:
         self.random, self.numbers = random.Random(seed), np.random.default_rng(seed)
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.inputs: dict[str, tuple[int, ...]] = {}
-        for number in range(self.random.randrange(1, 4)):
-            rank = self.random.choice((2, 3, 4, 4))
-            self.inputs[f"x{number}"] = tuple(self.random.choice(_ODD) for _ in range(rank))
-        self.shapes.update(self.inputs)
 
     def constant(self, value: Any, dtype: Any = np.float32) -> str:
         """Add an initializer; return its name."""
         name = f"c{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.asarray(value, dtype), name))
         return name
+
+
+def is_close(actual: Array, expected: Array) -> tuple[bool, float]:
+    """Whether two arrays agree, and how far they are apart, relative to the largest value."""
+    largest = max(float(np.abs(expected).max(initial=0)), 1e-3)
+    apart = float(np.abs(actual - expected).max(initial=0)) / largest
+    return apart <= _TOLERANCE, apart
+
+
+class Generator(Builder):
+    """A graph under construction; ``shapes`` has the shapes of its float32 tensors."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.inputs: dict[str, tuple[int, ...]] = {}
+        for number in range(self.random.randrange(1, 4)):
+            rank = self.random.choice((2, 3, 4, 4))
+            self.inputs[f"x{number}"] = tuple(self.random.choice(_ODD) for _ in range(rank))
+        self.shapes.update(self.inputs)
 
     def weights(self, *shape: int) -> str:
         """Weights that keep a sum over all but their first axis near one."""
@@ -356,8 +371,7 @@ def case(seed: int, place: Path) -> str:
     finally:
         path.unlink()
     for name, value in expected.items():
-        largest = max(float(np.abs(value).max(initial=0)), 1e-3)
-        apart = float(np.abs(actual[name] - value).max(initial=0)) / largest
-        if not apart <= _TOLERANCE:
+        close, apart = is_close(actual[name], value)
+        if not close:
             return f"disagrees: {target}, {name} by {apart:.1e}"
     return f"agrees: {target}"

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 import wasmgraph as wg
-from trials.fuzzing.graphs import _BINARY, _TARGETS, _TOLERANCE, _UNARY
+from trials.fuzzing.graphs import _BINARY, _TARGETS, _UNARY, Builder, is_close
 from wasmgraph.dims import Dim, Expression, Shape, Size, bounds, evaluate, operation, product, same
 from wasmgraph.errors import ExecutionError, ModelError, OpenSizeError, UnsupportedOperatorError
 
@@ -25,14 +25,12 @@ _ODD = (1, 2, 3, 4, 5, 8, 16, 17)
 _MOST = 60_000  # elements of a tensor at the greatest values
 
 
-class Generator:
+class Generator(Builder):
     """A graph under construction; ``shapes`` has the shapes of its float32 tensors, ``dims`` the bounds of
     the open dimensions."""
 
     def __init__(self, seed: int) -> None:
-        self.random, self.numbers = random.Random(seed), np.random.default_rng(seed)
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
+        super().__init__(seed)
         self.shapes: dict[str, Shape] = {}
         self.dims: dict[str, Dim] = {}
         for name in ("n", "m")[: self.random.choice((1, 1, 2))]:
@@ -53,12 +51,6 @@ class Generator:
             if self.random.random() < 0.1:
                 sizes[at] = operation("+", sizes[at], 1)
         return tuple(sizes)
-
-    def constant(self, value: Any, dtype: Any = np.float32) -> str:
-        """Add an initializer; return its name."""
-        name = f"c{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.asarray(value, dtype), name))
-        return name
 
     def node(self, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
         """Add a node with one output that is no float32 tensor; return the output's name."""
@@ -508,9 +500,8 @@ def case(seed: int, place: Path) -> str:
                 said = f"disagrees: {target}, {name} at {values}"
                 if actual[name].shape != value.shape:
                     return f"{said}: {actual[name].shape}, expected {value.shape}"
-                largest = max(float(np.abs(value).max(initial=0)), 1e-3)
-                apart = float(np.abs(actual[name] - value).max(initial=0)) / largest
-                if not apart <= _TOLERANCE:
+                close, apart = is_close(actual[name], value)
+                if not close:
                     return f"{said} by {apart:.1e}"
     return f"agrees: {target}"
 
