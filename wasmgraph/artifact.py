@@ -40,6 +40,7 @@ from wasmgraph.manifest import (
     Step,
     check_computed,
     given,
+    held,
     params_file,
 )
 from wasmgraph.tensors import TensorSpec, signature
@@ -309,6 +310,7 @@ __all__ = [
     "Step",
     "check_computed",
     "given",
+    "held",
     "kind_of",
     "params_file",
     "seal",

@@ -18,7 +18,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from wasmgraph.compiler import compile
-from wasmgraph.compiler.importing import bind_shapes, check_dims, check_shapes, read_model
+from wasmgraph.compiler.importing import bind_shapes, check_dims, check_shapes, may_be_computed, read_model
 from wasmgraph.dims import Dim, is_closed, parse, solved
 from wasmgraph.dims import names as names_in
 from wasmgraph.files import replacing
@@ -95,10 +95,10 @@ def compare_with_onnxruntime(
     """
     read = read_model(model)
     proto, name = read.proto, read.name
-    opened = bind_shapes(proto, check_shapes(shapes), *check_dims(dims))
+    opened, asked = bind_shapes(proto, check_shapes(shapes), *check_dims(dims))
     inputs = _feeds(proto, feeds, strict, opened)
     with tempfile.TemporaryDirectory(prefix="wasmgraph-") as directory:
-        search = _Search(proto, inputs, target, tolerance, Path(directory), say, opened)
+        search = _Search(proto, inputs, target, tolerance, Path(directory), say, {**opened, **asked})
         wanted = [value.name for value in proto.graph.output]
         say(f"{name}: compiling for {target}, and running both")
         outputs = search.differences(proto, wanted)
@@ -169,7 +169,11 @@ class _Search:
         """How much each of a model's outputs differs."""
         written = [d.dim_param for value in proto.graph.input for d in value.type.tensor_type.shape.dim]
         used = frozenset().union(*(names_in(parse(text, self.dims)) for text in written if text))
-        dims = {name: (dim.least, dim.most) for name, dim in self.dims.items() if name in used}
+        dims = {
+            name: (dim.least, dim.most)
+            for name, dim in self.dims.items()
+            if name in used or may_be_computed(name, proto)
+        }
         with load(compile(proto, target=self.target, dims=dims)) as session:
             found = session.run({s.name: self._fed(s) for s in session.inputs})
         return {name: difference(found[name], self.expected[name]) for name in names}

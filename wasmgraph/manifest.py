@@ -83,6 +83,12 @@ def check_computed(dims: Sequence[PlacedDim], values: Mapping[str, int]) -> Mapp
     return values
 
 
+def held(dims: Sequence[PlacedDim], values: Mapping[str, int]) -> dict[str, int]:
+    """The values of a graph that failed before it had computed them all, each held in its bounds: for the
+    words of its error."""
+    return {dim.name: min(max(values[dim.name], dim.least), dim.most) for dim in dims if dim.computed}
+
+
 @dataclass(frozen=True)
 class Step:
     """One call of the plan: the kernel's symbol, the operators it does, the rule that scheduled it,

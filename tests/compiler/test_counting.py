@@ -10,12 +10,12 @@ import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 import wasmgraph as wg
 from tests.compiler.test_open import FLOAT, INT, NODE, model
 from wasmgraph.artifact import Artifact
-from wasmgraph.errors import FeedError
+from wasmgraph.errors import FeedError, ModelError, UnsupportedOperatorError
 
 BOOL = TensorProto.BOOL
 HOSTS: list[tuple[str, dict[str, Any]]] = [
@@ -175,3 +175,234 @@ BEST = model(
     {"x": (FLOAT, ["n", 9]), "k": (INT, [1])},
     {"y": FLOAT, "z": INT},
 )
+
+
+def _floats(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 1, shape).astype(np.float32)
+
+
+def _numbers(*values: int) -> np.ndarray:
+    return np.array(values, np.int64)
+
+
+def _scalars(dtype: type, *rows: tuple[float, float, float]) -> list[dict[str, np.ndarray]]:
+    return [dict(zip("abc", (np.array(v, dtype) for v in row), strict=True)) for row in rows]
+
+
+_FEW = {"y_count": (0, 50)}
+# Graph, bounds, inputs.
+SAID: dict[str, tuple[onnx.ModelProto, dict[str, tuple[int, int]], list[dict[str, np.ndarray]]]] = {
+    "Range of whole numbers": (
+        model([NODE("Range", ["a", "b", "c"], ["y"])], {n: (INT, []) for n in "abc"}, {"y": INT}),
+        _FEW,
+        _scalars(np.int64, (0, 5, 1), (5, 0, -2), (1, 1, 1), (3, 20, 4), (0, -3, 1)),
+    ),
+    "Range of floats": (
+        model([NODE("Range", ["a", "b", "c"], ["y"])], {n: (FLOAT, []) for n in "abc"}, {"y": FLOAT}),
+        _FEW,
+        _scalars(np.float32, (0, 5, 1.5), (5, 0, -2), (1, 1, 1), (3, 20, 4.4)),
+    ),
+    "ConstantOfShape": (
+        model([NODE("ConstantOfShape", ["s"], ["y"])], {"s": (INT, [2])}, {"y": FLOAT}),
+        {"y_count": (0, 5), "y_count_1": (0, 7)},
+        [{"s": _numbers(2, 3)}, {"s": _numbers(0, 7)}],
+    ),
+    "Slice": (
+        model(
+            [NODE("Slice", ["x", "a", "b", "axes", "steps"], ["y"])],
+            {"x": (FLOAT, ["n", 6]), "a": (INT, [2]), "b": (INT, [2])},
+            {"y": FLOAT},
+            {"axes": _numbers(0, 1), "steps": _numbers(1, -2)},
+        ),
+        {"n": (1, 9)},
+        [
+            {"x": _floats(0, n, 6), "a": _numbers(a, b), "b": _numbers(c, d)}
+            for n, a, b, c, d in (
+                (5, 0, -1, 3, 0),
+                (7, -2, 4, 1000, -100),
+                (3, 1, 5, 1, 2),
+                (9, 2, 5, -1, -7),
+            )
+        ],
+    ),
+    "Reshape": (
+        model(
+            [NODE("Reshape", ["x", "s"], ["y"])],
+            {"x": (FLOAT, ["n", 6]), "s": (INT, [3])},
+            {"y": FLOAT},
+        ),
+        {"n": (1, 9)},
+        [
+            {"x": _floats(1, n, 6), "s": _numbers(*s)}
+            for n, s in ((5, (5, 3, 2)), (4, (0, -1, 2)), (2, (-1, 3, 4)))
+        ],
+    ),
+    "Expand": (
+        model(
+            [NODE("Expand", ["x", "s"], ["y"])],
+            {"x": (FLOAT, ["n", 1, 4]), "s": (INT, [2])},
+            {"y": FLOAT},
+        ),
+        {"n": (1, 9), "y_count": (1, 8)},
+        [{"x": _floats(2, n, 1, 4), "s": _numbers(*s)} for n, s in ((5, (5, 4)), (4, (1, 1)), (2, (3, 4)))],
+    ),
+}
+for axis in (None, 0, 1):
+    for in_order in (0, 1):
+        SAID[f"Unique along {axis}, sorted {in_order}"] = (
+            model(
+                [
+                    NODE(
+                        "Unique",
+                        ["x"],
+                        ["y", "first", "which", "often"],
+                        sorted=in_order,
+                        **({} if axis is None else {"axis": axis}),
+                    )
+                ],
+                {"x": (FLOAT, ["n", 3])},
+                {"y": FLOAT, "first": INT, "which": INT, "often": INT},
+            ),
+            {"n": (1, 9)},
+            [{"x": np.round(_floats(n, n, 3) * by)} for n, by in ((5, 1), (9, 0.3), (1, 1))],
+        )
+
+
+@pytest.mark.parametrize("target", ["wasm32-simd128", "native"])
+@pytest.mark.parametrize("name", SAID)
+def test_data_says_sizes(name: str, target: str) -> None:
+    proto, dims, feeds = SAID[name]
+    theirs = reference(proto)
+    with wg.load(wg.compile(proto, target=target, dims=dims)) as session:
+        for each in feeds:
+            same(session, theirs, each)
+
+
+def test_a_bound_must_be_given_and_kept() -> None:
+    proto, dims, feeds = SAID["ConstantOfShape"]
+    with pytest.raises(UnsupportedOperatorError, match=r"no bound.*--dim y_count=0\.\.1000"):
+        wg.compile(proto)
+    with pytest.raises(UnsupportedOperatorError, match=r"--dim y_count_1=0\.\.1000"):
+        wg.compile(proto, dims={"y_count": (0, 5)})
+    with pytest.raises(ModelError, match="bounds 'z_count', which is no dimension"):
+        wg.compile(proto, dims={**dims, "z_count": (0, 5)})
+    with pytest.raises(
+        ModelError, match=r"'y_count_7', which the graph does not compute.*y_count, y_count_1"
+    ):
+        wg.compile(proto, dims={**dims, "y_count_7": (0, 5)})
+    with wg.load(wg.compile(proto, dims=dims)) as session:
+        for wrong in ((6, 1), (-1, 1), (1, 2**40)):
+            with pytest.raises(FeedError, match="y_count.* is not from 0 to"):
+                session.run({"s": _numbers(*wrong)})
+        assert session.run(feeds[0])["y"].shape == (2, 3)
+
+
+def test_a_least_size_can_be_asked_for() -> None:
+    proto, _, _ = SAID["Range of whole numbers"]
+    with wg.load(wg.compile(proto, dims={"y_count": (2, 4)})) as session:
+        with pytest.raises(FeedError, match="'y_count' is not from 2 to 4"):
+            session.run(_scalars(np.int64, (0, 1, 1))[0])
+        with pytest.raises(FeedError, match="'y_count' is not from 2 to 4"):
+            session.run(_scalars(np.int64, (0, 5, 0))[0])  # a step of 0
+
+
+def test_a_declared_size_is_a_bound() -> None:
+    proto = onnx.ModelProto()
+    proto.CopyFrom(SAID["ConstantOfShape"][0])
+    for size in (4, 6):
+        proto.graph.output[0].type.tensor_type.shape.dim.add().dim_value = size
+    compiled = wg.compile(proto)
+    assert [(dim.name, dim.most) for dim in compiled.manifest.dims] == [("y_count", 4), ("y_count_1", 6)]
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"), [("Reshape", (5, 2, 2)), ("Reshape", (-1, -1, 2)), ("Expand", (3, 3))]
+)
+def test_sizes_that_do_not_fit_the_tensor(name: str, wrong: tuple[int, ...]) -> None:
+    proto, dims, feeds = SAID[name]
+    with wg.load(wg.compile(proto, dims=dims)) as session:
+        with pytest.raises(FeedError, match="the size that data gives"):
+            session.run({"x": feeds[0]["x"], "s": _numbers(*wrong)})
+        same(session, reference(proto), feeds[0])
+
+
+def _scan(backwards: int) -> onnx.ModelProto:
+    row = {name: helper.make_tensor_value_info(name, FLOAT, [4]) for name in ("s", "r", "sum", "o")}
+    body = helper.make_graph(
+        [NODE("Add", ["s", "r"], ["sum"]), NODE("Mul", ["sum", "r"], ["o"])],
+        "body",
+        [row["s"], row["r"]],
+        [row["sum"], row["o"]],
+    )
+    scan = NODE(
+        *("Scan", ["s0", "x"], ["e", "y"]),
+        body=body,
+        num_scan_inputs=1,
+        scan_input_directions=[backwards],
+        scan_output_directions=[backwards],
+        scan_output_axes=[backwards],
+    )
+    return model([scan], {"s0": (FLOAT, [4]), "x": (FLOAT, ["n", 4])}, {"e": FLOAT, "y": FLOAT})
+
+
+@pytest.mark.parametrize("target", ["wasm32-simd128", "wasm32-simd128-threads", "native"])
+@pytest.mark.parametrize("backwards", [0, 1])
+def test_a_scan_of_any_length(backwards: int, target: str) -> None:
+    proto = _scan(backwards)
+    theirs = reference(proto)
+    with wg.load(wg.compile(proto, target=target, dims={"n": (1, 20)})) as session:
+        for n in (3, 8, 1, 20):
+            same(session, theirs, {"s0": _floats(n, 4), "x": _floats(n + 1, n, 4)})
+
+
+def _loop(turns: str, conditional: bool) -> onnx.ModelProto:
+    """A loop whose number of turns is a number, a size or data, and that a condition may end before."""
+    one = helper.make_tensor_value_info
+    again = [NODE("Less", ["total", "ten"], ["c2"])] if conditional else [NODE("Identity", ["c"], ["c2"])]
+    body = helper.make_graph(
+        [
+            NODE("Add", ["v", "step"], ["v2"]),
+            NODE("ReduceSum", ["v2"], ["total"], keepdims=0),
+            *again,
+            NODE("Identity", ["v2"], ["o"]),
+        ],
+        "body",
+        [one("i", INT, []), one("c", BOOL, []), one("v", FLOAT, [3])],
+        [one("c2", BOOL, []), one("v2", FLOAT, [3]), one("o", FLOAT, [3])],
+    )
+    before, inputs, constants = [], {}, {"ten": np.float32(10)}
+    if turns == "size":
+        before = [NODE("Shape", ["x"], ["sizes"]), NODE("Squeeze", ["sizes"], ["turns"])]
+        inputs["x"] = (FLOAT, ["n"])
+    elif turns == "data":
+        inputs["turns"] = (INT, [])
+    else:
+        constants["turns"] = np.array(int(turns))
+    return model(
+        [*before, NODE("Loop", ["turns", "", "v0"], ["e", "y"], body=body)],
+        {"v0": (FLOAT, [3]), "step": (FLOAT, [3]), **inputs},
+        {"e": FLOAT, "y": FLOAT},
+        constants,
+    )
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("turns", ["12", "size", "data"])
+@pytest.mark.parametrize("target", ["wasm32-simd128", "native"])
+def test_a_loop_that_data_ends_writes_rows(target: str, turns: str, conditional: bool) -> None:
+    proto = _loop(turns, conditional)
+    theirs = reference(proto)
+    dims = {"12": {}, "size": {"n": (0, 20)}, "data": {"e_count": (0, 20)}}[turns]
+    with wg.load(wg.compile(proto, target=target, dims=dims)) as session:
+        for by, count in ((0.1, 3), (0.5, 12), (3, 9), (20, 1), (1, 0)):
+            given = {"v0": _floats(count, 3), "step": np.full(3, by, np.float32)}
+            given |= {"size": {"x": _floats(0, count)}, "data": {"turns": np.array(count)}}.get(turns, {})
+            same(session, theirs, given)
+
+
+def test_a_loop_of_too_many_turns() -> None:
+    with pytest.raises(UnsupportedOperatorError, match=r"--dim e_count=0\.\.1000"):
+        wg.compile(_loop("data", False))
+    with wg.load(wg.compile(_loop("data", False), dims={"e_count": (0, 4)})) as session:
+        with pytest.raises(FeedError, match="'e_count' is not from 0 to 4"):
+            session.run({"v0": _floats(0, 3), "step": _floats(1, 3), "turns": np.array(5)})

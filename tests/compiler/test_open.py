@@ -234,6 +234,56 @@ MODELS: dict[str, onnx.ModelProto] = {
         )
         for kind, gates in (("LSTM", 4), ("GRU", 3), ("RNN", 1))
     },
+    "twice as large": one(
+        NODE("Resize", ["x", "", "s"], ["y"]), ["n", 2, "m", 5], s=np.array([1, 1, 2, 1.5], np.float32)
+    ),
+    "as large as another": model(
+        [NODE("Shape", ["z"], ["sizes"]), NODE("Resize", ["x", "", "", "sizes"], ["y"], mode="linear")],
+        {"x": (FLOAT, [1, 2, 6, "n"]), "z": (FLOAT, [1, 2, "m", 9])},
+        {"y": FLOAT},
+    ),
+    "smaller": one(
+        NODE(
+            *("Resize", ["x", "", "", "sizes"], ["y"]),
+            mode="cubic",
+            coordinate_transformation_mode="align_corners",
+            exclude_outside=1,
+        ),
+        [1, 2, "n", "m"],
+        sizes=np.array([1, 2, 3, 2]),
+    ),
+    "tiles": model(
+        [
+            NODE("Shape", ["x"], ["sizes"]),
+            NODE("Tile", ["x", "sizes"], ["wide"]),
+            NODE("Tile", ["wide", "twice"], ["y"]),
+        ],
+        {"x": (FLOAT, ["n", "m"])},
+        {"y": FLOAT},
+        {"twice": np.array([1, 2])},
+    ),
+    "as many classes as rows": model(
+        [
+            NODE("Size", ["x"], ["count"]),
+            NODE("OneHot", ["at", "count", "values"], ["hot"], axis=0),
+            NODE("Add", ["hot", "x"], ["y"]),
+        ],
+        {"x": (FLOAT, ["n"])},
+        {"y": FLOAT},
+        {"at": np.array([0, 2, -1])[:, None], "values": np.array([0, 3], np.float32)},
+    ),
+    "padded to fours": model(
+        [
+            NODE("Shape", ["x"], ["sizes"]),
+            NODE("Neg", ["sizes"], ["less"]),
+            NODE("Mod", ["less", "four"], ["rest"]),
+            NODE("Concat", ["none", "rest"], ["pads"], axis=0),
+            NODE("Pad", ["x", "pads", "one"], ["y"]),
+        ],
+        {"x": (FLOAT, ["n", "m"])},
+        {"y": FLOAT},
+        {"four": np.array([4]), "none": np.array([0, 0]), "one": np.array(1, np.float32)},
+    ),
     "sums of rows": one(NODE("CumSum", ["x", "axis"], ["y"], reverse=1), ["n", 6], axis=np.array(1)),
     "pooling": one(NODE("GlobalMaxPool", ["x"], ["y"]), ["n", 4, "m"]),
     "cache": model(

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 import wasmgraph as wg
-from bench.lab import _bound
+from bench.lab import Network
 from wasmgraph.errors import FetchError, ModelError
 from wasmgraph.measure.accuracy import Accuracy
 from wasmgraph.models import MODELS
 from wasmgraph.models.evaluation import evaluation
-from wasmgraph.models.ocr import OCR_MODELS, _box, is_right
+from wasmgraph.models.ocr import OCR_MODELS, _box, examples, is_right
 from wasmgraph.targets import target_names
 
 # Inputs whose task is done right by onnxruntime, and by us: of 20 photographs, 3 lines, 3 lines either
@@ -28,7 +28,7 @@ LIGHT = [name for name in MODELS if name.startswith("light_")]
 def measured(name: str, target: str, tmp: pytest.TempPathFactory) -> Accuracy:
     """Accuracy of a network, with its relative difference as ``max_prob_diff``."""
     try:
-        path = _bound(wg.fetch(name), {}, tmp.mktemp("bound"))
+        path = Network(name, directory=tmp.mktemp("bound")).onnx_path
     except FetchError as error:
         pytest.skip(str(error))
     with wg.load(wg.compile(path, target=target)) as session, wg.load(path) as reference:
@@ -46,6 +46,35 @@ def measured(name: str, target: str, tmp: pytest.TempPathFactory) -> Accuracy:
 def test_text_is_read_and_turned(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     found = measured(name, "wasm32-simd128", tmp_path_factory)
     assert (found.top1, found.agreement) == (RIGHT[name], found.inputs)
+
+
+# The shape of the input, bounds of its dimensions, heights and widths of images.
+OPEN: dict[str, tuple[tuple[int | str, ...], dict[str, tuple[int, int]], list[tuple[int, int]]]] = {
+    "ppocr_recognition": ((1, 3, 48, "w"), {"w": (32, 640)}, [(48, 32), (48, 321), (48, 640)]),
+    "ppocr_detection": (
+        (1, 3, "32*h", "32*w"),
+        {"h": (1, 10), "w": (1, 20)},
+        [(64, 96), (320, 320), (96, 640)],
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["ppocr_recognition", pytest.param("ppocr_detection", marks=pytest.mark.slow)]
+)
+def test_one_module_reads_images_of_any_size(name: str) -> None:
+    try:
+        path = wg.fetch(name)
+    except FetchError as error:
+        pytest.skip(str(error))
+    shape, dims, sizes = OPEN[name]
+    compiled = wg.compile(path, shapes={"x": shape}, dims=dims)
+    with wg.load(compiled) as session, wg.load(path) as reference:
+        for height, width in sizes:
+            x = examples(OCR_MODELS[name].task, (1, 3, height, width))[0][0]
+            (found,), (expected,) = (engine.run({"x": x}).values() for engine in (session, reference))
+            assert found.shape == expected.shape
+            assert np.abs(found - expected).max() <= 1e-3 * np.abs(expected).max()
 
 
 @pytest.mark.slow

@@ -10,7 +10,10 @@ wrote a row; it returns the final state and these tensors. Only the plan knows w
 from __future__ import annotations
 
 import json
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
+from typing import Any
+
+from wasmgraph.dims import Size, from_json, to_json
 
 _BEGIN, _END = "wasmgraph.loop_begin", "wasmgraph.loop_end"
 ROWS = "wasmgraph_rows"  # the attribute of a kernel that writes one row of its output in each turn
@@ -23,24 +26,29 @@ class Loop:
     ``states`` is how many tensors the state has."""
 
     number: int
-    turns: int | None
+    turns: Size | None
     conditional: bool
     states: int
 
     @property
     def begin(self) -> str:
         """The name of the first mark."""
-        return _BEGIN + json.dumps(astuple(self))
+        return _BEGIN + self._written()
 
     @property
     def end(self) -> str:
         """The name of the second mark."""
-        return _END + json.dumps(astuple(self))
+        return _END + self._written()
+
+    def _written(self) -> str:
+        turns: Any = None if self.turns is None else to_json(self.turns)
+        return json.dumps([self.number, turns, self.conditional, self.states])
 
 
 def mark_of(name: str) -> tuple[Loop, bool] | None:
     """The loop that an external function marks, and whether it begins there; None for other functions."""
     for start in (_BEGIN, _END):
         if name.startswith(start):
-            return Loop(*json.loads(name.removeprefix(start))), start == _BEGIN
+            number, turns, *rest = json.loads(name.removeprefix(start))
+            return Loop(number, None if turns is None else from_json(turns), *rest), start == _BEGIN
     return None

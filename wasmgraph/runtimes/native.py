@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wasmgraph.artifact import Artifact, Placed, PlacedDim, check_computed, given
+from wasmgraph.artifact import Artifact, Placed, PlacedDim, check_computed, given, held
 from wasmgraph.errors import ArtifactError, CacheError, TargetError
 from wasmgraph.files import cache_dir, prune, renew, replacing
 from wasmgraph.host import cpu_features
@@ -124,8 +124,8 @@ class NativeSession(Session):
         for tensor, array in zip(self._placed_inputs, arrays, strict=True):
             np.copyto(self._view(tensor), array)
         error = self._library.run(self._arena.ctypes.data)
-        self.values |= check_computed(self._dims, self._found())
         if error:
+            self.values |= held(self._dims, self._found())
             raise failure(
                 str(self._artifact.path),
                 "wasmgraph_native_run",
@@ -134,6 +134,7 @@ class NativeSession(Session):
                 self._code_at,
                 self._dims,
             )
+        self.values |= check_computed(self._dims, self._found())
         return [self._view(tensor).copy() for tensor in self._placed_outputs]
 
     def _run_step(self, index: int) -> None:

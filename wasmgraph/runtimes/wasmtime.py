@@ -13,7 +13,7 @@ import numpy as np
 import wasmtime
 
 from wasmgraph.abi import LOAD
-from wasmgraph.artifact import Artifact, Placed, PlacedDim, check_computed, given
+from wasmgraph.artifact import Artifact, Placed, PlacedDim, check_computed, given, held
 from wasmgraph.errors import ArtifactError, ExecutionError, UsageError
 from wasmgraph.runtimes.base import LoadOptions, Runtime, Session, distribution_bytes
 from wasmgraph.runtimes.checks import check
@@ -151,7 +151,7 @@ class WasmtimeSession(Session):
         finally:
             self._look()  # only the module's own code can have made its memory grow
         if error:
-            values = {**self.values, **check_computed(self._dims, self._found())}
+            values = {**self.values, **held(self._dims, self._found())}
             checks = [check.at(values) for check in self._checks]
             raise failure(self._where, name, error, checks, self._code_at, self._dims)
 

@@ -16,11 +16,12 @@ from wasmgraph.compiler.importing.binding import (
     check_dims,
     check_shapes,
     description_of,
+    may_be_computed,
 )
 from wasmgraph.compiler.importing.frontend.values import IndexCheck
 from wasmgraph.compiler.importing.reading import Model, Source, check_operators, read_model
 from wasmgraph.compiler.importing.simplifying import optimize
-from wasmgraph.dims import Dim, bounded
+from wasmgraph.dims import Dim
 from wasmgraph.tensors import TensorSpec
 
 
@@ -68,12 +69,11 @@ def import_model(
     """
     checked, (opened, values) = check_shapes(shapes), check_dims(dims)
     model = read_model(source, most_bytes, apart=True)
-    open_dims = bind_shapes(model.proto, checked, opened, values)
+    open_dims, asked = bind_shapes(model.proto, checked, opened, values)
     proto, notes = optimize(model.proto, model.name, model.weights)
     check_operators(proto)
-    with bounded(open_dims):
-        converted = frontend.convert(proto, model.name, model.weights, open_dims)
-    module, inputs, outputs, constant, checks, counts = converted
+    converted = frontend.convert(proto, model.name, model.weights, open_dims, asked)
+    module, inputs, outputs, constant, checks, counts, all_dims = converted
     description = description_of(proto, model.name)
     imported = ImportedModel(
         model.name,
@@ -83,7 +83,7 @@ def import_model(
         outputs,
         constant,
         checks,
-        tuple(open_dims.values()),
+        all_dims,
         counts,
         (*model.notes, *notes),
     )
@@ -98,6 +98,7 @@ __all__ = [
     "check_dims",
     "check_shapes",
     "import_model",
+    "may_be_computed",
     "optimize",
     "read_model",
 ]

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from wasmgraph.artifact import DESCRIPTION_KEY
+from wasmgraph.compiler.importing.frontend.schemas import all_nodes
 from wasmgraph.dims import MOST, Dim, Size, names, parse, replaced
 from wasmgraph.errors import ModelError, UnboundDimensionError, UsageError
 
@@ -116,8 +117,9 @@ def bind_shapes(
     shapes: Shapes,
     dims: Mapping[str, Dim] | None = None,
     values: Mapping[str, int] | None = None,
-) -> dict[str, Dim]:
-    """Write ``shapes`` into the inputs of ``proto``; return the dimensions that stay open. Unbound inputs
+) -> tuple[dict[str, Dim], dict[str, Dim]]:
+    """Write ``shapes`` into the inputs of ``proto``; return the dimensions that stay open, and bounds of
+    dimensions that are no input's, but may be computed by the graph. Unbound inputs
     that ``shapes`` does not name get the shape that the model's description proposes, if any. Every
     dimension must then have one of ``values`` or be one of ``dims``, which stay open. If one input's shape
     binds a named dimension, the name is bound wherever it occurs.
@@ -173,14 +175,23 @@ def bind_shapes(
             wanted = [size for size in declared if not isinstance(size, str)]
         _write(value, wanted)
         used |= {name for size in wanted for name in names(size)}
-    unused = [name for name in {**naming.dims, **naming.values} if name not in used | naming.met]
+    asked = {n: d for n, d in naming.given.items() if n not in used | naming.met}
+    unused = [name for name in asked if not may_be_computed(name, proto)]
     if unused:
         there = ", ".join(sorted(naming.met)) or "none"
         raise ModelError(
             f"--dim bounds {unused[0]!r}, which is no dimension of an input; the inputs' are {there}."
             f" Name one in a shape: --shape {next(iter(inputs), 'x')}=1,{unused[0]}."
         )
-    return {name: dim for name, dim in naming.dims.items() if name in used}
+    return {name: dim for name, dim in naming.dims.items() if name in used}, asked
+
+
+def may_be_computed(name: str, proto: onnx.ModelProto) -> bool:
+    """Whether a name is that of a size of a node's result: see ``frontend/computed.py``."""
+    result, found, number = name.rpartition("_count")
+    if not found or not (number == "" or number.removeprefix("_").isdecimal()):
+        return False
+    return any(result in node.output for node in all_nodes(proto.graph))
 
 
 class _Names:
@@ -190,6 +201,11 @@ class _Names:
         self.dims, self.values = dims, values
         self.met: set[str] = set()  # in the shapes that the model declares
         self._bound: dict[str, tuple[Size, str]] = {}
+
+    @property
+    def given(self) -> dict[str, Dim]:
+        """The bounds of all of them."""
+        return {**self.dims, **{name: Dim(name, value, value) for name, value in self.values.items()}}
 
     def size(self, written: int | str) -> Size:
         """A size of a caller's shape.

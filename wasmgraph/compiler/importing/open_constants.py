@@ -7,13 +7,19 @@ such a division ends the process.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from wasmgraph.compiler.importing.frontend.schemas import deterministic, domain_of, evaluate, subgraphs
+from wasmgraph.compiler.importing.frontend.schemas import (
+    all_nodes,
+    deterministic,
+    domain_of,
+    evaluate,
+    subgraphs,
+)
 from wasmgraph.tensors import Array
 
 _OPEN = ("Cast", "CastLike", "Div", "Mod", "QuantizeLinear")
@@ -23,16 +29,9 @@ _LARGE = 1 << 16  # elements; the values of larger constants are not computed
 def leaves_open(model: onnx.ModelProto) -> bool:
     """Whether nodes that depend only on constants have, or may have, a result that ONNX leaves open."""
     opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=1)
-    if not any(node.op_type in _OPEN for node in _all_nodes(model.graph)):
+    if not any(node.op_type in _OPEN for node in all_nodes(model.graph)):
         return False
     return _leaves_open(model.graph, opset, {})
-
-
-def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for inner in subgraphs(node):
-            yield from _all_nodes(inner)
 
 
 def _leaves_open(graph: onnx.GraphProto, opset: int, outer: Mapping[str, Array | None]) -> bool:

@@ -4,9 +4,11 @@ graph, so they must be constants in a compiled graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import onnx
+
+from wasmgraph.compiler.importing.frontend.schemas import all_nodes
 
 _REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
 # Input positions by operator; inputs that are data do not belong here.
@@ -55,7 +57,7 @@ def static_inputs(model: onnx.ModelProto) -> set[str]:
     """
     needed: set[str] = set()
     made: dict[str, onnx.NodeProto] = {}
-    for node in _nodes(model.graph):
+    for node in all_nodes(model.graph):
         positions = (
             STATIC_INPUTS.get(node.op_type, ()) if node.domain in ("", "ai.onnx", "com.microsoft") else ()
         )
@@ -72,14 +74,6 @@ def static_inputs(model: onnx.ModelProto) -> set[str]:
         reached |= fresh
         waiting += fresh
     return {v.name for v in model.graph.input if v.name in needed or (v.name in reached and _is_count(v))}
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterable[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.type == attribute.GRAPH:
-                yield from _nodes(attribute.g)
 
 
 def _is_count(value: onnx.ValueInfoProto) -> bool:

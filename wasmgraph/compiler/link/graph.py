@@ -46,15 +46,15 @@ def _number(size: Size, dims: Sequence[str]) -> str:
     return f"{ {'//': 'quotient', 'min': 'least', 'max': 'most'}[size.operator] }({left}, {right})"
 
 
-def _call(call: Call, phases: Sequence[Phase], dims: Sequence[str], most: Sequence[int]) -> str:
+def _call(call: Call, phases: Sequence[Phase], dims: Sequence[str]) -> str:
     """The C code of a step; ``phases`` is empty for a target without threads."""
     arguments = [_expression(address, dims) for address in call.arguments]
     if call.kernel == SET:
         (name,) = call.values
         place = dims.index(name)
-        value, greatest = f"*(int64_t *){arguments[0]}", f"{most[place]}LL"
-        taken = f"set(arena, {place}, {value}, {greatest})"
-        found = f"return beyond({place}, {value}, {greatest});"  # all threads find the same
+        value = f"*(int64_t *){arguments[0]}"
+        taken = f"set(arena, {place}, {value})"
+        found = f"return beyond({place}, {value});"  # all threads find the same
         return f"PHASE(1, {taken}) {found}" if phases else f"{taken}; {found}"
     if call.kernel == COPY:
         source, destination = arguments
@@ -75,7 +75,7 @@ def _call(call: Call, phases: Sequence[Phase], dims: Sequence[str], most: Sequen
 
 def entry_source(plan: Plan, phases: Mapping[str, Sequence[Phase]]) -> str:
     """The C source of a plan's entry; ``phases`` by kernel, empty for a target without threads."""
-    dims, most = [dim.name for dim in plan.dims], [dim.most for dim in plan.dims]
+    dims = [dim.name for dim in plan.dims]
     signatures = {
         call.kernel: ["int32_t" if isinstance(a, Scalar) else "void *" for a in call.arguments]
         for call in plan.calls
@@ -89,15 +89,17 @@ def entry_source(plan: Plan, phases: Mapping[str, Sequence[Phase]]) -> str:
     ]
     alone = [Phase(COPY, 1)] if phases else []
     steps = [
-        f"    case {i}: {_call(call, phases.get(call.kernel, alone), dims, most)}"
+        f"    case {i}: {_call(call, phases.get(call.kernel, alone), dims)}"
         for i, call in enumerate(plan.calls)
     ]
     values = {
         "RUN": "\n".join(_sequence(0, len(plan.calls), plan.repeats, dims)),
         "DIMS": f"{plan.dims_at}u",
         "FIRST_DIM": str(FIRST_DIM),
+        "LOWEST": ", ".join(str(dim.least) for dim in plan.dims) or "0",
+        "GREATEST": ", ".join(str(dim.most) for dim in plan.dims) or "0",
         "BOUNDS": "\n".join(
-            f"    if (DIM({i}) < {dim.least} || DIM({i}) > {dim.most}) return {FIRST_DIM + i};"
+            f"    if (VALUE({i}) < {dim.least} || VALUE({i}) > {dim.most}) return {FIRST_DIM + i};"
             for i, dim in enumerate(plan.dims)
             if dim.name not in plan.computed
         ),

@@ -55,6 +55,62 @@ def nonzero_kernel(shape: Sequence[Size], dtype: str) -> tirx.PrimFunc:
         return _kernel("nonzero", emit)
 
 
+def unique_kernel(rows: Size, columns: Size, dtype: str, in_order: bool) -> tirx.PrimFunc:
+    """Of the rows of ``[rows][columns]``, those that differ: which is the first of each (int64 ``[rows]``),
+    which of them every row is, how often there is each, and how many there are. They are in the order of
+    their values, or in that of their first places."""
+
+    def emit() -> None:
+        data = T.arg("data", T.Buffer((rows, columns), dtype))
+        first, which, often = (
+            T.arg(name, T.Buffer((rows,), "int64")) for name in ("first", "which", "often")
+        )
+        count = T.arg("count", T.Buffer((1,), "int64"))
+        state = T.sblock_alloc_buffer((2,), "int64")
+        held, kept = (T.sblock_alloc_buffer((rows,), "int64") for _ in range(2))
+        rank = T.sblock_alloc_buffer((rows,), "int64")
+        found, order = 0, 1  # of the state; the order of two rows is negative, 0 or positive
+
+        def const(value: int) -> Expr:
+            return tirx.const(value, "int64")
+
+        def compare(one: Expr, other: Expr) -> None:
+            T.buffer_store(state, const(0), [order])
+            with T.serial(columns) as c, T.If(state[order] == const(0)), T.Then():
+                a, b = data[one, c], data[other, c]
+                more = tirx.Select(b < a, const(1), const(0))
+                T.buffer_store(state, tirx.Select(a < b, const(-1), more), [order])
+
+        T.buffer_store(count, const(0), [0])
+        with T.serial(rows) as row:
+            T.buffer_store(state, const(-1), [found])
+            with T.serial(count[0]) as n, T.If(state[found] < const(0)), T.Then():
+                compare(row, held[n])
+                with T.If(state[order] == const(0)), T.Then():
+                    T.buffer_store(state, n, [found])
+            with T.If(state[found] < const(0)), T.Then():
+                T.buffer_store(state, count[0], [found])
+                T.buffer_store(held, row, [count[0]])
+                T.buffer_store(kept, const(0), [count[0]])
+                T.buffer_store(count, count[0] + const(1), [0])
+            T.buffer_store(kept, kept[state[found]] + const(1), [state[found]])
+            T.buffer_store(which, state[found], [row])
+        with T.serial(count[0]) as n:
+            T.buffer_store(rank, const(0) if in_order else n, [n])
+            if in_order:
+                with T.serial(count[0]) as other:
+                    compare(held[other], held[n])
+                    with T.If(state[order] < const(0)), T.Then():
+                        T.buffer_store(rank, rank[n] + const(1), [n])
+            T.buffer_store(first, held[n], [rank[n]])
+            T.buffer_store(often, kept[n], [rank[n]])
+        with T.serial(rows) as row:
+            T.buffer_store(which, rank[which[row]], [row])
+
+    with own_variables([rows, columns]):
+        return _kernel("unique", emit)
+
+
 def suppression_kernel(
     boxes: Sequence[Size], classes: Size, most: Size, centred: bool, least: bool
 ) -> tirx.PrimFunc:

@@ -157,10 +157,13 @@ def test_alphas_belong_to_the_functions_that_take_one(
 
 
 @pytest.mark.parametrize(
-    ("operator", "operand"), [("Reshape", "shape"), ("Expand", "shape"), ("Tile", "repeats")]
+    ("operator", "operand", "numbers"),
+    [("Unsqueeze", "axes", [0, 1]), ("Pad", "pads", [0, 1, 0, 1]), ("Trilu", "k", 1)],
 )
-def test_shapes_from_data_are_refused_in_onnx_words(operator: str, operand: str) -> None:
-    feeds = {"x": draw(2, 3), "n": np.array([3, 2], np.int64)}
+def test_shapes_from_data_are_refused_in_onnx_words(
+    operator: str, operand: str, numbers: int | list[int]
+) -> None:
+    feeds = {"x": draw(2, 3), "n": np.array(numbers, np.int64)}
     with pytest.raises(UnsupportedOperatorError, match=f"{operator} takes its '{operand}' from data"):
         wg.compile(model([node(operator, "x n", "y")], feeds, ["y"]))
 

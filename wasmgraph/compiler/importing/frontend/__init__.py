@@ -6,7 +6,7 @@ frontend lacks or does not convert as ONNX defines them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import onnx
@@ -15,9 +15,10 @@ from onnx import helper
 from tvm import relax
 
 from wasmgraph.compiler.importing.frontend import converters, half  # noqa: F401  (importing converters registers them)
-from wasmgraph.compiler.importing.frontend.graph import Walk, count_name
+from wasmgraph.compiler.importing.frontend.computed import Computed, FurtherDimsError, declared_shapes
+from wasmgraph.compiler.importing.frontend.graph import Walk
 from wasmgraph.compiler.importing.frontend.registry import missing
-from wasmgraph.compiler.importing.frontend.schemas import domain_of, known, subgraphs
+from wasmgraph.compiler.importing.frontend.schemas import known
 from wasmgraph.compiler.importing.frontend.values import (
     DTYPES,
     IndexCheck,
@@ -28,7 +29,7 @@ from wasmgraph.compiler.importing.frontend.values import (
 )
 from wasmgraph.compiler.sizes import variable
 from wasmgraph.compiler.tvm_private import end_blocks
-from wasmgraph.dims import Shape, parse
+from wasmgraph.dims import Dim, Shape, bounded, parse
 from wasmgraph.errors import ModelError, WasmgraphError
 from wasmgraph.tensors import Array, TensorSpec
 
@@ -39,26 +40,27 @@ Converted = tuple[
     tuple[str, ...],
     tuple[IndexCheck, ...],
     tuple[str, ...],
+    tuple[Dim, ...],
 ]
-# Operators whose outputs are as long as data says.
-COUNTING = {"Compress", "NonMaxSuppression", "NonZero", "Unique"}
-_SPARE = 16
 
 
 def convert(
     proto: onnx.ModelProto,
     name: str,
     weights: Mapping[str, Array] | None = None,
-    dims: Collection[str] = (),
+    dims: Mapping[str, Dim] | None = None,
+    asked: Mapping[str, Dim] | None = None,
 ) -> Converted:
     """Convert a model whose inputs' shapes are bound: numbers, or expressions over ``dims``. ``name`` is
-    for error messages; ``weights`` are tensors that are stored outside ``proto``.
+    for error messages; ``weights`` are tensors that are stored outside ``proto``; ``asked`` are bounds of
+    dimensions that the graph computes.
 
     Returns
     -------
     The module, the specs of its inputs and outputs, the names of outputs that are constants, and the
-    checks of indices, for each of which ``main`` returns a code (int64 ``[1]``) after its outputs, and the
-    dimensions that the graph computes, whose values ``main`` returns after these.
+    checks of indices, for each of which ``main`` returns a code (int64 ``[1]``) after its outputs, the
+    names of dimensions that the graph computes, whose values ``main`` returns after these, and all
+    dimensions.
 
     Raises
     ------
@@ -67,24 +69,56 @@ def convert(
     ModelError
         The model is inconsistent, its shapes depend on data, or an input or output is not a tensor.
     """
-    inputs, declared = check_border(proto, name, dims)
+    asked = asked or {}
+    apart: list[str] = []  # names of the dimensions that the walk finds the graph to compute
+    while True:
+        opened = dict(dims or {})
+        try:
+            with bounded(opened):
+                found = _converted(proto, name, weights or {}, opened, asked, apart)
+            break
+        except FurtherDimsError as error:
+            apart += error.names
+    if unused := [dim for dim in asked if dim not in opened]:
+        raise ModelError(
+            f"{name}: --dim bounds {unused[0]!r}, which the graph does not compute; it computes"
+            f" {', '.join(found[5]) or 'none'}."
+        )
+    return found
+
+
+def _converted(
+    proto: onnx.ModelProto,
+    name: str,
+    weights: Mapping[str, Array],
+    opened: dict[str, Dim],
+    asked: Mapping[str, Dim],
+    apart: list[str],
+) -> Converted:
+    """What one walk finds.
+
+    Raises
+    ------
+    FurtherDimsError
+        The graph computes dimensions that are not set ``apart``: ``main`` must begin with their names.
+    """
+    inputs, declared = check_border(proto, name, opened)
     builder = relax.BlockBuilder()
     opsets = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in proto.opset_import}
-    opened = dims if isinstance(dims, dict) else {}
     functions = {(f.domain, f.name): f for f in proto.functions}
-    apart = _set_apart(proto)
-    walk = Walk(builder, opsets, functions, dims=opened, apart=list(apart))
+    walk = Walk(builder, opsets, functions, Computed(opened, asked, apart, declared_shapes(proto.graph)))
     params = [relax.Var(f"input{i}", relax.TensorType(s.shape, s.dtype)) for i, s in enumerate(inputs)]
     if apart:
-        params.append(relax.Var("computed", relax.ShapeType([variable(name) for name in apart])))
+        variables = [variable(name) for name in walk.computed.reserved]
+        params.append(relax.Var("computed", relax.ShapeType(variables)))
     try:
         with builder.function("main", params=params):
             with builder.dataflow():
-                scope = {name: known(array) for name, array in (weights or {}).items()}
+                scope = {name: known(array) for name, array in weights.items()}
                 scope |= {spec.name: walk.enter(var) for spec, var in zip(inputs, params, strict=False)}
                 found = walk.graph(proto.graph, scope, opsets)
                 results = [_leave(v, o, walk) for v, o in zip(found, declared.items(), strict=True)]
-                said = (*(found for _, found in walk.checks), *(count for _, count in walk.counts))
+                said = (*(found for _, found in walk.checks), *walk.computed.counts.values())
                 fields = [expression(value) for value in (*results, *said)]
                 value = builder.emit_output(fields[0] if len(fields) == 1 else relax.Tuple(fields))
             builder.emit_func_output(value)
@@ -95,31 +129,10 @@ def convert(
         end_blocks(builder)
     outputs = tuple(TensorSpec(o, shape_of(v), dtype_of(v)) for o, v in zip(declared, results, strict=True))
     constant = tuple(o for o, v in zip(declared, results, strict=True) if isinstance(v, np.ndarray))
-    checks, counts = tuple(check for check, _ in walk.checks), tuple(name for name, _ in walk.counts)
-    return builder.get(), tuple(inputs), outputs, constant, checks, counts
-
-
-def _set_apart(proto: onnx.ModelProto) -> list[str]:
-    """Names for dimensions that the graph computes: those of its nodes, and some for nodes that are applied
-    more than once."""
-    found: list[str] = []
-    constants = {tensor.name for tensor in proto.graph.initializer}
-    constants |= {name for n in proto.graph.node if n.op_type == "Constant" for name in n.output}
-
-    def look(nodes: Sequence[onnx.NodeProto]) -> None:
-        for node in nodes:
-            counts = node.op_type in COUNTING
-            if node.op_type == "TopK" and len(node.input) > 1:
-                counts = node.input[1] not in constants
-            if counts and not domain_of(node):
-                found.append(count_name(node))
-            for graph in subgraphs(node):
-                look(graph.node)
-
-    look(proto.graph.node)
-    for function in proto.functions:
-        look(function.node)
-    return [*dict.fromkeys(found), *(f"computed_{n}" for n in range(_SPARE))] if found else []
+    checks, counts = tuple(check for check, _ in walk.checks), tuple(walk.computed.counts)
+    if walk.computed.further:
+        raise FurtherDimsError(walk.computed.further)
+    return builder.get(), tuple(inputs), outputs, constant, checks, counts, tuple(opened.values())
 
 
 def check_border(

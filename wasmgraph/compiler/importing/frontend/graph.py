@@ -22,6 +22,7 @@ from tvm import relax
 
 from wasmgraph.compiler.constants import array_of
 from wasmgraph.compiler.importing.frontend import half
+from wasmgraph.compiler.importing.frontend.computed import Computed, FurtherDimsError
 from wasmgraph.compiler.importing.frontend.empties import without_elements
 from wasmgraph.compiler.importing.frontend.registry import (
     CONVERTERS,
@@ -55,17 +56,11 @@ from wasmgraph.compiler.importing.static_inputs import STATIC_INPUTS
 from wasmgraph.compiler.operators.packing import OPAQUE
 from wasmgraph.compiler.sizes import call_te
 from wasmgraph.compiler.tvm_private import frontend_converters, onnx_input
-from wasmgraph.dims import Dim, Expression, Shape, Size, is_closed, product
-from wasmgraph.dims import most as greatest
+from wasmgraph.dims import Expression, Shape, Size, is_closed, product
 from wasmgraph.errors import ModelError, UnsupportedOperatorError, WasmgraphError
 
 # The opset of the operators by which converters express other operators.
 OWN_OPSET = 21
-
-
-def count_name(node: onnx.NodeProto) -> str:
-    """What the dimension is called that a node's first output has."""
-    return f"{node.output[0]}_count"
 
 
 @dataclass
@@ -160,6 +155,17 @@ class Operator:
             if not is_known(item)
         ]
 
+    def said(self, most: Size | None, count: relax.Expr, axis: int | None = None) -> Expression:
+        """A dimension whose value a tensor (int64 ``[1]``) says when the graph runs. It is at most
+        ``most``, if that is known; ``axis`` is where it becomes a size of the node's first output.
+
+        Raises
+        ------
+        UnsupportedOperatorError
+            Nothing bounds it.
+        """
+        return self.walk.computed.dimension(self.walk.result or _first(self.node), most, count, axis)
+
     def unsupported(self, what: str) -> UnsupportedOperatorError:
         """The error for a variant of the operator that has no implementation."""
         return UnsupportedOperatorError(f"{self.node.op_type} {what}")
@@ -172,28 +178,14 @@ class Walk:
     builder: relax.BlockBuilder
     opsets: Mapping[str, int]
     functions: Mapping[tuple[str, str], onnx.FunctionProto]
+    computed: Computed = field(default_factory=Computed)
     done: Callable[[int], None] = lambda _: None
     checks: list[tuple[IndexCheck, relax.Expr]] = field(default_factory=list)
     # The results of the current nodes are used only if this holds; None if they are used in any case.
     condition: Value = None
     where: tuple[str, str] = ("", "")  # place and operator of the innermost current node with a name
     loops: int = 0  # that were converted as loops
-    # Open dimensions; those that the graph computes, by the names that were set apart for them, and the
-    # tensors (int64 [1]) that say their values.
-    dims: dict[str, Dim] = field(default_factory=dict)
-    apart: list[str] = field(default_factory=list)
-    counts: list[tuple[str, relax.Expr]] = field(default_factory=list)
-
-    def computed(self, node: onnx.NodeProto, most: Size, count: relax.Expr) -> Expression:
-        """A dimension whose value a tensor says when the graph runs; it is at most ``most``."""
-        wanted = count_name(node)
-        name = next((n for n in (wanted, *self.apart) if n in self.apart), None)
-        if name is None:
-            raise UnsupportedOperatorError(f"{node.op_type} is one of too many whose results data counts")
-        self.apart.remove(name)
-        self.dims[name] = Dim(name, 0, greatest(most))
-        self.counts.append((name, count))
-        return Expression.of(name)
+    result: str = ""  # of the outermost current node that a function defines: its first output
 
     def next_loop(self) -> int:
         """The number of another loop."""
@@ -307,7 +299,9 @@ class Walk:
         scope: dict[str, Value] = dict.fromkeys(function.input)
         scope.update(zip(function.input, inputs, strict=False))
         inside = {**self.opsets, **{opset.domain: opset.version for opset in function.opset_import}}
+        outer, self.result = self.result, self.result or _first(node)
         self.nodes(instantiate(function, node), scope, inside)
+        self.result = outer
         return [scope.get(name) for name in function.output]
 
     def convert_by_tvm(self, node: onnx.NodeProto, inputs: list[Value], opset: int) -> Any:
@@ -353,6 +347,10 @@ def _of_shape(node: onnx.NodeProto, shape: Shape) -> Value:
     if node.op_type == "Size":
         return size_array(product(shape))
     raise UnsupportedOperatorError(f"{node.op_type} of a shape that depends on dimensions")
+
+
+def _first(node: onnx.NodeProto) -> str:
+    return next((name for name in node.output if name), "")
 
 
 def _computed(node: onnx.NodeProto, position: int, opset: int) -> UnsupportedOperatorError:
@@ -403,6 +401,8 @@ def _naming(node: onnx.NodeProto) -> Iterator[None]:
         if not getattr(error, "node", None):
             error.node = where  # type: ignore[attr-defined]
             error.args = (f"{where} ({node.op_type}): {error}",)
+        raise
+    except FurtherDimsError:
         raise
     except Exception as error:  # converters, including TVM's, raise errors of any class
         located = ModelError(f"{where} ({node.op_type}): {_plain(error)}")

@@ -6,11 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
-from tvm import relax, tirx
+from tvm import relax, te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - as TVM writes it
 
@@ -23,10 +22,13 @@ from wasmgraph.compiler.importing.frontend.values import (
     is_known,
     scalar,
     shape_of,
+    size_array,
 )
 from wasmgraph.compiler.loops import ROWS, Loop
 from wasmgraph.compiler.operators.packing import OPAQUE
+from wasmgraph.compiler.sizes import number, own_variables
 from wasmgraph.compiler.tvm_private import end_blocks
+from wasmgraph.dims import Size, most, operation, product, same
 from wasmgraph.errors import WasmgraphError
 
 # A loop of fewer turns is unrolled: its constants fold, and its turns share kernels anyway.
@@ -57,7 +59,7 @@ class Start:
     Attributes
     ----------
     state : initial values
-    turns : the number of turns; None: only conditions end the loop
+    turns : the most turns that there are; None: only conditions end the loop
     first : whether there is a first turn: a known True, or a tensor
     again : from the number of turns done, a condition beside the body's own; None if there is none
     outside : computed tensors that the body reads, the same in every turn
@@ -66,7 +68,7 @@ class Start:
     """
 
     state: Sequence[Value]
-    turns: int | None
+    turns: Size | None
     first: Value
     again: Callable[[Value], Value] | None = None
     outside: Sequence[Value] = ()
@@ -107,30 +109,44 @@ def repeat(op: Operator, body: Body, start: Start) -> tuple[list[Value], list[Va
     also = [value for value in (*start.also, walk.condition) if not is_known(value)]
     begun = _mark(walk, loop.begin, [*state, *start.outside, *also])
     fixed = len(conditions) + 1
-    number, codes = begun[fixed - 1], begun[fixed : fixed + probe.checks]
+    done, codes = begun[fixed - 1], begun[fixed : fixed + probe.checks]
     own, outside = begun[fixed + probe.checks : loop.states], begun[loop.states :]
-    turn = body(number, begun[0] if probe.conditional else np.array(True), own, outside)
-    done = op("Add", number, np.array(1, np.int64))
+    turn = body(done, begun[0] if probe.conditional else np.array(True), own, outside)
+    following = op("Add", done, np.array(1, np.int64))
     if probe.conditional:
         conditions = [_truth(op, turn.again)]
         if start.again is not None:
-            conditions = [op("And", conditions[0], start.again(done))]
+            conditions = [op("And", conditions[0], start.again(following))]
     codes = [op("Max", code, new) for code, (_, new) in zip(codes, walk.checks[before:], strict=True)]
-    rows = [_write_row(walk, row, number, start.turns) for row in turn.rows]
-    ended = _mark(walk, loop.end, [*conditions, done, *codes, *turn.state, *rows])
+    rows = [_write_row(walk, row, done, start.turns) for row in turn.rows]
+    ended = _mark(walk, loop.end, [*conditions, following, *codes, *turn.state, *rows])
     for place in range(probe.checks):
         walk.checks[before + place] = (walk.checks[before + place][0], ended[fixed + place])
     first_row = len(ended) - len(rows)
     shaped = [
-        op("Reshape", tensor, np.array([start.turns, *shape_of(row)], np.int64))
+        op("Reshape", tensor, size_array([start.turns, *shape_of(row)]))
         for tensor, row in zip(ended[first_row:], turn.rows, strict=True)
     ]
+    if probe.conditional and shaped:
+        count = op.walk.te(_one, op("Reshape", ended[fixed - 1], size_array([1])), name="count", alone=True)
+        made = op.said(start.turns, count)
+        shaped = [first_rows(op, tensor, made) for tensor in shaped]
     return ended[fixed + probe.checks : first_row], shaped
 
 
-def within(number: Any, turns: int) -> Any:
+def within(turn: Any, turns: Size) -> Any:
     """The number of a turn. Whoever runs single calls in any order may find another number in its place."""
-    return tirx.Max(tirx.Min(number, tirx.const(turns - 1, "int64")), tirx.const(0, "int64"))
+    return tirx.Max(tirx.Min(turn, number(turns - 1, "int64")), tirx.const(0, "int64"))
+
+
+def first_rows(op: Operator, rows: Value, count: Size) -> relax.Expr:
+    """The rows of a tensor that count."""
+    rest = shape_of(rows)[1:]
+    return op.te(lambda x: te.compute((count, *rest), lambda *i: x(*i), name="kept"), rows)
+
+
+def _one(x: te.Tensor) -> te.Tensor:
+    return te.compute((1,), lambda i: x[i], name="count")
 
 
 def _truth(op: Operator, value: Value) -> Value:
@@ -139,15 +155,15 @@ def _truth(op: Operator, value: Value) -> Value:
 
 def _probe(op: Operator, body: Body, start: Start) -> _Probe | None:
     """Convert the body in a scratch function, which is thrown away."""
-    number, condition = (relax.Var(name, relax.TensorType((), kind)) for name, kind in _COUNTERS)
+    counter, condition = (relax.Var(name, relax.TensorType((), kind)) for name, kind in _COUNTERS)
     state, outside = (
         [relax.Var("given", relax.TensorType(shape_of(v), dtype_of(v))) for v in values]
         for values in (start.state, start.outside)
     )
     conditional = start.turns is None or start.again is not None or not is_known(start.first)
-    with _scratch(op.walk, [number, condition, *state, *outside]) as checks:
+    with _scratch(op.walk, [counter, condition, *state, *outside]) as checks:
         try:
-            turn = body(number, condition if conditional else np.array(True), state, outside)
+            turn = body(counter, condition if conditional else np.array(True), state, outside)
         except WasmgraphError:
             return None
         count = len(op.walk.checks) - checks
@@ -155,22 +171,29 @@ def _probe(op: Operator, body: Body, start: Start) -> _Probe | None:
         v is None or isinstance(v, list) or has_no_elements(shape_of(v)) for v in (*turn.state, *turn.rows)
     ):
         return None
-    rows = sum(prod(shape_of(row)) for row in turn.rows)
-    if start.turns is not None and start.turns * rows > _MOST_ELEMENTS:
+    rows: Size = sum((product(shape_of(row)) for row in turn.rows), 0)
+    if start.turns is not None and most(operation("*", start.turns, rows)) > _MOST_ELEMENTS:
         return None
-    kinds = [[(shape_of(v), dtype_of(v)) for v in side] for side in (turn.state, start.state)]
-    if kinds[0] != kinds[1] or (is_known(turn.again) and not scalar(turn.again, True)):
+    keeps = len(turn.state) == len(start.state) and all(map(_alike, turn.state, start.state))
+    if not keeps or (is_known(turn.again) and not scalar(turn.again, True)):
         return None
     unchanged = is_known(turn.again) or turn.again is condition
     if start.turns is None and start.again is None and unchanged:
         return None  # it would never end
     conditional = conditional or not is_known(turn.again)
-    return None if conditional and turn.rows else _Probe(conditional, count)
+    return None if turn.rows and start.turns is None else _Probe(conditional, count)
+
+
+def _alike(one: Value, other: Value) -> bool:
+    """Whether two tensors have the same dtype and shape, whatever dimensions are."""
+    shapes = shape_of(one), shape_of(other)
+    return dtype_of(one) == dtype_of(other) and len(shapes[0]) == len(shapes[1]) and all(map(same, *shapes))
 
 
 @contextmanager
 def _scratch(walk: Walk, parameters: list[relax.Var]) -> Iterator[int]:
     outer, checks, loops = walk.builder, len(walk.checks), walk.loops
+    computed = walk.computed.mark()
     walk.builder = relax.BlockBuilder()
     try:
         with walk.builder.function("scratch", params=parameters):
@@ -182,6 +205,7 @@ def _scratch(walk: Walk, parameters: list[relax.Var]) -> Iterator[int]:
         end_blocks(walk.builder)
         walk.builder, walk.loops = outer, loops
         del walk.checks[checks:]
+        walk.computed.forget(computed)
 
 
 def _mark(walk: Walk, name: str, values: Sequence[Value]) -> list[Value]:
@@ -195,29 +219,29 @@ def _is_no_state(value: Value) -> bool:
     return value is None or isinstance(value, list) or has_no_elements(shape_of(value))
 
 
-def _write_row(walk: Walk, row: Value, number: Value, turns: int | None) -> relax.Expr:
+def _write_row(walk: Walk, row: Value, turn: Value, turns: Size | None) -> relax.Expr:
     """A flat tensor of all rows, of which a turn writes its own."""
     assert turns is not None
     tensor = expression(row)
-    size, dtype = prod(shape_of(row)), dtype_of(row)
+    size, dtype = product(shape_of(row)), dtype_of(row)
     flat = walk.builder.emit(relax.op.reshape(tensor, (size,)))
-    kernel = _row_kernel(int(size), turns, dtype)
+    kernel = _row_kernel(size, turns, dtype)
     gvar = walk.builder.add_func(kernel, "write_row")
     out = relax.TensorType((turns * size,), dtype)
-    return walk.builder.emit(relax.call_tir(gvar, relax.Tuple([flat, expression(number)]), out))
+    return walk.builder.emit(relax.call_tir(gvar, relax.Tuple([flat, expression(turn)]), out))
 
 
-def _row_kernel(size: int, turns: int, dtype: str) -> tirx.PrimFunc:
-    with IRBuilder() as builder, T.prim_func(s_tir=True):
+def _row_kernel(size: Size, turns: Size, dtype: str) -> tirx.PrimFunc:
+    with own_variables([size, turns]), IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("write_row")
         T.func_attr({"op_pattern": OPAQUE, ROWS: 1, "tirx.noalias": True})
         row = T.arg("row", T.Buffer((size,), dtype))
-        number = T.arg("number", T.Buffer((), "int64"))
+        turn = T.arg("number", T.Buffer((), "int64"))
         rows = T.arg("rows", T.Buffer((turns * size,), dtype))
         with T.serial(0, size) as i, T.sblock("rows"):
             at = T.axis.spatial(size, i)
-            place = within(number[()], turns) * size + at
-            T.reads(row[at], number[()])
+            place = within(turn[()], turns) * size + at
+            T.reads(row[at], turn[()])
             T.writes(rows[place])
             T.buffer_store(rows, row[at], [place])
     return builder.get()

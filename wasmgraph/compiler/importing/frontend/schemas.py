@@ -32,6 +32,14 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         yield from attribute.graphs
 
 
+def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph, each before those of the graphs in it."""
+    for node in graph.node:
+        yield node
+        for inner in subgraphs(node):
+            yield from all_nodes(inner)
+
+
 def schema(node: onnx.NodeProto, opset: int) -> Any:
     """A node's ``OpSchema`` (its type stubs are incomplete); None for an operator that ONNX does not
     define."""

@@ -63,8 +63,15 @@ def _quotient(left: Size, right: Size) -> Size:
     return operation("//", left, right)
 
 
-def _remainder(left: Size, right: Size) -> Size:
-    return left - _quotient(left, right) * right
+def _modulo(attributes: _Attributes, left: Array, right: Array) -> Array:
+    """ONNX's remainder has the divisor's sign, or that of what is divided with ``fmod``."""
+
+    def one(a: Size, b: Size) -> Size:
+        if b <= 0 or (attributes.get("fmod", 0) and a < 0):
+            raise OpenSizeError(f"the remainder of {a} and {b}")
+        return a - operation("//", a, b) * b
+
+    return np.asarray(_elementwise(one)(attributes, left, right))
 
 
 def _axes(attributes: _Attributes, given: Array | None, rank: int) -> list[int]:
@@ -177,7 +184,7 @@ _FOLDS: Mapping[str, Callable[..., Any]] = {
     "LessOrEqual": _elementwise(lambda a, b: a <= b, bool),
     "Max": _elementwise(lambda a, b: operation("max", a, b)),
     "Min": _elementwise(lambda a, b: operation("min", a, b)),
-    "Mod": _elementwise(_remainder),
+    "Mod": _modulo,
     "Mul": _elementwise(lambda a, b: a * b),
     "Neg": lambda _, data: np.frompyfunc(lambda size: -size, 1, 1)(data),
     "Range": _range,

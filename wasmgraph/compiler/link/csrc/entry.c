@@ -6,7 +6,9 @@ typedef unsigned char byte;
 
 #define ARENA(offset) ((void *)(arena + (offset)))
 #define PARAMS(offset) ((void *)(wasmgraph_params + (offset)))
-#define DIM(number) ((int64_t)((const int32_t *)ARENA(@DIMS@))[number])
+#define VALUE(number) ((int64_t)((const int32_t *)ARENA(@DIMS@))[number])
+/* A dimension's value, held in its bounds: a single step may be run before it is written. */
+#define DIM(number) most(least(VALUE(number), greatest[number]), lowest[number])
 
 extern byte wasmgraph_params[];
 
@@ -38,12 +40,15 @@ static inline int64_t quotient(int64_t a, int64_t b) { return a / b - (a % b != 
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
+/* The bounds of dimensions. */
+static const int32_t lowest[] = {@LOWEST@}, greatest[] = {@GREATEST@};
+
 /* Take over a dimension's value that a kernel has computed. */
-static inline void set(byte *arena, int32_t number, int64_t value, int64_t greatest) {
-    ((int32_t *)ARENA(@DIMS@))[number] = (int32_t)most(least(value, greatest), 0);
+static inline void set(byte *arena, int32_t number, int64_t value) {
+    ((int32_t *)ARENA(@DIMS@))[number] = (int32_t)most(least(value, greatest[number]), lowest[number]);
 }
-static inline int32_t beyond(int32_t number, int64_t value, int64_t greatest) {
-    return value < 0 || value > greatest ? @FIRST_DIM@ + number : 0;
+static inline int32_t beyond(int32_t number, int64_t value) {
+    return value < lowest[number] || value > greatest[number] ? @FIRST_DIM@ + number : 0;
 }
 
 static int32_t step(byte *arena, int32_t index SHARE) {

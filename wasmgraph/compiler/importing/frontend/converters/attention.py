@@ -18,7 +18,7 @@ from wasmgraph.compiler.importing.frontend.converters.contributed import (
     refuse_inputs,
     refuse_outputs,
 )
-from wasmgraph.compiler.importing.frontend.converters.indexing import take
+from wasmgraph.compiler.importing.frontend.converters.moving import take
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
 from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, scalar, shape_of, size_array
 from wasmgraph.dims import Shape, Size

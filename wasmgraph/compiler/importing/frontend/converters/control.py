@@ -8,18 +8,27 @@ from typing import Any
 
 import numpy as np
 from onnx import helper
-from tvm import te, tirx
+from tvm import te
 
+from wasmgraph.compiler.importing.frontend.converters.counting import said_sizes
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
 from wasmgraph.compiler.importing.frontend.repeating import FEW_TURNS, Start, Turn, repeat, within
-from wasmgraph.compiler.importing.frontend.values import Value, is_known, scalar, shape_of, size_array
+from wasmgraph.compiler.importing.frontend.values import (
+    Value,
+    is_known,
+    scalar,
+    shape_of,
+    size_array,
+    size_list,
+)
+from wasmgraph.compiler.sizes import number as number_of
 from wasmgraph.errors import ModelError
 
 # Loops with more iterations than this are not unrolled: they are converted once, or refused.
 MOST_TURNS = 10_000
 _NEEDED = (
-    "such a loop can only be compiled if its state keeps the same shapes in every turn and, where data"
-    " decide when it ends, it has no scan outputs"
+    "such a loop can only be compiled if its state keeps the same shapes in every turn and, if it has scan"
+    " outputs, something bounds the number of turns"
 )
 
 
@@ -55,7 +64,9 @@ def loop(op: Operator, count: Value, condition: Value, *carried: Value) -> Any:
         return found
     if count is not None and not is_known(count):
         raise op.unsupported(f"has a trip count that depends on data; {_NEEDED}")
-    most = scalar(count, MOST_TURNS + 1)
+    most = MOST_TURNS + 1 if count is None else size_list(count)[0]
+    if not isinstance(most, int):
+        raise op.unsupported(f"runs {most} times; {_NEEDED}")
     state, scans = list(carried), _Scans(op, "body", 1 + len(carried))
     turn = 0
     while turn < most and _holds(op, condition):
@@ -70,8 +81,12 @@ def loop(op: Operator, count: Value, condition: Value, *carried: Value) -> Any:
 
 def _repeated(op: Operator, count: Value, condition: Value, carried: Sequence[Value]) -> Any:
     """The results of a loop whose body is converted once, or None."""
-    turns = scalar(count, None) if is_known(count) else None
-    if turns is not None and turns < FEW_TURNS:
+    scans = len(op.attributes["body"].output) - 1 > len(carried)
+    if scans and not is_known(count):
+        (size,) = said_sizes(op, op("Max", count, size_array(0)), [None], axis=None)
+        count = size_array([size])
+    turns = size_list(count)[0] if is_known(count) and count is not None else None
+    if isinstance(turns, int) and turns < FEW_TURNS:
         return None
 
     outside = op.outside("body")
@@ -150,13 +165,13 @@ def scan(op: Operator, *inputs: Value) -> Any:
     axes = op.attr("scan_input_axes", [0] * scanned)
     backwards = op.attr("scan_input_directions", [0] * scanned)
     axes = [a % len(shape_of(s)) for a, s in zip(axes, sequences, strict=True)]
-    lengths = {shape_of(s)[a] for a, s in zip(axes, sequences, strict=True)}
-    if len(lengths) != 1:
-        raise ModelError(f"the scanned inputs have different lengths: {sorted(lengths)}")
-    (length,) = lengths
+    length, *others = (shape_of(s)[a] for a, s in zip(axes, sequences, strict=True))
+    if any(other != length for other in others):
+        said = ", ".join(map(str, [length, *others]))
+        raise ModelError(f"the scanned inputs have different lengths: {said}")
     back_out = list(op.attr("scan_output_directions", [0] * outputs))
     axes_out = list(op.attr("scan_output_axes", [0] * outputs))
-    if length >= FEW_TURNS:
+    if not isinstance(length, int) or length >= FEW_TURNS:
         outside = op.outside("body")
 
         def body(number: Value, _: Value, state: list[Value], tensors: list[Value]) -> Turn:
@@ -173,6 +188,8 @@ def scan(op: Operator, *inputs: Value) -> Any:
         if (found := repeat(op, body, start)) is not None:
             final, rows = found
             return (*final, *(_laid(op, *each) for each in zip(rows, axes_out, back_out, strict=True)))
+    if not isinstance(length, int):
+        raise op.unsupported(f"runs {length} times; {_NEEDED}")
     if length > MOST_TURNS:
         raise op.unsupported(f"runs more than {MOST_TURNS:,} times; {_NEEDED}")
     for turn in range(length):
@@ -192,8 +209,8 @@ def _slice(op: Operator, sequence: Value, axis: int, number: Value, backwards: b
     length = shape.pop(axis)
 
     def compute(tensor: te.Tensor, turn: te.Tensor) -> te.Tensor:
-        at = within(turn(), int(length))
-        at = tirx.const(length - 1, "int64") - at if backwards else at
+        at = within(turn(), length)
+        at = number_of(length - 1, "int64") - at if backwards else at
         return te.compute(shape, lambda *i: tensor[(*i[:axis], at, *i[axis:])], name="slice")
 
     return op.te(compute, sequence, number)
@@ -203,7 +220,8 @@ def _laid(op: Operator, rows: Value, axis: int, back: int) -> Value:
     """Rows of all turns along another axis than the first, or in the other order."""
     rank = len(shape_of(rows))
     if back:
-        rows = op("Gather", rows, np.arange(int(shape_of(rows)[0]))[::-1].copy(), axis=0)
+        ends = size_array([-1]), size_array([-(1 << 31)])
+        rows = op("Slice", rows, *ends, size_array([0]), size_array([-1]))
     if axis % rank == 0:
         return rows
     order = list(range(1, rank))

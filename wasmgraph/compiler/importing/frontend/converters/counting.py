@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from onnx import TensorProto
 from tvm import relax, te
 
+from wasmgraph.compiler.importing.frontend.converters.moving import ordered_keys, take
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
+from wasmgraph.compiler.importing.frontend.repeating import first_rows
 from wasmgraph.compiler.importing.frontend.values import (
     Value,
     dtype_of,
@@ -17,21 +21,38 @@ from wasmgraph.compiler.importing.frontend.values import (
     shape_of,
     size_array,
 )
-from wasmgraph.compiler.operators.sequential import nonzero_kernel, suppression_kernel
-from wasmgraph.dims import Expression, operation, product
+from wasmgraph.compiler.operators.sequential import nonzero_kernel, suppression_kernel, unique_kernel
+from wasmgraph.dims import Expression, Size, operation, product
 
 
 def counted_rows(
     op: Operator, kernel: Any, operands: list[Value], types: list[relax.TensorType], name: str
-) -> tuple[relax.Expr, Expression]:
-    """Call a kernel of ``operators/sequential.py``; return the rows that it gives, and how many of them
-    count."""
+) -> tuple[list[relax.Expr], Expression]:
+    """Call a kernel of ``operators/sequential.py``; return the tensors that it gives, and how many rows of
+    the first of them count."""
     gvar = op.walk.builder.add_func(kernel, name)
     counts = [*types, relax.TensorType((1,), "int64")]
     whole = op.emit(relax.call_tir(gvar, [expression(value) for value in operands], counts))
-    rows, count = (op.emit(relax.TupleGetItem(whole, n)) for n in range(2))
-    most = shape_of(rows)[0]
-    return rows, op.walk.computed(op.node, most, count)
+    *found, count = (op.emit(relax.TupleGetItem(whole, n)) for n in range(len(counts)))
+    return found, op.said(shape_of(found[0])[0], count)
+
+
+def said_sizes(op: Operator, value: Value, most: Sequence[Size | None], axis: int | None = 0) -> list[Size]:
+    """The sizes that the elements of a tensor of integers are when the graph runs: those of the axes from
+    ``axis`` on of the node's first output, of which each is at most ``most``."""
+    flat = op("Reshape", value, size_array([len(most)]))
+
+    def one(place: int) -> Size:
+        def compute(x: te.Tensor) -> te.Tensor:
+            return te.compute((1,), lambda _: x[place].astype("int64"), name="count")
+
+        return op.said(
+            most[place],
+            op.walk.te(compute, flat, name="count", alone=True),
+            None if axis is None else axis + place,
+        )
+
+    return [one(place) for place in range(len(most))]
 
 
 @converts("NonZero")
@@ -41,7 +62,7 @@ def nonzero(op: Operator, data: Value) -> Any:
     if not shape:
         data, shape = op("Reshape", data, size_array([1])), (1,)
     types = [relax.TensorType((product(shape), len(shape)), "int64")]
-    rows, count = counted_rows(op, nonzero_kernel(shape, dtype), [data], types, "nonzero")
+    (rows,), count = counted_rows(op, nonzero_kernel(shape, dtype), [data], types, "nonzero")
 
     def turned(x: te.Tensor) -> te.Tensor:
         return te.compute((len(shape), count), lambda axis, n: x[n, axis], name="turned")
@@ -91,9 +112,26 @@ def non_max_suppression(
         op("Reshape", threshold, size_array([1])) if least else none,
     ]
     types = [relax.TensorType((most, 3), "int64")]
-    rows, count = counted_rows(op, kernel, operands, types, "suppression")
+    (rows,), count = counted_rows(op, kernel, operands, types, "suppression")
+    return first_rows(op, rows, count)
 
-    def kept(x: te.Tensor) -> te.Tensor:
-        return te.compute((count, 3), lambda n, column: x[n, column], name="kept")
 
-    return op.te(kept, rows)
+@converts("Unique")
+def unique(op: Operator, data: Value) -> Any:
+    """Each element once, or each slice along an axis; where it is first, which of them every element is,
+    and how often there is each. Of floats, -0 equals 0, and NaN equals NaN and is the greatest."""
+    axis = op.attr("axis")
+    if axis is None:
+        data, axis = op("Reshape", data, size_array([-1])), 0
+    shape = shape_of(data)
+    axis = int(axis) % len(shape)
+    length = shape[axis]
+    front = op("Transpose", data, perm=[axis, *(a for a in range(len(shape)) if a != axis)])
+    columns = product(size for a, size in enumerate(shape) if a != axis)
+    rows = op("Reshape", front, size_array([length, columns]))
+    keys = op("Cast", rows, to=TensorProto.UINT8) if dtype_of(rows) == "bool" else ordered_keys(op, rows)
+    kernel = unique_kernel(length, columns, dtype_of(keys), bool(op.attr("sorted", 1)))
+    types = [relax.TensorType((length,), "int64")] * 3
+    (first, which, often), count = counted_rows(op, kernel, [keys], types, "unique")
+    first = first_rows(op, first, count)
+    return take(op, data, first, axis), first, which, first_rows(op, often, count)

@@ -13,7 +13,7 @@ from onnx import TensorProto
 from wasmgraph.compiler.importing.frontend.converters.arithmetic import counted
 from wasmgraph.compiler.importing.frontend.converters.bounds import checked
 from wasmgraph.compiler.importing.frontend.converters.contributed import contributed, refuse_outputs
-from wasmgraph.compiler.importing.frontend.converters.indexing import take
+from wasmgraph.compiler.importing.frontend.converters.moving import take
 from wasmgraph.compiler.importing.frontend.graph import Operator
 from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, shape_of, size_array
 from wasmgraph.errors import ModelError

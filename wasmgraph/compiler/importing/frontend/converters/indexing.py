@@ -7,9 +7,12 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from onnx import TensorProto
 from tvm import relax, te, tirx
 
 from wasmgraph.compiler.importing.frontend.converters.bounds import checked, flat_rows
+from wasmgraph.compiler.importing.frontend.converters.counting import said_sizes
+from wasmgraph.compiler.importing.frontend.converters.moving import take, take_along
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
 from wasmgraph.compiler.importing.frontend.values import (
     Value,
@@ -18,12 +21,13 @@ from wasmgraph.compiler.importing.frontend.values import (
     has_no_elements,
     integers,
     is_known,
-    scalar,
     shape_of,
     size_array,
     size_list,
 )
+from wasmgraph.compiler.sizes import number
 from wasmgraph.dims import Size, is_closed, is_zero, operation, same
+from wasmgraph.errors import ModelError
 
 
 @converts("Pad")
@@ -32,17 +36,24 @@ def pad(op: Operator, data: Value, pads: Value = None, fill: Value = None, axes:
     repeat an axis more than once, where TVM reads outside of the tensor, and a fill value that is computed
     when the graph runs."""
     mode, shape = op.attr("mode", "constant"), shape_of(data)
-    amounts = list(op.attr("pads", op.attr("paddings", []))) if op.opset < 11 else integers(pads)
+    amounts: list[Size] = (
+        list(op.attr("pads", op.attr("paddings", []))) if op.opset < 11 else size_list(pads)
+    )
     chosen = range(len(shape)) if axes is None else integers(axes)
-    before, after = [0] * len(shape), [0] * len(shape)
+    before: list[Size] = [0] * len(shape)
+    after: list[Size] = [0] * len(shape)
     for n, axis in enumerate(chosen):
         before[axis], after[axis] = amounts[n], amounts[n + len(amounts) // 2]
-    beyond = (max(b, a) >= d for b, a, d in zip(before, after, shape, strict=True))
-    if mode != "constant" and (min(*before, *after) < 0 or any(beyond)):
-        return _pad_by_places(op, data, mode, before, after)
-    if op.opset < 11 or fill is None or is_known(fill) or mode != "constant":
+    if mode != "constant":
+        known = [int(size) for size in before], [int(size) for size in after]
+        beyond = (max(b, a) >= d for b, a, d in zip(*known, shape, strict=True))
+        if min(*known[0], *known[1]) < 0 or any(beyond):
+            return _pad_by_places(op, data, mode, *known)
         return op.tvm(data, pads, fill, axes)
-    padded = [d + b + a for d, b, a in zip(shape, before, after, strict=True)]
+    if is_closed([*before, *after]) and (op.opset < 11 or is_known(fill)):
+        return op.tvm(data, pads, fill, axes)
+    fill = np.zeros(1, dtype_of(data)) if fill is None else fill
+    padded: list[Size] = [d + b + a for d, b, a in zip(shape, before, after, strict=True)]
 
     def compute(x: te.Tensor, value: te.Tensor) -> te.Tensor:
         def one(*i: Any) -> Any:
@@ -82,14 +93,16 @@ def _pad_by_places(op: Operator, data: Value, mode: str, before: list[int], afte
 @converts("OneHot")
 def one_hot(op: Operator, indices: Value, depth: Value, values: Value) -> Any:
     """An index out of range gives only off values."""
-    count, shape = int(scalar(depth)), shape_of(indices)
+    shape = shape_of(indices)
     axis = int(op.attr("axis", -1)) % (len(shape) + 1)
+    depth = op("Cast", depth, to=TensorProto.INT64)
+    count = size_list(depth)[0] if is_known(depth) else said_sizes(op, depth, [None], axis)[0]
     dtype = dtype_of(indices)
 
     def compute(index: te.Tensor, off_on: te.Tensor) -> te.Tensor:
         def one(*i: Any) -> Any:
             at = index(*i[:axis], *i[axis + 1 :])
-            here = tirx.Select(at < tirx.const(0, dtype), at + tirx.const(count, dtype), at)
+            here = tirx.Select(at < tirx.const(0, dtype), at + number(count, dtype), at)
             return tirx.Select(here == i[axis].astype(dtype), off_on[1], off_on[0])
 
         return te.compute([*shape[:axis], count, *shape[axis:]], one, name="one_hot")
@@ -164,33 +177,6 @@ def _scatter(
         return te.compute(shape, lambda *i: _COMBINE[how](x(*i), found(*i)), name="scatter")
 
     return op.te(last_of if how == "none" else all_of, data, indices, updates)
-
-
-def take(op: Operator, data: Value, indices: Value, axis: int = 0) -> Value:
-    """Take slices along an axis; ``indices`` must be in range and not negative."""
-    if isinstance(data, np.ndarray) and isinstance(indices, np.ndarray):
-        return np.asarray(np.take(data, indices, axis))
-    shape, rank = shape_of(data), len(shape_of(indices))
-
-    def compute(x: te.Tensor, index: te.Tensor) -> te.Tensor:
-        def one(*i: Any) -> Any:
-            return x(*i[:axis], index(*i[axis : axis + rank]).astype("int32"), *i[axis + rank :])
-
-        return te.compute([*shape[:axis], *shape_of(indices), *shape[axis + 1 :]], one, name="take")
-
-    return op.te(compute, data, indices)
-
-
-def take_along(op: Operator, data: Value, indices: Value, axis: int) -> relax.Expr:
-    """Take one element along an axis for each index; ``indices`` must be in range and not negative."""
-
-    def compute(x: te.Tensor, index: te.Tensor) -> te.Tensor:
-        def one(*i: Any) -> Any:
-            return x(*(index(*i).astype("int32") if a == axis else v for a, v in enumerate(i)))
-
-        return te.compute(shape_of(indices), one, name="take_along")
-
-    return op.te(compute, data, indices)
 
 
 @converts("Gather")
@@ -342,6 +328,8 @@ def slice_(
 ) -> Any:
     """Clamp all bounds to the tensor, as ONNX does."""
     shape = shape_of(data)
+    if op.opset >= 10 and not (is_known(starts) and is_known(ends)):
+        return _slice_by_data(op, data, starts, ends, axes, steps)
     if op.opset < 10:
         begin, end = list(op.attr("starts")), list(op.attr("ends"))
         along = list(op.attr("axes", range(len(begin))))
@@ -370,6 +358,60 @@ def slice_(
         ends_,
         [s for *_, s in bounds.values()],
     )
+
+
+def _slice_by_data(
+    op: Operator, data: Value, starts: Value, ends: Value, axes: Value, steps: Value
+) -> Value:
+    """A slice whose first and last places data says: a kernel finds for each axis the first place and the
+    number of elements, which is a dimension."""
+    (count,) = shape_of(starts)
+    if shape_of(ends) != (count,) or not isinstance(count, int):
+        raise ModelError(f"its starts and ends are {shape_of(starts)} and {shape_of(ends)} numbers")
+    along = list(range(count)) if axes is None else integers(axes)
+    by = [1] * count if steps is None else integers(steps)
+    starts, ends = (op("Cast", value, to=TensorProto.INT64) for value in (starts, ends))
+    for place, (axis, step) in enumerate(zip(along, by, strict=True)):
+        data = _slice_axis(op, data, starts, ends, place, axis % len(shape_of(data)), step)
+    return data
+
+
+def _slice_axis(
+    op: Operator, data: Value, starts: Value, ends: Value, place: int, axis: int, step: int
+) -> relax.Expr:
+    shape = shape_of(data)
+    size = shape[axis]
+
+    def bounds(start: te.Tensor, end: te.Tensor) -> list[te.Tensor]:
+        least = tirx.const(0 if step > 0 else -1, "int64")
+        past = number(size if step > 0 else size - 1, "int64")
+
+        def within(v: Any) -> Any:
+            v = tirx.Select(v < tirx.const(0, "int64"), v + number(size, "int64"), v)
+            return tirx.Max(tirx.Min(v, past), least)
+
+        def length(_: Any) -> Any:
+            whole = within(end[place]) - within(start[place])
+            up = whole + tirx.const(step - (1 if step > 0 else -1), "int64")
+            return tirx.Max(tirx.truncdiv(up, tirx.const(step, "int64")), tirx.const(0, "int64"))
+
+        first = te.compute((1,), lambda _: within(start[place]), name="first")
+        return [first, te.compute((1,), length, name="count")]
+
+    found = op.walk.te(bounds, starts, ends, name="bounds", alone=True)
+    first, count = (op.emit(relax.TupleGetItem(found, n)) for n in range(2))
+    kept = op.said(operation("//", size + (abs(step) - 1), abs(step)), count, axis)
+
+    def compute(x: te.Tensor, begin: te.Tensor) -> te.Tensor:
+        def one(*i: Any) -> Any:
+            at = begin[0] + i[axis].astype("int64") * tirx.const(step, "int64")
+            # Whoever runs single calls in any order may find other numbers in their places.
+            inside = tirx.Max(tirx.Min(at, number(size - 1, "int64")), tirx.const(0, "int64"))
+            return x(*(inside.astype("int32") if a == axis else v for a, v in enumerate(i)))
+
+        return te.compute([kept if a == axis else d for a, d in enumerate(shape)], one, name="slice")
+
+    return op.te(compute, data, first)
 
 
 def _clamped(begin: Size, end: Size, step: int, size: Size) -> tuple[Size, Size, int]:
@@ -415,9 +457,3 @@ def space_to_depth(op: Operator, data: Value) -> Any:
     crd = op.attr("mode", "DCR") == "CRD"
     moved = op("Transpose", pixels, perm=[0, 1, 3, 5, 2, 4] if crd else [0, 3, 5, 1, 2, 4])
     return op("Reshape", moved, size_array([n, c * b * b, h // b, w // b]))
-
-
-@converts("Unique")
-def size_depends_on_data(op: Operator, *_: Value) -> Any:
-    """Refuse an operator whose output shape depends on data, unless its inputs are known."""
-    raise op.unsupported("has an output whose size depends on data, which a compiled graph cannot have")

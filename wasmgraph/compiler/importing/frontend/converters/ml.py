@@ -10,7 +10,7 @@ import numpy as np
 from onnx import numpy_helper
 
 from wasmgraph.compiler.importing.frontend.converters.arithmetic import cast_to
-from wasmgraph.compiler.importing.frontend.converters.indexing import take, take_along
+from wasmgraph.compiler.importing.frontend.converters.moving import take, take_along
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
 from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, shape_of, size_array
 from wasmgraph.errors import ModelError

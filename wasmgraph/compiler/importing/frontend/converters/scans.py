@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
-from wasmgraph.compiler.importing.frontend.converters.indexing import take_along
+from wasmgraph.compiler.importing.frontend.converters.counting import said_sizes
+from wasmgraph.compiler.importing.frontend.converters.moving import ordered_keys, take_along
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
 from wasmgraph.compiler.importing.frontend.values import (
     Value,
@@ -68,34 +69,13 @@ def _by_sums(op: Operator, data: Value, along: int, backwards: bool) -> Any:
     return op.te(compute, data)
 
 
-def _ordered(x: Any) -> Any:
-    """Map floats to integers with ONNX's order: -0 equals 0, NaN equals NaN and is the greatest."""
-    dtype = str(x.ty.dtype)
-    whole = dtype.replace("float", "int")
-    most = tirx.const(np.iinfo(whole).max, whole)
-    bits = tirx.reinterpret(whole, tirx.Select(x == tirx.const(0, dtype), tirx.const(0, dtype), x))
-    ascending = tirx.Select(bits < tirx.const(0, whole), bits ^ most, bits)
-    return tirx.Select(tirx.isnan(x), most, ascending)
-
-
-def _said(op: Operator, data: Value, k: Value) -> Size:
-    """The number of elements that data asks for: a dimension, which is at most their number."""
-    axis = int(op.attr("axis", -1)) % len(shape_of(data))
-
-    def first(x: te.Tensor) -> te.Tensor:
-        return te.compute((1,), lambda n: x[n], name="count")
-
-    count = op.walk.te(first, op("Reshape", k, size_array([1])), name="count", alone=True)
-    return op.walk.computed(op.node, shape_of(data)[axis], count)
-
-
 @converts("TopK")
 def top_k(op: Operator, data: Value, k: Value = None) -> Any:
     """An element's rank is the number of elements ordered before it. The first k ranks are gathered."""
-    count: Size = scalar(k, op.attr("k")) if is_known(k) else _said(op, data, k)
     shape, dtype = shape_of(data), dtype_of(data)
     axis = int(op.attr("axis", -1)) % len(shape)
     length, largest = shape[axis], bool(op.attr("largest", 1))
+    count: Size = scalar(k, op.attr("k")) if is_known(k) else said_sizes(op, k, [length], axis)[0]
     if is_known(k) and count > length:
         raise op.unsupported(f"takes {count} of {length}")
 
@@ -124,13 +104,5 @@ def top_k(op: Operator, data: Value, k: Value = None) -> Any:
 
     if dtype == "bool":
         raise op.unsupported("of truth values")
-    keys: Value = data
-    if dtype.startswith("float"):  # a separate kernel, because each key is read once for every element
-        keys = op.walk.te(
-            lambda x: te.compute(shape, lambda *i: _ordered(x(*i)), name="keys"),
-            data,
-            name="topk",
-            alone=True,
-        )
-    indices = op.te(positions, op.te(ranks, keys))
+    indices = op.te(positions, op.te(ranks, ordered_keys(op, data)))
     return take_along(op, data, indices, axis), indices
