@@ -171,6 +171,38 @@ def check_values(dims: Sequence[Dim], values: Mapping[str, int]) -> None:
             )
 
 
+class OpenInputs:
+    """Inputs whose shapes depend on dimensions. What was found for the shapes that were fed is kept."""
+
+    _MOST = 1024
+
+    def __init__(self, dims: Sequence[Dim], specs: Sequence[TensorSpec]) -> None:
+        self._dims, self._specs = dims, specs
+        self._found: dict[Any, tuple[dict[str, int], list[TensorSpec]]] = {}
+
+    def at(self, feeds: Feeds, given: Mapping[str, int]) -> tuple[Mapping[str, int], list[TensorSpec]]:
+        """The values of dimensions, as :func:`values_of`, and the inputs at these."""
+        key = self._key(feeds, given)
+        found = None if key is None else self._found.get(key)
+        if found is None:
+            values = values_of(self._dims, self._specs, feeds, given)
+            found = values, [spec.at(values) for spec in self._specs]
+            if key is not None:
+                if len(self._found) >= self._MOST:
+                    self._found.clear()
+                self._found[key] = found
+        return found
+
+    @staticmethod
+    def _key(feeds: Feeds, given: Mapping[str, int]) -> tuple[Any, ...] | None:
+        """What decides the values; None where a feed is no plain array, or a value no plain number."""
+        if not isinstance(feeds, dict) or any(type(array) is not np.ndarray for array in feeds.values()):
+            return None
+        if given and any(type(value) is not int for value in given.values()):
+            return None
+        return (*feeds, *(array.shape for array in feeds.values()), *given.items())
+
+
 def values_of(
     dims: Sequence[Dim], specs: Sequence[TensorSpec], feeds: Feeds, given: Mapping[str, int]
 ) -> dict[str, int]:

@@ -456,6 +456,19 @@ def test_a_sum_of_nothing_that_no_rule_takes(target: str, monkeypatch: pytest.Mo
             np.testing.assert_array_equal(found, [rows] * 3)
 
 
+@pytest.mark.parametrize("target", ["wasm32-simd128", "native"])
+def test_more_values_than_a_session_remembers(target: str) -> None:
+    with wg.load(wg.compile(MODELS["sums"], target=target, dims={"n": (1, 1100)})) as session:
+        for n in (*range(1, 1101), 1, 1100):
+            found = session.run({"x": np.ones((2, n), np.float32)})["y"]
+            np.testing.assert_array_equal(found[:, -1], [n, n])
+        x = [[1.0, 2.0]] * 2
+        for given in ({}, {"n": np.int64(2)}, {"n": 2}):
+            np.testing.assert_array_equal(
+                session.run({"x": x}, strict=False, dims=given)["y"], [[1, 3]] * 2
+            )
+
+
 def test_a_sum_of_names_is_a_size() -> None:
     proto = model(
         [NODE("Concat", ["past", "x"], ["all"], axis=0), NODE("Add", ["all", "mask"], ["y"])],

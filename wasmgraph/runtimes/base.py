@@ -20,7 +20,7 @@ from wasmgraph.artifact import Artifact
 from wasmgraph.dims import Dim
 from wasmgraph.errors import ArtifactError, UsageError
 from wasmgraph.host import cpu_count
-from wasmgraph.tensors import Array, Feeds, TensorSpec, check_feeds, signature, values_of
+from wasmgraph.tensors import Array, Feeds, OpenInputs, TensorSpec, check_feeds, signature
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,7 @@ class Session(ABC):
         self.outputs = outputs
         self.dims = dims
         self.values: dict[str, int] = {}
+        self._open_inputs = OpenInputs(dims, inputs)
         self._source: object = None  # an artifact that has to live as long as the session
         self._lock = threading.RLock()  # held by the thread whose turn it is
         self._running = False
@@ -146,8 +147,8 @@ class Session(ABC):
         """
         self._check_open()
         if self.dims or dims:
-            values = values_of(self.dims, self.inputs, feeds, dims or {})
-            arrays = check_feeds([spec.at(values) for spec in self.inputs], feeds, strict)
+            values, specs = self._open_inputs.at(feeds, dims or {})
+            arrays = check_feeds(specs, feeds, strict)
             results = self._in_turn(self._run_at, arrays, values)
         else:
             results = self._in_turn(self._run, check_feeds(self.inputs, feeds, strict))

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from wasmgraph.artifact import Artifact, Placed, PlacedDim, check_computed, given, held
+from wasmgraph.artifact import Artifact, Placed, check_computed, given, held
 from wasmgraph.errors import ArtifactError, CacheError, TargetError
 from wasmgraph.files import cache_dir, prune, renew, replacing
 from wasmgraph.host import cpu_features
 from wasmgraph.runtimes.base import LoadOptions, Runtime, Session
 from wasmgraph.runtimes.failures import failure
-from wasmgraph.tensors import Array
+from wasmgraph.runtimes.views import Views
+from wasmgraph.tensors import Array, TensorSpec
 
 _ALIGNMENT = 64
 _CACHE_BYTES = 4 << 30  # of copies; the least recently used is deleted first
@@ -96,34 +97,34 @@ class NativeSession(Session):
         raw = np.zeros(manifest.arena_bytes + _ALIGNMENT, np.uint8)
         start = -raw.ctypes.data % _ALIGNMENT
         self._arena = raw[start : start + manifest.arena_bytes]
-        self._placed_inputs, self._placed_outputs = manifest.inputs, manifest.outputs
+        self._input_views = Views(manifest.inputs, self._view)
+        self._output_views = Views(manifest.outputs, self._view)
         self._checks = manifest.checks
         self._dims = manifest.dims
         self.values = {dim.name: dim.most for dim in manifest.dims}
+        self._dim_views = {
+            dim.name: self._arena[dim.offset : dim.offset + 4].view(np.int32) for dim in manifest.dims
+        }
+        self._address = self._arena.ctypes.data
 
-    def _view(self, tensor: Placed) -> Array:
-        spec = tensor.spec.at(self.values) if self.values else tensor.spec
+    def _view(self, tensor: Placed, spec: TensorSpec) -> Array:
         raw = self._arena[tensor.offset : tensor.offset + spec.nbytes]
         return raw.view(tensor.dtype).reshape(spec.static_shape)
 
-    def _value(self, dim: PlacedDim) -> Array:
-        return self._arena[dim.offset : dim.offset + 4].view(np.int32)
-
     def _found(self) -> dict[str, int]:
         """The values that the graph has computed."""
-        return {dim.name: int(self._value(dim)[0]) for dim in self._dims if dim.computed}
+        return {dim.name: int(self._dim_views[dim.name][0]) for dim in self._dims if dim.computed}
 
     def _run_at(self, arrays: list[Array], values: Mapping[str, int]) -> list[Array]:
         self.values |= values
-        for dim in self._dims:
-            if not dim.computed:
-                self._value(dim)[0] = values[dim.name]
+        for name, value in values.items():
+            self._dim_views[name][0] = value
         return self._run(arrays)
 
     def _run(self, arrays: list[Array]) -> list[Array]:
-        for tensor, array in zip(self._placed_inputs, arrays, strict=True):
-            np.copyto(self._view(tensor), array)
-        error = self._library.run(self._arena.ctypes.data)
+        for view, array in zip(self._input_views.at(self.values), arrays, strict=True):
+            np.copyto(view, array)
+        error = self._library.run(self._address)
         if error:
             self.values |= held(self._dims, self._found())
             raise failure(
@@ -135,10 +136,10 @@ class NativeSession(Session):
                 self._dims,
             )
         self.values |= check_computed(self._dims, self._found())
-        return [self._view(tensor).copy() for tensor in self._placed_outputs]
+        return [view.copy() for view in self._output_views.at(self.values)]
 
     def _run_step(self, index: int) -> None:
-        error = self._library.step(self._arena.ctypes.data, index)
+        error = self._library.step(self._address, index)
         if error:
             raise failure(
                 str(self._artifact.path), f"wasmgraph_native_step({index})", error, (), self._code_at
@@ -151,7 +152,7 @@ class NativeSession(Session):
         return NativeSession(self._artifact, self._library)
 
     def _release(self) -> None:
-        del self._library, self._arena
+        del self._library, self._arena, self._input_views, self._output_views, self._dim_views
 
 
 class NativeRuntime(Runtime):

@@ -13,12 +13,13 @@ import numpy as np
 import wasmtime
 
 from wasmgraph.abi import LOAD
-from wasmgraph.artifact import Artifact, Placed, PlacedDim, check_computed, given, held
+from wasmgraph.artifact import Artifact, Placed, check_computed, given, held
 from wasmgraph.errors import ArtifactError, ExecutionError, UsageError
 from wasmgraph.runtimes.base import LoadOptions, Runtime, Session, distribution_bytes
 from wasmgraph.runtimes.checks import check
 from wasmgraph.runtimes.failures import failure
 from wasmgraph.runtimes.parameters import params_file, refusal
+from wasmgraph.runtimes.views import Views
 from wasmgraph.runtimes.wasmtime_engine import EngineConfig, compiled_module, new_store
 from wasmgraph.runtimes.wasmtime_pool import Pool, Thread, cause
 from wasmgraph.runtimes.wasmtime_wasi import instantiate
@@ -43,7 +44,8 @@ class WasmtimeSession(Session):
         self._artifact, self._config, self._threads = artifact, config, threads
         self._params_folder = params_folder
         self._where = str(artifact.path)
-        self._placed_inputs, self._placed_outputs = manifest.inputs, manifest.outputs
+        self._input_views = Views(manifest.inputs, self._view)
+        self._output_views = Views(manifest.outputs, self._view)
         self._checks = manifest.checks
         self._dims = manifest.dims
         self._computed = any(dim.computed for dim in manifest.dims)
@@ -53,7 +55,7 @@ class WasmtimeSession(Session):
         self._pool: Pool | None = None
         self._memory: wasmtime.Memory | wasmtime.SharedMemory
         self._extent = (0, 0)
-        self._views: tuple[list[Array], list[Array]] = ([], [])
+        self._dim_views: dict[str, Array] = {}
         try:
             self._instantiate()
             if self._params is not None and (code := self._main.call(LOAD)):
@@ -90,18 +92,10 @@ class WasmtimeSession(Session):
         base = ctypes.addressof(pointer.contents)
         if (base, size) != self._extent:
             self._extent = (base, size)
-            self._see()
-
-    def _see(self) -> None:
-        """Renew the views, at the present values of dimensions."""
-        inputs, outputs = (
-            [
-                self._view(tensor, tensor.spec.at(self.values) if self.values else tensor.spec)
-                for tensor in side
-            ]
-            for side in (self._placed_inputs, self._placed_outputs)
-        )
-        self._views = (inputs, outputs)
+            self._input_views.forget()
+            self._output_views.forget()
+            placed = [Placed(dim.name, (), "int32", dim.offset) for dim in self._dims]
+            self._dim_views = {dim.name: self._view(dim, dim.spec) for dim in placed}
 
     def _view(self, tensor: Placed, spec: TensorSpec) -> Array:
         base, size = self._extent
@@ -113,31 +107,23 @@ class WasmtimeSession(Session):
         raw = (ctypes.c_ubyte * nbytes).from_address(base + tensor.offset)
         return np.frombuffer(memoryview(raw), dtype=tensor.dtype).reshape(spec.static_shape)
 
-    def _value(self, dim: PlacedDim) -> Array:
-        placed = Placed(dim.name, (), "int32", dim.offset)
-        return self._view(placed, placed.spec)
-
     def _found(self) -> dict[str, int]:
         """The values that the graph has computed."""
-        return {dim.name: int(self._value(dim)) for dim in self._dims if dim.computed}
+        return {dim.name: int(self._dim_views[dim.name]) for dim in self._dims if dim.computed}
 
     def _run_at(self, arrays: list[Array], values: Mapping[str, int]) -> list[Array]:
-        if any(self.values[name] != value for name, value in values.items()):
-            self.values |= values
-            self._see()
-        for dim in self._dims:
-            if not dim.computed:
-                self._value(dim)[...] = values[dim.name]
+        self.values |= values
+        for name, value in values.items():
+            self._dim_views[name][...] = value
         return self._run(arrays)
 
     def _run(self, arrays: list[Array]) -> list[Array]:
-        for view, array in zip(self._views[0], arrays, strict=True):
+        for view, array in zip(self._input_views.at(self.values), arrays, strict=True):
             np.copyto(view, array)
         self._call("wasmgraph_run")
         if self._computed:
             self.values |= check_computed(self._dims, self._found())
-            self._see()
-        return [view.copy() for view in self._views[1]]
+        return [view.copy() for view in self._output_views.at(self.values)]
 
     def _call(self, name: str, *arguments: int) -> None:
         try:
@@ -181,7 +167,9 @@ class WasmtimeSession(Session):
         )
 
     def _release(self) -> None:
-        self._views, self._extent = ([], []), (0, 0)
+        self._input_views.forget()
+        self._output_views.forget()
+        self._dim_views, self._extent = {}, (0, 0)
         if self._pool is None:
             self._main.store.close()
         else:
