@@ -38,6 +38,9 @@ from wasmgraph.compiler.sizes import READS_PAST, size_of
 from wasmgraph.dims import is_closed, typical
 from wasmgraph.targets import Target
 
+_FEW_ROWS = 16
+_PART = 16  # terms: of a block of 16 channels, as many lines as a processor's prefetcher runs ahead
+_LONG = range(64, 1 << 20, _PART)  # numbers of terms
 Expr = Any
 Buffer = Any
 
@@ -107,17 +110,25 @@ def vector(buffer: Buffer, place: Sequence[Expr], width: int, value: Callable[[E
         T.buffer_store(buffer, value(lane), [*place[:-1], place[-1] + lane])
 
 
+def row_of(buffer: Buffer, row: Expr) -> Callable[[Expr], Expr]:
+    """An element of a row, by its lane."""
+    return lambda lane: buffer[row, lane]
+
+
 def sum_up(
     pixels: int,
     width: int,
     dtype: str,
     lengths: Sequence[Expr],
     term: Callable[[Sequence[Expr], Expr, int], Expr],
+    begun: Callable[[int, Expr], Expr] | None = None,
 ) -> Buffer:
-    """A tile of sums; each term is of the reduced axes' values, a lane and a pixel of the tile."""
+    """A tile of sums; each term is of the reduced axes' values, a lane and a pixel of the tile. They begin
+    with 0, or with what ``begun`` gives for a pixel and a lane."""
     sums = T.alloc_buffer((pixels, width), dtype)
     for pixel in range(pixels):
-        vector(sums, [pixel, 0], width, lambda lane: tirx.const(0, dtype))
+        first = partial(begun, pixel) if begun else lambda _: tirx.const(0, dtype)
+        vector(sums, [pixel, 0], width, first)
     values: list[Expr] = []
 
     def summed(pixel: int, lane: Expr) -> Expr:
@@ -190,7 +201,8 @@ def open_tiles(schedule: Schedule, target: Target) -> tuple[tirx.PrimFunc, Tile]
     pixel = max(range(len(sizes) - 1), key=lambda axis: (typical(sizes[axis]), axis))
     block = int(sums.extents[-1])
     tile = Tile(target.tile_pixels, block)
-    tiles = _Tiles(sums, out, found[0], pixel, tile)
+    streams = not target.threaded and tile.pixels <= _FEW_ROWS // 4
+    tiles = _Tiles(sums, out, found[0], pixel, tile, streams)
     written = like(schedule.mod["main"], lambda: tiles.emit(before, target.lanes))
     past = tiles.past()
     return (written.with_attr(READS_PAST, past) if past else written), tile
@@ -206,9 +218,13 @@ class _Tiles:
     """The loops: blocks of channels, other dimensions of the result, tiles along the dimension
     ``pixel``."""
 
-    def __init__(self, sums: Block, out: Block, found: TensorLoad, pixel: int, tile: Tile) -> None:
+    def __init__(
+        self, sums: Block, out: Block, found: TensorLoad, pixel: int, tile: Tile, streams: bool
+    ) -> None:
         self.sums, self.out, self.found, self.pixel, self.tile = sums, out, found, pixel, tile
         self.analyzer = Analyzer()
+        # Whether few rows have loops of their own.
+        self.has_few = streams and len(sums.lengths) == 1 and size_of(sums.lengths[0]) in _LONG
         self.held: dict[Buffer, Buffer] = {}
 
     def emit(self, before: Sequence[Block], lanes: int) -> None:
@@ -232,9 +248,25 @@ class _Tiles:
                 values[left[0]] = value
                 nest(left[1:], channel)
 
+        def nest_few(left: Sequence[tirx.Var], channel: Expr) -> None:
+            if not left:
+                self.few(values, channel)
+                return
+            with T.serial(extents[left[0]]) as value:
+                values[left[0]] = value
+                nest_few(left[1:], channel)
+
         blocks = (out.extents[-1] + (tile.channels - 1)) // tile.channels
         with T.serial(blocks, annotations={SHARE: 1}) as block:
-            nest(list(extents), block * tile.channels)
+            channel = block * tile.channels
+            if not self.has_few:
+                nest(list(extents), channel)
+                return
+            with T.If(out.extents[self.pixel] <= _FEW_ROWS):
+                with T.Then():
+                    nest_few([out.axes[axis] for axis in others], channel)
+                with T.Else():
+                    nest(list(extents), channel)
 
     def fill(self, block: Block, lanes: int) -> None:
         """Compute a block on which the sums depend, such as padding."""
@@ -270,30 +302,73 @@ class _Tiles:
 
         return tvm_ffi.structural_map(expression, [(TensorLoad, exchange)]) if self.held else expression
 
-    def one(self, values: Mapping[tirx.Var, Expr], channel: Expr) -> None:
-        """A tile from a channel on, at a place: of the dimension of pixels the number of the tile."""
-        out, sums, pixels, width = self.out, self.sums, self.tile.pixels, self.tile.channels
-        first = values[out.axes[self.pixel]] * pixels
+    def at_row(self, values: Mapping[tirx.Var, Expr], row: Expr, channel: Expr) -> dict[tirx.Var, Expr]:
+        """The axes of the result at a row and a channel."""
+        return {**values, self.out.axes[self.pixel]: row, self.out.axes[-1]: channel}
 
-        def where(pixel: int, lane: Expr) -> dict[tirx.Var, Expr]:
-            return {**values, out.axes[self.pixel]: first + pixel, out.axes[-1]: channel + lane}
+    def term(
+        self, values: Mapping[tirx.Var, Expr], first: Expr, channel: Expr
+    ) -> Callable[[Sequence[Expr], Expr, int], Expr]:
+        """One term of the sums of a tile: of the reduced axes' values, a lane, and a row of the tile."""
+        sums = self.sums
 
-        def term(reduced: Sequence[Expr], lane: Expr, pixel: int) -> Expr:
-            here = where(pixel, lane)
-            self.analyzer.bind(lane, tvm.ir.Range(0, width), allow_override=True)
+        def one(reduced: Sequence[Expr], lane: Expr, pixel: int) -> Expr:
+            here = self.at_row(values, first + pixel, channel + lane)
+            self.analyzer.bind(lane, tvm.ir.Range(0, self.tile.channels), allow_override=True)
             place = [self.analyzer.simplify(at(index, here)) for index in self.found.indices]
             names = dict(zip((*sums.axes, *sums.reduced), (*place, *reduced), strict=True))
             return self.reading(at(sums.value, names))
 
+        return one
+
+    def store_row(
+        self, values: Mapping[tirx.Var, Expr], row: Expr, channel: Expr, sum_of: Callable[[Expr], Expr]
+    ) -> None:
+        """Store what is made of a row of sums."""
+        out = self.out
+
+        def value(lane: Expr) -> Expr:
+            made = exchanged(out.value, self.sums.buffer, sum_of(lane))
+            return at(made, self.at_row(values, row, channel + lane))
+
+        first = self.at_row(values, row, channel)
+        place = [first[axis] for axis in out.axes]
+        store_tile(out.buffer, place, self.tile.channels, out.extents[-1], value)
+
+    def one(self, values: Mapping[tirx.Var, Expr], channel: Expr) -> None:
+        """A tile from a channel on, at a place: of the dimension of pixels the number of the tile."""
+        out, sums, pixels, width = self.out, self.sums, self.tile.pixels, self.tile.channels
+        first = values[out.axes[self.pixel]] * pixels
+        term = self.term(values, first, channel)
         tile = sum_up(pixels, width, str(sums.buffer.dtype), sums.lengths, term)
         for pixel in range(pixels):
-
-            def value(lane: Expr, pixel: int = pixel) -> Expr:
-                return at(exchanged(out.value, sums.buffer, tile[pixel, lane]), where(pixel, lane))
-
-            place = [where(pixel, 0)[axis] for axis in out.axes]
             with T.If(first + pixel < out.extents[self.pixel]), T.Then():
-                store_tile(out.buffer, place, width, out.extents[-1], value)
+                self.store_row(values, first + pixel, channel, row_of(tile, pixel))
+
+    def few(self, values: Mapping[tirx.Var, Expr], channel: Expr) -> None:
+        """All rows from a channel on, a part of their terms at a time. Few rows wait for weights from
+        memory. A part of a block is so short that the processor fetches the next one by itself while all
+        tiles use this one; it does not fetch a whole block ahead."""
+        pixels, width, dtype = self.tile.pixels, self.tile.channels, str(self.sums.buffer.dtype)
+        rows = self.out.extents[self.pixel]
+        tiles = (rows + (pixels - 1)) // pixels
+        total = T.alloc_buffer((_FEW_ROWS, width), dtype)
+        # By tiles: LLVM would make one loop a memory.fill, for which Cranelift calls the host.
+        with T.serial(tiles) as tile:
+            for pixel in range(pixels):
+                vector(total, [tile * pixels + pixel, 0], width, lambda _: tirx.const(0, dtype))
+        with T.serial(int(self.sums.lengths[0]) // _PART) as part, T.serial(tiles) as tile:
+            first, begin = tile * pixels, part * _PART
+            term = self.term(values, first, channel)
+            sums = sum_up(
+                *(pixels, width, dtype, [_PART]),
+                lambda n, lane, pixel: term([begin + n[0]], lane, pixel),
+                lambda pixel, lane: total[first + pixel, lane],
+            )
+            for pixel in range(pixels):
+                vector(total, [first + pixel, 0], width, row_of(sums, pixel))
+        with T.serial(rows) as row:
+            self.store_row(values, row, channel, row_of(total, row))
 
     def past(self) -> str:
         """How far the last tile may read past the end of a tensor: see READS_PAST."""
