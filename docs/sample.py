@@ -9,7 +9,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,10 @@ CONFORMANCE = ROOT / "results" / "conformance.json"
 BASELINE, SAMPLE = ROOT / "results" / "baseline.json", ROOT / "reports" / "sample"
 MODEL, PROFILED = "resnet50", "wasm32-simd128@wasmtime"
 ZOO = ROOT / "results" / "zoo.json"
-TEXT = ROOT / "results" / "text.json"
+TEXT = tuple(ROOT / "results" / name for name in ("open.json", "batch.json", "text.json"))
 RELIABILITY = ROOT / "results" / "reliability.json"
 _NETWORKS = "<!-- from results/zoo.json, by `make sample` -->"
-_TEXT = "<!-- from results/text.json, by `make sample` -->"
+_TEXT = "<!-- from results/open.json, batch.json and text.json, by `make sample` -->"
 _RELIABILITY = "<!-- from results/reliability.json, by `make sample` -->"
 _OPERATORS = "<!-- from results/conformance.json, by `make sample` -->"
 _BEGIN, _END = "<!-- from results/baseline.json, by `make sample` -->", "<!-- end -->"
@@ -196,12 +196,15 @@ def zoo_table(path: Path) -> str:
     )
 
 
-def text_tables(path: Path) -> str:
-    """Networks of text over the length of what they read, and the processor that they ran on."""
-    summary = summarize(path)
-    processor = markdown_text(str(summary.cpu.get("brand_raw", "an unknown processor")))
-    parts = [f"Measured on {summary.datetime[:10]}, on {processor}."]
-    return "\n\n".join([*parts, *map(sweep_markdown, sweeps(summary)), _goals_table(summary)])
+def text_tables(paths: Sequence[Path]) -> str:
+    """Networks over the values of their dimensions, their goals, and the processor that they ran on."""
+    summaries = [summarize(path) for path in paths]
+    parts: list[str] = []
+    for path, summary in zip(paths, summaries, strict=True):
+        processor = markdown_text(str(summary.cpu.get("brand_raw", "an unknown processor")))
+        tables = [*map(sweep_markdown, sweeps(summary)), _goals_table(summary)]
+        parts += [f"`{path.name}`, measured on {summary.datetime[:10]}, on {processor}.", *tables]
+    return "\n\n".join(parts)
 
 
 def _goals_table(summary: Summary) -> str:

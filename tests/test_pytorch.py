@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 import wasmgraph as wg
@@ -96,6 +97,70 @@ if not MISSING:
             picked = x.gather(1, (places + 1) % x.shape[1])
             return torch.where(values > 0.5, picked, values.clamp(min=-0.1)), places, x.cumsum(0), x.std(1)
 
+    def suppressed(boxes, scores, overlap):
+        """The boxes that are kept, the best first: what torchvision.ops.nms gives."""
+        left, kept = scores.argsort(descending=True, stable=True).tolist(), []
+        areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        while left:
+            best, *others = left
+            kept.append(best)
+            low = torch.maximum(boxes[best, :2], boxes[others, :2])
+            high = torch.minimum(boxes[best, 2:], boxes[others, 2:])
+            shared = (high - low).clamp(min=0).prod(-1)
+            beyond = shared / (areas[best] + areas[others] - shared) > overlap
+            left = [n for n, drop in zip(others, beyond.tolist(), strict=True) if not drop]
+        return torch.tensor(kept, dtype=torch.int64)
+
+    class Suppression(torch.autograd.Function):
+        """NonMaxSuppression of all classes, as exports of YOLO write it: rows of batch, class and box."""
+
+        @staticmethod
+        def forward(ctx, boxes, scores, most, overlap, threshold):
+            rows = []
+            for number, each in enumerate(scores[0]):
+                (counted,) = torch.where(each > threshold)
+                kept = counted[suppressed(boxes[0, counted], each[counted], overlap)][: int(most)]
+                rows += [(0, number, int(n)) for n in kept]
+            return torch.tensor(rows, dtype=torch.int64).reshape(-1, 3)
+
+        @staticmethod
+        def symbolic(g, boxes, scores, most, overlap, threshold):
+            return g.op("NonMaxSuppression", boxes, scores, most, overlap, threshold)
+
+    class Yolo(nn.Module):
+        """Centres, sizes, objectness and classes, to boxes of all classes with their scores."""
+
+        def forward(self, x):
+            centre, size, sure, classes = x[..., :2], x[..., 2:4].abs(), x[..., 4:5], x[..., 5:]
+            boxes = torch.cat((centre - size / 2, centre + size / 2), -1)
+            scores = (sure.sigmoid() * classes.sigmoid()).transpose(1, 2)
+            limits = torch.tensor([20]), torch.tensor([0.45]), torch.tensor([0.3])
+            found = Suppression.apply(boxes, scores, *limits)
+            batch, label, place = found[:, 0], found[:, 1], found[:, 2]
+            score = scores[batch, label, place]
+            return torch.cat((boxes[batch, place], score[:, None], label[:, None].float()), -1)
+
+    class Proposals(nn.Module):
+        """As torchvision proposes regions: the best, clipped, without the small and the unsure ones; then
+        suppressed level by level, by moving the levels apart."""
+
+        def forward(self, x):
+            logits, levels = x[0, :, 4], (x[0, :, 5] > 0).float()
+            best = logits.topk(torch.minimum(torch.tensor(30), torch.tensor(x.shape[1])))[1]
+            boxes = torch.cat((x[0, :, :2], x[0, :, :2] + x[0, :, 2:4].abs()), -1)[best].clamp(-2, 2)
+            scores, levels = logits[best].sigmoid(), levels[best]
+            size = boxes[:, 2:] - boxes[:, :2]
+            (large,) = torch.where((size > 0.05).all(-1))
+            boxes, scores, levels = boxes[large], scores[large], levels[large]
+            (sure,) = torch.where(scores >= 0.3)
+            boxes, scores, levels = boxes[sure], scores[sure], levels[sure]
+            apart = boxes + (levels * (boxes.max() + 1))[:, None]
+            limits = torch.tensor([100]), torch.tensor([0.5]), torch.tensor([0.0])
+            kept = Suppression.apply(apart[None], scores[None, None], *limits)[:, 2][:10]
+            return torch.cat((boxes[kept], scores[kept][:, None]), -1)
+
+    TAILS = {"yolo": Yolo, "proposals": Proposals}
+
     NETWORKS = {
         "speech": (Speech, (torch.randn, (1, 20, 50))),
         "gated": (Gated, (torch.randn, (7, 2, 12))),
@@ -106,6 +171,7 @@ if not MISSING:
     }
 else:
     NETWORKS = {}
+    TAILS = {}
 
 
 @pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
@@ -126,6 +192,28 @@ def test_agrees_with_pytorch(name: str, exporter: str, tmp_path: Path) -> None:
             actual = [outputs[spec.name] for spec in session.outputs]
         for one, other in zip(actual, expected, strict=True):
             np.testing.assert_allclose(one, other.numpy(), rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("target", ["wasm32-simd128", "native"])
+@pytest.mark.parametrize("name", TAILS)
+def test_the_tail_of_a_detector(name: str, target: str, tmp_path: Path) -> None:
+    """Of any number of boxes, of which few, all or none overlap or are sure."""
+    network, path = TAILS[name]().eval(), tmp_path / f"{name}.onnx"
+    torch.manual_seed(1)
+    x = torch.randn(1, 40, 9)
+    axes = {"x": {1: "n"}, "y": {0: "count"}}
+    names = {"input_names": ["x"], "output_names": ["y"], "dynamic_axes": axes}
+    torch.onnx.export(network, (x,), str(path), dynamo=False, opset_version=17, **names)
+    theirs = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    with wg.load(wg.compile(path, target=target, dims={"n": (1, 64)})) as session:
+        for n, sure, apart in ((40, 0, 1), (1, 1, 1), (64, 3, 1), (64, 3, 100), (17, 0, 0.1), (30, -1, 1)):
+            x = torch.randn(1, n, 9)
+            x[..., :2] *= apart
+            x[..., 4:5] += sure
+            (found,) = session.run({"x": x.numpy()}).values()
+            (expected,) = theirs.run(None, {"x": x.numpy()})
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(found, network(x).numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_the_guides_example_runs(tmp_path: Path) -> None:

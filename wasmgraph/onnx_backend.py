@@ -4,15 +4,17 @@
 >>> outputs = backend.run_model(model, [x])                        # doctest: +SKIP
 >>> prepared = backend.prepare(model, device="wasm32")             # doctest: +SKIP
 
-A device is a target; ``CPU`` is ``wasm32-simd128``. Shapes are static in a compiled graph: it is compiled
-when the first inputs come, and again when others come of which it depends. These are the inputs' shapes,
-and the values of those that ONNX uses as shapes, axes, sizes or counts (``STATIC_INPUTS`` lists them). No
-other input's value is known to the compiler.
+A device is a target; ``CPU`` is ``wasm32-simd128``. A graph is compiled when the first inputs come, and
+again when others come of which it depends. These are the inputs' shapes, and the values of those that ONNX
+uses as shapes, axes, sizes or counts (``STATIC_INPUTS`` lists them), unless data may say them and the model
+declares the shape of the result, which bounds them. No other input's value is known to the compiler. Where
+outputs depend on shapes alone, shapes are open (:data:`_ROOM`), so that the module computes them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from onnx.backend.base import Backend, BackendRep, namedtupledict
 
 from wasmgraph.compiler import CompileLog, compile
 from wasmgraph.compiler.importing.static_inputs import STATIC_INPUTS, static_inputs
-from wasmgraph.errors import FeedError, ModelError, UsageError
+from wasmgraph.errors import FeedError, ModelError, UsageError, WasmgraphError
 from wasmgraph.runtimes import load
 from wasmgraph.runtimes.base import Session
 from wasmgraph.targets import get_target, target_names
@@ -31,6 +33,7 @@ from wasmgraph.tensors import Array
 DEFAULT_TARGET = "wasm32-simd128"
 
 
+_ROOM = 2  # by how much an open size may be larger than the first that comes
 _MOST_SESSIONS = 8  # of one model, each for other shapes or shape-like values
 
 
@@ -45,6 +48,7 @@ class PreparedModel(BackendRep):
         initialized = {tensor.name for tensor in model.graph.initializer}
         self.inputs = [value.name for value in model.graph.input if value.name not in initialized]
         self.static = static_inputs(model)
+        self._must = static_inputs(model, bounded=True)
         self.constant_outputs: tuple[str, ...] = ()
         self._sessions: dict[Any, tuple[Session, tuple[str, ...]]] = {}
 
@@ -61,7 +65,8 @@ class PreparedModel(BackendRep):
                 raise ModelError(f"input {name!r} is a {type(value).__name__}; inputs must be tensors.")
         arrays = {name: np.asarray(value) for name, value in feeds.items()}
         session, self.constant_outputs = self._session(arrays)
-        fed = {s.name: np.ascontiguousarray(arrays[s.name]).reshape(s.static_shape) for s in session.inputs}
+        given = {spec.name: arrays[spec.name] for spec in session.inputs}
+        fed = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in given.items()}
         outputs = session.run(fed)
         names = [value.name for value in self.model.graph.output]
         named: tuple[Array, ...] = namedtupledict("Outputs", names)(*(outputs[name] for name in names))
@@ -74,24 +79,58 @@ class PreparedModel(BackendRep):
         return dict(zip(self.inputs, values, strict=False))
 
     def _session(self, arrays: dict[str, Array]) -> tuple[Session, tuple[str, ...]]:
-        static = {name: value for name, value in arrays.items() if name in self.static}
-        shapes = {name: value.shape for name, value in arrays.items() if name not in static}
-        values = tuple((n, str(v.dtype), v.shape, v.tobytes()) for n, v in sorted(static.items()))
-        key = (tuple(sorted(shapes.items())), values)
-        if key not in self._sessions:
-            model = onnx.ModelProto()
-            model.CopyFrom(self.model)
-            fed = [value for value in model.graph.input if value.name not in static]
-            del model.graph.input[:]
-            model.graph.input.extend(fed)
-            model.graph.initializer.extend(numpy_helper.from_array(v, n) for n, v in static.items())
-            log = CompileLog()
-            artifact = compile(model, target=self.target, shapes=shapes, log=log)
-            while len(self._sessions) >= _MOST_SESSIONS:  # the longest unused goes first
-                self._sessions.pop(next(iter(self._sessions)))[0].close()
-            self._sessions[key] = load(artifact, runtime=self.runtime), log.constant_outputs
+        for static in (self._must, self.static) if self._must != self.static else (self.static,):
+            values = {name: value for name, value in arrays.items() if name in static}
+            shapes = {name: value.shape for name, value in arrays.items() if name not in static}
+            said = tuple((n, str(v.dtype), v.shape, v.tobytes()) for n, v in sorted(values.items()))
+            key = (tuple(sorted(shapes.items())), said)
+            if key not in self._sessions:
+                try:
+                    made = self._compiled(shapes, values)
+                except WasmgraphError:
+                    if static is self.static:
+                        raise
+                    continue
+                while len(self._sessions) >= _MOST_SESSIONS:  # the longest unused goes first
+                    self._sessions.pop(next(iter(self._sessions)))[0].close()
+                self._sessions[key] = made
+            break
         self._sessions[key] = self._sessions.pop(key)
         return self._sessions[key]
+
+    def _compiled(
+        self, shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, Array]
+    ) -> tuple[Session, tuple[str, ...]]:
+        """A session for these shapes, and the outputs that are constants. ``values`` are those of static
+        inputs."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        fed = [value for value in model.graph.input if value.name not in values]
+        del model.graph.input[:]
+        model.graph.input.extend(fed)
+        model.graph.initializer.extend(numpy_helper.from_array(v, n) for n, v in values.items())
+        log = CompileLog()
+        artifact = compile(model, target=self.target, shapes=shapes, log=log)
+        if log.constant_outputs and any(shapes.values()):
+            with suppress(WasmgraphError):
+                return self._open(model, shapes)
+        return load(artifact, runtime=self.runtime), log.constant_outputs
+
+    def _open(
+        self, model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]
+    ) -> tuple[Session, tuple[str, ...]]:
+        """A session whose inputs' sizes are open, but for those of 1, which broadcast."""
+        for value in (*model.graph.input, *model.graph.output):
+            for dim in value.type.tensor_type.shape.dim:
+                dim.Clear()
+        named: dict[str, list[int | str]] = {}
+        dims: dict[str, tuple[int, int]] = {}
+        for name, shape in shapes.items():
+            named[name] = [size if size == 1 else f"{name}_{axis}" for axis, size in enumerate(shape)]
+            dims |= {f"{name}_{a}": (0, size + _ROOM) for a, size in enumerate(shape) if size != 1}
+        log = CompileLog()
+        artifact = compile(model, target=self.target, shapes=named, dims=dims, log=log)
+        return load(artifact, runtime=self.runtime), log.constant_outputs
 
     def close(self) -> None:
         """Let go of every compiled graph."""

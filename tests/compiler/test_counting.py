@@ -306,6 +306,26 @@ def test_a_least_size_can_be_asked_for() -> None:
             session.run(_scalars(np.int64, (0, 5, 0))[0])  # a step of 0
 
 
+@pytest.mark.parametrize(("target", "options"), HOSTS)
+def test_the_error_of_a_size_names_it_though_others_are_not_known_yet(
+    target: str, options: dict[str, Any]
+) -> None:
+    proto = model(
+        [NODE("Range", ["a", "b", "c"], ["y"]), NODE("Range", ["a", "d", "c"], ["z"])],
+        {name: (INT, []) for name in "abcd"},
+        {"y": INT, "z": INT},
+    )
+    compiled = wg.compile(proto, target=target, dims={"y_count": (0, 4), "z_count": (2, 4)})
+    given = {name: np.array(value) for name, value in zip("abcd", (0, 3, 1, 2), strict=True)}
+    with wg.load(compiled, **options) as session:
+        for _ in range(2):
+            with pytest.raises(FeedError, match="'?y_count'?.* is not from 0 to 4"):
+                session.run({**given, "b": np.array(5)})
+            with pytest.raises(FeedError, match="z_count.* is not from 2 to 4"):
+                session.run({**given, "d": np.array(1)})
+            assert session.run(given)["z"].tolist() == [0, 1]
+
+
 def test_a_declared_size_is_a_bound() -> None:
     proto = onnx.ModelProto()
     proto.CopyFrom(SAID["ConstantOfShape"][0])

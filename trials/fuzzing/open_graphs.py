@@ -33,9 +33,11 @@ class Generator(Builder):
         super().__init__(seed)
         self.shapes: dict[str, Shape] = {}
         self.dims: dict[str, Dim] = {}
+        self.bounds: dict[str, Dim] = {}  # of these, and of dimensions that the graph computes
         for name in ("n", "m")[: self.random.choice((1, 1, 2))]:
             least = self.random.choice((1, 1, 1, 2, 3, 4, 8, 0))
             self.dims[name] = Dim(name, least, least + self.random.choice((1, 2, 7, 12, 30)))
+        self.bounds.update(self.dims)
         self.inputs: dict[str, Shape] = {}
         for number in range(self.random.randrange(1, 4)):
             rank = self.random.choice((2, 3, 3, 4))
@@ -64,13 +66,19 @@ class Generator(Builder):
         self.shapes[name] = tuple(shape)
         return name
 
+    def computed(self, name: str, shape: Shape, axis: int) -> None:
+        """Note that a tensor has one axis whose size data says, at most that of ``shape``."""
+        dim = Dim(f"{name}_count", 0, bounds(shape[axis], self.bounds)[1])
+        self.bounds[dim.name] = dim
+        self.shapes[name] = _replaced(shape, axis, Expression.of(dim.name))
+
     def fits(self, shape: Sequence[Size]) -> bool:
         """Whether a tensor has some elements, and not too many."""
-        return bounds(product(shape), self.dims)[1] <= _MOST and all(self.least(s) >= 0 for s in shape)
+        return bounds(product(shape), self.bounds)[1] <= _MOST and all(self.least(s) >= 0 for s in shape)
 
     def least(self, size: Size) -> int:
         """The least that a size can be."""
-        return bounds(size, self.dims)[0]
+        return bounds(size, self.bounds)[0]
 
     def some(self, least: int = 1, most: int = 5) -> str | None:
         """Choose a tensor with ``least`` to ``most`` axes; newer tensors are more likely."""
@@ -456,11 +464,62 @@ def _recurrent(g: Generator) -> None:
         g.add(kind, [x, *map(g.constant, parts)], shape, hidden_size=hidden, direction=way)
 
 
+def _scan(g: Generator) -> None:
+    """Running sums, row by row."""
+    if (x := g.some(2, 3)) is None:
+        return
+    (steps, *rest), value = g.shapes[x], helper.make_tensor_value_info
+    sizes = [size for size in rest if isinstance(size, int)]
+    if g.least(steps) < 1 or len(sizes) < len(rest):
+        return
+    tensors = {name: value(name, TensorProto.FLOAT, sizes) for name in ("state", "row", "sum", "out")}
+    body = helper.make_graph(
+        [helper.make_node("Add", ["state", "row"], ["sum"]), helper.make_node("Tanh", ["sum"], ["out"])],
+        *("body", [tensors["state"], tensors["row"]], [tensors["sum"], tensors["out"]]),
+    )
+    name = f"t{len(g.nodes)}"
+    start = g.constant(np.zeros(sizes))
+    back = [int(g.random.random() < 0.5)]
+    g.nodes.append(
+        helper.make_node(
+            *("Scan", [start, x], [f"{name}_end", name]),
+            body=body,
+            num_scan_inputs=1,
+            scan_input_directions=back,
+            scan_output_directions=back,
+        )
+    )
+    g.shapes[name], g.shapes[f"{name}_end"] = (steps, *rest), tuple(rest)
+
+
+def _chosen(g: Generator) -> None:
+    """The slices of an input whose greatest element is large. Of other tensors, rounding could decide."""
+    x = g.random.choice(list(g.inputs))
+    shape, axis = g.shapes[x], g.random.randrange(len(g.shapes[x]))
+    if not g.least(product(shape)):
+        return
+    others = [n for n in range(len(shape)) if n != axis]
+    greatest = g.node("ReduceMax", [x, g.constant(others, np.int64)], keepdims=0)
+    holds = g.node("Greater", [greatest, g.constant(g.random.choice((0.0, 1.0, 2.0)))])
+    g.computed(g.node("Compress", [x, holds], axis=axis), shape, axis)
+
+
+def _cut(g: Generator) -> None:
+    """A tensor up to a place that an input says."""
+    if (x := g.some(2)) is None or not g.least(product(g.shapes["x0"])):
+        return
+    shape, axis = g.shapes[x], g.random.randrange(len(g.shapes[x]))
+    flat = g.node("Reshape", ["x0", g.constant([-1], np.int64)])
+    place = g.node("ArgMax", [flat], axis=0, keepdims=1)
+    start, along = g.constant([g.random.choice((0, 1))], np.int64), g.constant([axis], np.int64)
+    g.computed(g.node("Slice", [x, start, place, along]), shape, axis)
+
+
 _KINDS: tuple[Callable[[Generator], None], ...] = (
     *(_unary, _unary, _binary, _binary, _broadcast, _where, _conv, _conv, _pool, _global_pool, _matmul),
     *(_matmul, _matmul, _product, _gemm, _reduce, _normalise, _batch_norm, _transpose, _join, _divide_axis),
     *(_unsqueeze, _concat, _slice, _pad, _gather, _expand, _range, _tile, _resize, _conv_transpose, _split),
-    *(_cumulate, _recurrent),
+    *(_cumulate, _recurrent, _scan, _chosen, _cut),
 )
 
 

@@ -1,5 +1,5 @@
 """Which inputs of ONNX operators are shapes, axes, sizes or counts. They determine the structure of the
-graph, so they must be constants in a compiled graph.
+graph, so they must be constants in a compiled graph, but for sizes that have a bound.
 """
 
 from __future__ import annotations
@@ -49,11 +49,27 @@ STATIC_INPUTS: Mapping[str, tuple[int, ...]] = {
     "Unsqueeze": (1,),  # axes
     "Upsample": (1,),  # scales
 }
+# Of these, sizes that data may say if something bounds them.
+SIZES_FROM_DATA: Mapping[str, tuple[int, ...]] = {
+    "BlackmanWindow": (0,),
+    "ConstantOfShape": (0,),
+    "Expand": (1,),
+    "HammingWindow": (0,),
+    "HannWindow": (0,),
+    "Loop": (0,),
+    "OneHot": (1,),
+    "Range": (0, 1, 2),
+    "Reshape": (1,),
+    "Resize": (3,),
+    "Slice": (1, 2),
+    "Tile": (1,),
+    "TopK": (1,),
+}
 
 
-def static_inputs(model: onnx.ModelProto) -> set[str]:
+def static_inputs(model: onnx.ModelProto, bounded: bool = False) -> set[str]:
     """The inputs of a model that its operators use as shapes, axes, sizes or counts, directly or after
-    arithmetic on integers and single numbers.
+    arithmetic on integers and single numbers. If sizes are ``bounded``, without those that data may say.
     """
     needed: set[str] = set()
     made: dict[str, onnx.NodeProto] = {}
@@ -61,6 +77,8 @@ def static_inputs(model: onnx.ModelProto) -> set[str]:
         positions = (
             STATIC_INPUTS.get(node.op_type, ()) if node.domain in ("", "ai.onnx", "com.microsoft") else ()
         )
+        if bounded:
+            positions = tuple(i for i in positions if i not in SIZES_FROM_DATA.get(node.op_type, ()))
         needed.update(node.input[i] for i in positions if i < len(node.input) and node.input[i])
         made.update(dict.fromkeys(node.output, node))
     reached, waiting = set(needed), list(needed)

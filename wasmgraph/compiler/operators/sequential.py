@@ -55,6 +55,44 @@ def nonzero_kernel(shape: Sequence[Size], dtype: str) -> tirx.PrimFunc:
         return _kernel("nonzero", emit)
 
 
+def determinant_kernel(count: Size, size: Size, dtype: str) -> tirx.PrimFunc:
+    """The determinants of square matrices ``[count][size][size]``, by elimination with pivots."""
+
+    def emit() -> None:
+        data = T.arg("data", T.Buffer((count, size, size), dtype))
+        found = T.arg("found", T.Buffer((count,), dtype))
+        left = T.sblock_alloc_buffer((size, size), dtype)
+        row = T.sblock_alloc_buffer((size,), dtype)
+        pivot = T.sblock_alloc_buffer((1,), "int32")
+        zero = tirx.const(0, dtype)
+        with T.serial(count) as n:
+            with T.grid(size, size) as (i, j):
+                T.buffer_store(left, data[n, i, j], [i, j])
+            T.buffer_store(found, tirx.const(1, dtype), [n])
+            with T.serial(size) as k:
+                T.buffer_store(pivot, tirx.Cast("int32", k), [0])
+                with T.serial(size - 1 - k) as i:
+                    other = k + 1 + i
+                    more = tirx.abs(left[other, k]) > tirx.abs(left[pivot[0], k])
+                    with T.If(more), T.Then():
+                        T.buffer_store(pivot, tirx.Cast("int32", other), [0])
+                with T.If(pivot[0] != tirx.Cast("int32", k)), T.Then():
+                    T.buffer_store(found, zero - found[n], [n])
+                    with T.serial(size) as j:
+                        T.buffer_store(row, left[k, j], [j])
+                        T.buffer_store(left, left[pivot[0], j], [k, j])
+                        T.buffer_store(left, row[j], [pivot[0], j])
+                T.buffer_store(found, found[n] * left[k, k], [n])
+                with T.If(left[k, k] != zero), T.Then(), T.serial(size - 1 - k) as i:
+                    other = k + 1 + i
+                    T.buffer_store(row, left[other, k] / left[k, k], [0])
+                    with T.serial(size) as j:
+                        T.buffer_store(left, left[other, j] - row[0] * left[k, j], [other, j])
+
+    with own_variables([count, size]):
+        return _kernel("determinant", emit)
+
+
 def unique_kernel(rows: Size, columns: Size, dtype: str, in_order: bool) -> tirx.PrimFunc:
     """Of the rows of ``[rows][columns]``, those that differ: which is the first of each (int64 ``[rows]``),
     which of them every row is, how often there is each, and how many there are. They are in the order of

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 import tvm
 from onnx import helper, numpy_helper
-from tvm import relax
+from tvm import relax, te, tirx
 
 from wasmgraph.compiler.constants import array_of
 from wasmgraph.compiler.importing.frontend import half
@@ -264,7 +264,7 @@ class Walk:
         if kind in SHAPE_ONLY and not domain and not is_known(inputs[0]):
             shape = shape_of(inputs[0])
             if not is_closed(shape):
-                return [_of_shape(node, shape)]
+                return self.settle(_of_shape(node, shape, dtype_of(inputs[0]), self))
             inputs = [np.zeros(shape, dtype_of(inputs[0]))]
         if function is not None:
             return self.call(function, node, inputs)
@@ -339,14 +339,24 @@ class Walk:
         return [self.enter(found)]
 
 
-def _of_shape(node: onnx.NodeProto, shape: Shape) -> Value:
-    """What ``Shape`` or ``Size`` gives for a shape that depends on dimensions."""
+def _of_shape(node: onnx.NodeProto, shape: Shape, dtype: str, walk: Walk) -> Any:
+    """What an operator gives that reads only the shape, where this depends on dimensions."""
     if node.op_type == "Shape":
         bounds = {a.name: a.i for a in node.attribute}
         return size_array(shape[bounds.get("start", 0) : bounds.get("end", len(shape))])
     if node.op_type == "Size":
         return size_array(product(shape))
-    raise UnsupportedOperatorError(f"{node.op_type} of a shape that depends on dimensions")
+    own = {a.name: a.i for a in node.attribute}
+    if "dtype" in own:
+        dtype = str(helper.tensor_dtype_to_np_dtype(own["dtype"]))
+
+    def eye() -> te.Tensor:
+        def one(i: Any, j: Any) -> Any:
+            return tirx.Select(j - i == own.get("k", 0), tirx.const(1, dtype), tirx.const(0, dtype))
+
+        return te.compute(shape, one, name="eye")
+
+    return walk.te(eye, name="eye")
 
 
 def _first(node: onnx.NodeProto) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
+from tvm import te, tirx
 
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
-from wasmgraph.compiler.importing.frontend.values import Value, shape_of, size_array
-from wasmgraph.dims import Shape, is_zero
+from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, shape_of, size_array
+from wasmgraph.compiler.sizes import number
+from wasmgraph.dims import Shape, is_zero, operation
 from wasmgraph.tensors import Array
 
 
@@ -52,6 +55,60 @@ def conv(op: Operator, data: Value, weight: Value, bias: Value = None) -> Any:
         operands = [op("Unsqueeze", data, axis), op("Unsqueeze", weight, axis)]
         return op("Squeeze", op("Conv", *operands, *([] if bias is None else [bias]), **row), axis)
     return op.tvm(data, weight, bias, without=["auto_pad"], pads=pads, kernel_shape=kernel)
+
+
+@converts("DeformConv")
+def deform_conv(
+    op: Operator, data: Value, weight: Value, offset: Value, bias: Value = None, mask: Value = None
+) -> Any:
+    """Sample the input at the places that offsets move, between pixels; then multiply by the weights (Dai
+    et al., "Deformable Convolutional Networks", 2017). Outside, the input is 0."""
+    (batch, channels, high, wide), (out, own, *kernel) = shape_of(data), shape_of(weight)
+    if len(kernel) != 2:
+        raise op.unsupported(f"of {len(kernel)} spatial dimensions")
+    groups, dtype = int(op.attr("group", 1)), dtype_of(data)
+    strides, dilations = op.attr("strides", [1, 1]), op.attr("dilations", [1, 1])
+    pads, (rows, columns) = op.attr("pads", [0] * 4), shape_of(offset)[2:]
+    taps, each = operation("*", *kernel), operation("//", channels, int(op.attr("offset_group", 1)))
+
+    def sampled(x: te.Tensor, moves: te.Tensor, *factors: te.Tensor) -> te.Tensor:
+        def const(value: float) -> Any:
+            return tirx.const(value, dtype)
+
+        def one(b: Any, c: Any, tap: Any, y: Any, column: Any) -> Any:
+            first = tirx.floordiv(c, each) * taps + tap
+            at = (tirx.floordiv(tap, kernel[1]), tirx.floormod(tap, kernel[1]))
+
+            def place(axis: int, i: Any) -> Any:
+                fixed = i * strides[axis] - pads[axis] + at[axis] * dilations[axis]
+                return fixed.astype(dtype) + moves[b, first * 2 + axis, y, column]
+
+            places, total = (place(0, y), place(1, column)), const(0)
+            for corner in product((0, 1), (0, 1)):
+                ends = [tirx.floor(p) + const(n) for p, n in zip(places, corner, strict=True)]
+                sizes = [number(size - 1, dtype) for size in (high, wide)]
+                inside = [tirx.all(e >= const(0), e <= s) for e, s in zip(ends, sizes, strict=True)]
+                held = [
+                    tirx.Max(tirx.Min(e, s), const(0)).astype("int32")
+                    for e, s in zip(ends, sizes, strict=True)
+                ]
+                value = tirx.if_then_else(tirx.all(*inside), x[b, c, held[0], held[1]], const(0))
+                for p, e in zip(places, ends, strict=True):
+                    value = value * (const(1) - tirx.abs(p - e))
+                total = total + value
+            return total * factors[0][b, first, y, column] if factors else total
+
+        return te.compute((batch, channels, taps, rows, columns), one, name="sampled")
+
+    pixels = op.walk.te(sampled, data, offset, *([] if mask is None else [mask]), name="sample", alone=True)
+    terms, size = operation("*", own, taps), operation("*", rows, columns)
+    found = op(
+        "MatMul",
+        op("Reshape", weight, size_array([groups, operation("//", out, groups), terms])),
+        op("Reshape", pixels, size_array([batch, groups, terms, size])),
+    )
+    found = op("Reshape", found, size_array([batch, out, rows, columns]))
+    return found if bias is None else op("Add", found, op("Reshape", bias, size_array([out, 1, 1])))
 
 
 @converts("ConvTranspose")

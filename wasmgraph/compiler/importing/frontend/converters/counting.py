@@ -21,8 +21,24 @@ from wasmgraph.compiler.importing.frontend.values import (
     shape_of,
     size_array,
 )
-from wasmgraph.compiler.operators.sequential import nonzero_kernel, suppression_kernel, unique_kernel
+from wasmgraph.compiler.operators.sequential import (
+    determinant_kernel,
+    nonzero_kernel,
+    suppression_kernel,
+    unique_kernel,
+)
 from wasmgraph.dims import Expression, Size, operation, product
+
+
+def sequential(
+    op: Operator, kernel: Any, operands: list[Value], types: list[relax.TensorType], name: str
+) -> list[relax.Expr]:
+    """Call a kernel of ``operators/sequential.py``; return the tensors that it gives."""
+    gvar = op.walk.builder.add_func(kernel, name)
+    whole = op.emit(relax.call_tir(gvar, [expression(value) for value in operands], types))
+    return (
+        [whole] if len(types) == 1 else [op.emit(relax.TupleGetItem(whole, n)) for n in range(len(types))]
+    )
 
 
 def counted_rows(
@@ -30,10 +46,7 @@ def counted_rows(
 ) -> tuple[list[relax.Expr], Expression]:
     """Call a kernel of ``operators/sequential.py``; return the tensors that it gives, and how many rows of
     the first of them count."""
-    gvar = op.walk.builder.add_func(kernel, name)
-    counts = [*types, relax.TensorType((1,), "int64")]
-    whole = op.emit(relax.call_tir(gvar, [expression(value) for value in operands], counts))
-    *found, count = (op.emit(relax.TupleGetItem(whole, n)) for n in range(len(counts)))
+    *found, count = sequential(op, kernel, operands, [*types, relax.TensorType((1,), "int64")], name)
     return found, op.said(shape_of(found[0])[0], count)
 
 
@@ -114,6 +127,17 @@ def non_max_suppression(
     types = [relax.TensorType((most, 3), "int64")]
     (rows,), count = counted_rows(op, kernel, operands, types, "suppression")
     return first_rows(op, rows, count)
+
+
+@converts("Det")
+def determinant(op: Operator, data: Value) -> Any:
+    """Determinants of square matrices."""
+    *outer, size, _ = shape_of(data)
+    count, dtype = product(outer), dtype_of(data)
+    kernel = determinant_kernel(count, size, dtype)
+    matrices = op("Reshape", data, size_array([count, size, size]))
+    types = [relax.TensorType((count,), dtype)]
+    return op("Reshape", sequential(op, kernel, [matrices], types, "determinant")[0], size_array(outer))
 
 
 @converts("Unique")
