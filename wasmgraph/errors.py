@@ -56,7 +56,9 @@ class UnsupportedOperatorError(ModelError):
 
 
 class UnboundDimensionError(ModelError):
-    """An input has a dimension without a value."""
+    """A dimension has no value and no bounds: an input's, or ``dim``, which the graph computes."""
+
+    dim: str = ""
 
 
 class OpenSizeError(ModelError):

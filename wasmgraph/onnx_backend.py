@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,10 @@ import onnx
 from onnx import helper, numpy_helper
 from onnx.backend.base import Backend, BackendRep, namedtupledict
 
+from wasmgraph.artifact import Artifact
 from wasmgraph.compiler import CompileLog, compile
 from wasmgraph.compiler.importing.static_inputs import STATIC_INPUTS, static_inputs
-from wasmgraph.errors import FeedError, ModelError, UsageError, WasmgraphError
+from wasmgraph.errors import FeedError, ModelError, UnboundDimensionError, UsageError, WasmgraphError
 from wasmgraph.runtimes import load
 from wasmgraph.runtimes.base import Session
 from wasmgraph.targets import get_target, target_names
@@ -34,6 +36,7 @@ DEFAULT_TARGET = "wasm32-simd128"
 
 
 _ROOM = 2  # by how much an open size may be larger than the first that comes
+_MOST_SIZES = 8  # that data says
 _MOST_SESSIONS = 8  # of one model, each for other shapes or shape-like values
 
 
@@ -110,11 +113,27 @@ class PreparedModel(BackendRep):
         model.graph.input.extend(fed)
         model.graph.initializer.extend(numpy_helper.from_array(v, n) for n, v in values.items())
         log = CompileLog()
-        artifact = compile(model, target=self.target, shapes=shapes, log=log)
+        artifact = self._bounded(model, shapes, log)
         if log.constant_outputs and any(shapes.values()):
             with suppress(WasmgraphError):
                 return self._open(model, shapes)
         return load(artifact, runtime=self.runtime), log.constant_outputs
+
+    def _bounded(
+        self, model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], log: CompileLog
+    ) -> Artifact:
+        """Compile. A size that data says, and that nothing else bounds, is at most the largest number of
+        elements that the model declares for an output."""
+        declared = [[d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.output]
+        most = max((prod(sizes) for sizes in declared if all(sizes)), default=0)
+        dims: dict[str, tuple[int, int]] = {}
+        while True:
+            try:
+                return compile(model, target=self.target, shapes=shapes, dims=dims, log=log)
+            except UnboundDimensionError as error:
+                if not error.dim or not most or len(dims) == _MOST_SIZES:
+                    raise
+                dims[error.dim] = (0, most)
 
     def _open(
         self, model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]

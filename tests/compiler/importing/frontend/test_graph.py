@@ -15,7 +15,7 @@ from wasmgraph.compiler import CompileLog
 from wasmgraph.compiler.importing.frontend import half
 from wasmgraph.compiler.importing.frontend.converters import control
 from wasmgraph.compiler.importing.static_inputs import static_inputs
-from wasmgraph.errors import ModelError, UnsupportedOperatorError
+from wasmgraph.errors import ModelError, UnboundDimensionError, UnsupportedOperatorError
 
 X = np.linspace(-2, 2, 6, dtype=np.float32).reshape(2, 3)
 
@@ -161,7 +161,7 @@ def test_what_is_missing_in_branches_and_functions_is_named_as_well() -> None:
 def test_a_shape_that_depends_on_data_is_refused_at_its_node() -> None:
     made = model([node("ConstantOfShape", ["x"], ["y"], name="fill")], {"x": np.array([2, 3])}, ["y"])
     with pytest.raises(
-        UnsupportedOperatorError,
+        UnboundDimensionError,
         match=r"test: node 'fill' \(ConstantOfShape\).*depends on data.*--dim y_count",
     ):
         wg.compile(made)

@@ -22,6 +22,7 @@ from wasmgraph.compiler.importing.frontend.schemas import known
 from wasmgraph.compiler.importing.frontend.values import (
     DTYPES,
     IndexCheck,
+    Sizes,
     Value,
     dtype_of,
     expression,
@@ -128,7 +129,8 @@ def _converted(
     finally:
         end_blocks(builder)
     outputs = tuple(TensorSpec(o, shape_of(v), dtype_of(v)) for o, v in zip(declared, results, strict=True))
-    constant = tuple(o for o, v in zip(declared, results, strict=True) if isinstance(v, np.ndarray))
+    known_too = zip(declared, results, strict=True)
+    constant = tuple(o for o, v in known_too if isinstance(v, np.ndarray) and not isinstance(v, Sizes))
     checks, counts = tuple(check for check, _ in walk.checks), tuple(walk.computed.counts)
     if walk.computed.further:
         raise FurtherDimsError(walk.computed.further)

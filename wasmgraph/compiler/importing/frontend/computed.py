@@ -10,7 +10,7 @@ from tvm import relax
 
 from wasmgraph.dims import Dim, Expression, Size
 from wasmgraph.dims import most as greatest
-from wasmgraph.errors import UnsupportedOperatorError
+from wasmgraph.errors import UnboundDimensionError
 
 _SPARE = 64
 
@@ -79,7 +79,7 @@ class Computed:
 
         Raises
         ------
-        UnsupportedOperatorError
+        UnboundDimensionError
             Nothing bounds it.
         """
         wanted = name = f"{result}_count"
@@ -95,10 +95,12 @@ class Computed:
         if asked is not None:
             bounds.append(asked.most)
         if not bounds:
-            raise UnsupportedOperatorError(
+            error = UnboundDimensionError(
                 f"the size of its result depends on data and has no bound. Give it one, for example with"
                 f" --dim {name}=0..1000 (dims={{{name!r}: (0, 1000)}} in Python)"
             )
+            error.dim = name
+            raise error
         if name not in self.apart:
             self.further.append(name)
             if not self.apart or len(self.further) > _SPARE:

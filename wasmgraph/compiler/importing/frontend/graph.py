@@ -161,7 +161,7 @@ class Operator:
 
         Raises
         ------
-        UnsupportedOperatorError
+        UnboundDimensionError
             Nothing bounds it.
         """
         return self.walk.computed.dimension(self.walk.result or _first(self.node), most, count, axis)

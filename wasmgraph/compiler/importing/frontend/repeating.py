@@ -29,7 +29,7 @@ from wasmgraph.compiler.operators.packing import OPAQUE
 from wasmgraph.compiler.sizes import number, own_variables
 from wasmgraph.compiler.tvm_private import end_blocks
 from wasmgraph.dims import Size, most, operation, product, same
-from wasmgraph.errors import WasmgraphError
+from wasmgraph.errors import UnboundDimensionError, WasmgraphError
 
 # A loop of fewer turns is unrolled: its constants fold, and its turns share kernels anyway.
 FEW_TURNS = 5
@@ -164,9 +164,15 @@ def _probe(op: Operator, body: Body, start: Start) -> _Probe | None:
     with _scratch(op.walk, [counter, condition, *state, *outside]) as checks:
         try:
             turn = body(counter, condition if conditional else np.array(True), state, outside)
+        except UnboundDimensionError:
+            raise
         except WasmgraphError:
             return None
-        count = len(op.walk.checks) - checks
+        return _judged(turn, start, condition, conditional, len(op.walk.checks) - checks)
+
+
+def _judged(turn: Turn, start: Start, condition: Value, conditional: bool, checks: int) -> _Probe | None:
+    """What a turn tells of the loop; None if it cannot be one."""
     if any(
         v is None or isinstance(v, list) or has_no_elements(shape_of(v)) for v in (*turn.state, *turn.rows)
     ):
@@ -181,7 +187,7 @@ def _probe(op: Operator, body: Body, start: Start) -> _Probe | None:
     if start.turns is None and start.again is None and unchanged:
         return None  # it would never end
     conditional = conditional or not is_known(turn.again)
-    return None if turn.rows and start.turns is None else _Probe(conditional, count)
+    return None if turn.rows and start.turns is None else _Probe(conditional, checks)
 
 
 def _alike(one: Value, other: Value) -> bool:

@@ -92,6 +92,8 @@ def _reshape_by_data(op: Operator, data: Value, shape: Value) -> Any:
         return tirx.Select(tirx.all(whole == elements, free <= _int64(1)), found, _int64(-1))
 
     found = said_sizes(op, _shape_by_data(op, shape, size), [product(own)] * int(rank))
+    if is_known(data):  # TVM would fold it
+        return op.te(lambda x: topi.reshape(x, found), data)
     return relax.op.reshape(expression(data), found)
 
 
