@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from wasmgraph.dims import (
     Dim,
     Expression,
+    bounded,
     bounds,
     evaluate,
     from_json,
@@ -18,6 +19,7 @@ from wasmgraph.dims import (
     same,
     to_json,
 )
+from wasmgraph.errors import OpenSizeError
 
 DIMS = {"batch": Dim("batch", 1, 8), "seq": Dim("seq", 0, 512)}
 LEAVES = st.one_of(st.integers(0, 64), st.sampled_from([Expression.of(name) for name in DIMS]))
@@ -79,3 +81,30 @@ def test_a_divisor_that_may_be_0_is_refused():
         evaluate(Expression.of("heads"), {})
     with pytest.raises(ValueError, match="heads"):
         Dim("heads", 3, 2)
+
+
+@given(SIZES, SIZES)
+def test_what_bounds_decide_holds_for_every_value(left, right):
+    """A comparison is right for all values of the dimensions, or undecided."""
+    dims = {"batch": Dim("batch", 0, 3), "seq": Dim("seq", 1, 5)}
+    try:
+        with bounded(dims):
+            less = left < right
+    except OpenSizeError:
+        return
+    for batch in range(4):
+        for seq in range(1, 6):
+            values = {"batch": batch, "seq": seq}
+            assert (evaluate(left, values) < evaluate(right, values)) == less
+
+
+def test_the_smaller_of_two_sizes_is_at_most_each():
+    n = Expression.of("n")
+    few = operation("min", n, 30)
+    with bounded({"n": Dim("n", 1, 64)}):
+        assert few <= n
+        assert few < 31
+        assert not few > n
+        assert operation("max", n, 30) >= n
+        with pytest.raises(OpenSizeError):
+            assert few < n

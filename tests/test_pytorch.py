@@ -146,7 +146,7 @@ if not MISSING:
 
         def forward(self, x):
             logits, levels = x[0, :, 4], (x[0, :, 5] > 0).float()
-            best = logits.topk(torch.minimum(torch.tensor(30), torch.tensor(x.shape[1])))[1]
+            best = logits.topk(torch.minimum(torch.tensor(30), torch.as_tensor(x.shape[1])))[1]
             boxes = torch.cat((x[0, :, :2], x[0, :, :2] + x[0, :, 2:4].abs()), -1)[best].clamp(-2, 2)
             scores, levels = logits[best].sigmoid(), levels[best]
             size = boxes[:, 2:] - boxes[:, :2]
@@ -154,7 +154,8 @@ if not MISSING:
             boxes, scores, levels = boxes[large], scores[large], levels[large]
             (sure,) = torch.where(scores >= 0.3)
             boxes, scores, levels = boxes[sure], scores[sure], levels[sure]
-            apart = boxes + (levels * (boxes.max() + 1))[:, None]
+            most = torch.cat((boxes.reshape(-1), torch.zeros(1))).max()
+            apart = boxes + (levels * (most + 1))[:, None]
             limits = torch.tensor([100]), torch.tensor([0.5]), torch.tensor([0.0])
             kept = Suppression.apply(apart[None], scores[None, None], *limits)[:, 2][:10]
             return torch.cat((boxes[kept], scores[kept][:, None]), -1)

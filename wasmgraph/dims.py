@@ -374,12 +374,31 @@ def _range(size: Size) -> tuple[int, int]:
 
 
 def _less(left: Size, right: Size) -> bool:
+    # Interval arithmetic does not know that min(n, 30) is at most n.
+    if isinstance(right, Expression) and right.operator in ("min", "max"):
+        return _quantified(right.operator == "min", [(left, side) for side in right.operands], left, right)
+    if isinstance(left, Expression) and left.operator in ("min", "max"):
+        return _quantified(left.operator == "max", [(side, right) for side in left.operands], left, right)
     least, most = _range(operation("-", right, left))
     if least > 0:
         return True
     if most <= 0:
         return False
     raise OpenSizeError(f"whether {left} is less than {right} depends on {_listed(left, right)}")
+
+
+def _quantified(every: bool, pairs: Sequence[tuple[Size, Size]], left: Size, right: Size) -> bool:
+    """Whether the first is less than the second in every pair, or in any."""
+    open_ = False
+    for pair in pairs:
+        try:
+            if _less(*pair) != every:
+                return not every
+        except OpenSizeError:
+            open_ = True
+    if open_:
+        raise OpenSizeError(f"whether {left} is less than {right} depends on {_listed(left, right)}")
+    return every
 
 
 def _apply(operator: Operator, left: int, right: int) -> int:

@@ -252,6 +252,16 @@ MODELS: dict[str, onnx.ModelProto] = {
         [1, 2, "n", "m"],
         sizes=np.array([1, 2, 3, 2]),
     ),
+    "best few": model(
+        [
+            NODE("Shape", ["x"], ["sizes"]),
+            NODE("Min", ["sizes", "five"], ["k"]),
+            NODE("TopK", ["x", "k"], ["y", "at"]),
+        ],
+        {"x": (FLOAT, ["n"])},
+        {"y": FLOAT, "at": INT},
+        {"five": np.array([5])},
+    ),
     "tiles": model(
         [
             NODE("Shape", ["x"], ["sizes"]),

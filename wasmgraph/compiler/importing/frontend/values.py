@@ -157,10 +157,17 @@ def _computed_sizes(value: Sizes) -> relax.Expr:
 
 
 def scalar(value: Value, default: Any = None) -> Any:
-    """A known tensor of one element as a Python number; ``default`` if the value is absent."""
+    """A known tensor of one element as a Python number; ``default`` if the value is absent.
+
+    Raises
+    ------
+    OpenSizeError
+        It depends on a dimension.
+    """
     if value is None:
         return default
-    return required(value).reshape(-1)[0].item()
+    found = required(value).reshape(-1)[0]
+    return int(found) if isinstance(found, Expression) else found.item()
 
 
 def integers(value: Value) -> list[int]:

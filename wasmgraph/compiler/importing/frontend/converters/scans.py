@@ -17,6 +17,7 @@ from wasmgraph.compiler.importing.frontend.values import (
     scalar,
     shape_of,
     size_array,
+    size_list,
 )
 from wasmgraph.dims import Size, is_closed
 
@@ -75,7 +76,10 @@ def top_k(op: Operator, data: Value, k: Value = None) -> Any:
     shape, dtype = shape_of(data), dtype_of(data)
     axis = int(op.attr("axis", -1)) % len(shape)
     length, largest = shape[axis], bool(op.attr("largest", 1))
-    count: Size = scalar(k, op.attr("k")) if is_known(k) else said_sizes(op, k, [length], axis)[0]
+    if k is None:
+        count: Size = int(op.attr("k"))
+    else:
+        (count,) = size_list(k) if is_known(k) else said_sizes(op, k, [length], axis)
     if is_known(k) and count > length:
         raise op.unsupported(f"takes {count} of {length}")
 
