@@ -330,9 +330,20 @@ def feeds(proto: onnx.ModelProto, values: Mapping[str, int]) -> dict[str, np.nda
     return found
 
 
+# By the identity of a model, which is kept with it.
+_REFERENCES: dict[int, tuple[onnx.ModelProto, onnxruntime.InferenceSession]] = {}
+
+
+def reference_of(proto: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    if id(proto) not in _REFERENCES:
+        made = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+        _REFERENCES[id(proto)] = proto, made
+    return _REFERENCES[id(proto)][1]
+
+
 def agrees(session: wg.Session, proto: onnx.ModelProto, values: Mapping[str, int]) -> None:
     given = feeds(proto, values)
-    reference = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    reference = reference_of(proto)
     found = session.run(given)
     for output, expected in zip(reference.get_outputs(), reference.run(None, given), strict=True):
         assert found[output.name].shape == expected.shape, values
