@@ -103,6 +103,8 @@ def test_the_smaller_of_two_sizes_is_at_most_each():
     few = operation("min", n, 30)
     with bounded({"n": Dim("n", 1, 64)}):
         assert few <= n
+        assert few <= few
+        assert few < few + 1
         assert few < 31
         assert not few > n
         assert operation("max", n, 30) >= n

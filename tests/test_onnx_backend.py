@@ -85,6 +85,20 @@ def test_bad_models_and_inputs() -> None:
         backend.run_node(helper.make_node("RandomUniformLike", ["x"], ["y"]), [X])
 
 
+def test_a_size_within_the_graph_may_be_larger_than_its_outputs() -> None:
+    nodes = [
+        helper.make_node("Range", ["zero", "n", "one"], ["all"]),
+        helper.make_node("ReduceSum", ["all"], ["y"], keepdims=0),
+    ]
+    value = helper.make_tensor_value_info
+    kind = onnx.TensorProto.INT64
+    constants = [onnx.numpy_helper.from_array(np.array(v), name) for v, name in ((0, "zero"), (1, "one"))]
+    graph = helper.make_graph(nodes, "sum", [value("n", kind, [])], [value("y", kind, [])], constants)
+    prepared = backend.prepare(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]))
+    for n in (10, 3):
+        assert prepared.run([np.array(n)])[0] == n * (n - 1) // 2
+
+
 def _sample() -> list[str]:
     """For each operator the first case that passed on every target, as committed."""
     table = json.loads(RESULTS.read_text())["cases"]

@@ -374,16 +374,16 @@ def _range(size: Size) -> tuple[int, int]:
 
 
 def _less(left: Size, right: Size) -> bool:
-    # Interval arithmetic does not know that min(n, 30) is at most n.
-    if isinstance(right, Expression) and right.operator in ("min", "max"):
-        return _quantified(right.operator == "min", [(left, side) for side in right.operands], left, right)
-    if isinstance(left, Expression) and left.operator in ("min", "max"):
-        return _quantified(left.operator == "max", [(side, right) for side in left.operands], left, right)
     least, most = _range(operation("-", right, left))
     if least > 0:
         return True
     if most <= 0:
         return False
+    # Interval arithmetic does not know that min(n, 30) is at most n.
+    if isinstance(right, Expression) and right.operator in ("min", "max"):
+        return _quantified(right.operator == "min", [(left, side) for side in right.operands], left, right)
+    if isinstance(left, Expression) and left.operator in ("min", "max"):
+        return _quantified(left.operator == "max", [(side, right) for side in left.operands], left, right)
     raise OpenSizeError(f"whether {left} is less than {right} depends on {_listed(left, right)}")
 
 

@@ -54,6 +54,7 @@ class PreparedModel(BackendRep):
         self._must = static_inputs(model, bounded=True)
         self.constant_outputs: tuple[str, ...] = ()
         self._sessions: dict[Any, tuple[Session, tuple[str, ...]]] = {}
+        self._refused: dict[Any, WasmgraphError] = {}
 
     def run(self, inputs: Any, **_: Any) -> tuple[Array, ...]:
         """Run on arrays in the order of the model's inputs, or by name.
@@ -67,7 +68,15 @@ class PreparedModel(BackendRep):
             if not isinstance(value, (np.ndarray, np.generic)):
                 raise ModelError(f"input {name!r} is a {type(value).__name__}; inputs must be tensors.")
         arrays = {name: np.asarray(value) for name, value in feeds.items()}
-        session, self.constant_outputs = self._session(arrays)
+        try:
+            return self._run(arrays, self._must)
+        except WasmgraphError:
+            if self._must == self.static:
+                raise
+        return self._run(arrays, self.static)  # a size was beyond the bound that was found for it
+
+    def _run(self, arrays: dict[str, Array], static: set[str]) -> tuple[Array, ...]:
+        session, self.constant_outputs = self._session(arrays, static)
         given = {spec.name: arrays[spec.name] for spec in session.inputs}
         fed = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in given.items()}
         outputs = session.run(fed)
@@ -81,23 +90,23 @@ class PreparedModel(BackendRep):
             raise FeedError(f"{len(values)} inputs are given; the model takes {', '.join(self.inputs)}.")
         return dict(zip(self.inputs, values, strict=False))
 
-    def _session(self, arrays: dict[str, Array]) -> tuple[Session, tuple[str, ...]]:
-        for static in (self._must, self.static) if self._must != self.static else (self.static,):
-            values = {name: value for name, value in arrays.items() if name in static}
-            shapes = {name: value.shape for name, value in arrays.items() if name not in static}
-            said = tuple((n, str(v.dtype), v.shape, v.tobytes()) for n, v in sorted(values.items()))
-            key = (tuple(sorted(shapes.items())), said)
-            if key not in self._sessions:
-                try:
-                    made = self._compiled(shapes, values)
-                except WasmgraphError:
-                    if static is self.static:
-                        raise
-                    continue
-                while len(self._sessions) >= _MOST_SESSIONS:  # the longest unused goes first
-                    self._sessions.pop(next(iter(self._sessions)))[0].close()
-                self._sessions[key] = made
-            break
+    def _session(self, arrays: dict[str, Array], static: set[str]) -> tuple[Session, tuple[str, ...]]:
+        values = {name: value for name, value in arrays.items() if name in static}
+        shapes = {name: value.shape for name, value in arrays.items() if name not in static}
+        said = tuple((n, str(v.dtype), v.shape, v.tobytes()) for n, v in sorted(values.items()))
+        key = (tuple(sorted(shapes.items())), said)
+        if key in self._refused:
+            raise self._refused[key]
+        if key not in self._sessions:
+            try:
+                made = self._compiled(shapes, values)
+            except WasmgraphError as error:
+                if static != self.static:
+                    self._refused[key] = error
+                raise
+            while len(self._sessions) >= _MOST_SESSIONS:  # the longest unused goes first
+                self._sessions.pop(next(iter(self._sessions)))[0].close()
+            self._sessions[key] = made
         self._sessions[key] = self._sessions.pop(key)
         return self._sessions[key]
 

@@ -15,7 +15,8 @@ from onnx import TensorProto, helper
 import wasmgraph as wg
 from tests.compiler.test_open import FLOAT, INT, NODE, model
 from wasmgraph.artifact import Artifact
-from wasmgraph.errors import FeedError, ModelError, UnboundDimensionError
+from wasmgraph.compiler.importing.frontend.computed import declared_shapes
+from wasmgraph.errors import FeedError, ModelError, UnboundDimensionError, UnsupportedOperatorError
 
 BOOL = TensorProto.BOOL
 HOSTS: list[tuple[str, dict[str, Any]]] = [
@@ -151,7 +152,8 @@ def test_a_condition_selects_rows() -> None:
         {"y": FLOAT, "z": FLOAT},
     )
     rng, theirs = np.random.default_rng(8), reference(proto)
-    with wg.load(wg.compile(proto, dims={"n": (4, 9)})) as session:
+    with wg.load(wg.compile(proto, dims={"n": (4, 9), "y_count": (0, 4)})) as session:
+        assert {"y_count", "z_count"} <= session.values.keys()
         for n in (4, 9):
             chosen = rng.random(4) < 0.5
             same(session, theirs, {"x": rng.normal(0, 1, (n, 3)).astype(np.float32), "c": chosen})
@@ -330,6 +332,91 @@ def test_the_error_of_a_size_names_it_though_others_are_not_known_yet(
             with pytest.raises(FeedError, match="z_count.* is not from 2 to 4"):
                 session.run({**given, "d": np.array(1)})
             assert session.run(given)["z"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("target", ["wasm32-simd128", "native"])
+def test_the_ends_of_a_range_may_be_far_apart(target: str) -> None:
+    least, most = -(2**63), 2**63 - 1
+    proto, dims, _ = SAID["Range of whole numbers"]
+    with wg.load(wg.compile(proto, target=target, dims=dims)) as session:
+        for far in ((least, 0, 1), (least, most, 1), (most, least, -1), (0, least, -1), (least, 0, -1)):
+            if far == (least, 0, -1):
+                assert session.run(_scalars(np.int64, far)[0])["y"].size == 0
+                continue
+            with pytest.raises(FeedError, match="y_count"):
+                session.run(_scalars(np.int64, far)[0])
+        assert session.run(_scalars(np.int64, (most, least, 1))[0])["y"].size == 0
+        assert session.run(_scalars(np.int64, (0, most, most - 1))[0])["y"].tolist() == [0, most - 1]
+        assert session.run(_scalars(np.int64, (0, -5, least))[0])["y"].tolist() == [0]
+
+
+def test_a_computed_dimension_has_a_name_of_its_own() -> None:
+    proto = model([NODE("NonZero", ["x"], ["y"])], {"x": (FLOAT, ["y_count", "m"])}, {"y": INT})
+    with wg.load(wg.compile(proto, dims={"y_count": (1, 9), "m": (1, 9)})) as session:
+        assert session.run({"x": np.eye(3, 4, dtype=np.float32)})["y"].shape == (2, 3)
+        assert session.values == {"y_count": 3, "m": 4, "y_count_1": 3}
+
+
+def test_sizes_of_chosen_axes_by_data() -> None:
+    proto = model(
+        [NODE("Resize", ["x", "", "", "s"], ["y"], axes=[3, 1])],
+        {"x": (FLOAT, [1, 2, 4, 3]), "s": (INT, [2])},
+        {"y": FLOAT},
+    )
+    for size in (1, 4, 4, 100):
+        proto.graph.output[0].type.tensor_type.shape.dim.add().dim_value = size
+    compiled = wg.compile(proto)
+    assert [dim.most for dim in compiled.manifest.dims] == [100, 4]
+    with wg.load(compiled) as session:
+        same(session, reference(proto), {"x": _floats(3, 1, 2, 4, 3), "s": _numbers(100, 4)})
+
+
+def test_rows_of_a_loop_must_have_one_size() -> None:
+    one = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [
+            NODE("Gather", ["x", "i"], ["row"]),
+            NODE("NonZero", ["row"], ["at"]),
+            NODE("Identity", ["c"], ["c2"]),
+            NODE("Identity", ["v"], ["v2"]),
+        ],
+        "body",
+        [one("i", INT, []), one("c", BOOL, []), one("v", FLOAT, [3])],
+        [one("c2", BOOL, []), one("v2", FLOAT, [3]), one("at", INT, [1, None])],
+    )
+    proto = model(
+        [NODE("Loop", ["turns", "", "v0"], ["e", "y"], body=body)],
+        {"v0": (FLOAT, [3]), "x": (FLOAT, [6, 5])},
+        {"e": FLOAT, "y": INT},
+        {"turns": np.array(6)},
+    )
+    with pytest.raises((UnsupportedOperatorError, ModelError)):
+        wg.compile(proto)
+
+
+def test_exporters_write_0_for_what_they_do_not_know() -> None:
+    proto = SAID["ConstantOfShape"][0]
+    declared = onnx.ModelProto()
+    declared.CopyFrom(proto)
+    for size in (0, 6):
+        declared.graph.output[0].type.tensor_type.shape.dim.add().dim_value = size
+    assert declared_shapes(declared.graph)["y"] == [None, 6]
+
+
+@pytest.mark.parametrize("target", ["wasm32-simd128", "native"])
+def test_classes_as_many_as_data_says(target: str) -> None:
+    """A comparison with data, along an open last axis, is not divided into loops."""
+    proto = model(
+        [NODE("OneHot", ["i", "d", "v"], ["y"], axis=-1)],
+        {"i": (INT, ["n"]), "d": (INT, [])},
+        {"y": FLOAT},
+        {"v": np.array([1, 3], np.float32)},
+    )
+    theirs, rng = reference(proto), np.random.default_rng(2)
+    with wg.load(wg.compile(proto, target=target, dims={"n": (1, 20), "y_count": (0, 30)})) as session:
+        for n, depth in ((1, 3), (5, 10), (20, 30), (13, 17)):
+            places = rng.integers(-depth - 2, depth + 2, n)
+            same(session, theirs, {"i": places, "d": np.array(depth)})
 
 
 def test_a_declared_size_is_a_bound() -> None:

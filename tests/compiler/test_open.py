@@ -478,6 +478,14 @@ def test_a_sum_of_nothing_that_no_rule_takes(target: str, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("target", ["wasm32-simd128", "native"])
+def test_sums_over_many_open_terms(target: str) -> None:
+    proto = MODELS["products"]
+    with wg.load(wg.compile(proto, target=target, dims={"n": (1, 3), "m": (1, 128)})) as session:
+        for m in (1, 64, 128):
+            agrees(session, proto, {"n": 2, "m": m})
+
+
+@pytest.mark.parametrize("target", ["wasm32-simd128", "native"])
 def test_more_values_than_a_session_remembers(target: str) -> None:
     with wg.load(wg.compile(MODELS["sums"], target=target, dims={"n": (1, 1100)})) as session:
         for n in (*range(1, 1101), 1, 1100):

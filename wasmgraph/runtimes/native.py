@@ -97,8 +97,8 @@ class NativeSession(Session):
         raw = np.zeros(manifest.arena_bytes + _ALIGNMENT, np.uint8)
         start = -raw.ctypes.data % _ALIGNMENT
         self._arena = raw[start : start + manifest.arena_bytes]
-        self._input_views = Views(manifest.inputs, self._view)
-        self._output_views = Views(manifest.outputs, self._view)
+        self._input_views = Views(manifest.inputs)
+        self._output_views = Views(manifest.outputs)
         self._checks = manifest.checks
         self._dims = manifest.dims
         self.values = {dim.name: dim.most for dim in manifest.dims}
@@ -122,7 +122,7 @@ class NativeSession(Session):
         return self._run(arrays)
 
     def _run(self, arrays: list[Array]) -> list[Array]:
-        for view, array in zip(self._input_views.at(self.values), arrays, strict=True):
+        for view, array in zip(self._input_views.at(self.values, self._view), arrays, strict=True):
             np.copyto(view, array)
         error = self._library.run(self._address)
         if error:
@@ -136,13 +136,14 @@ class NativeSession(Session):
                 self._dims,
             )
         self.values |= check_computed(self._dims, self._found())
-        return [view.copy() for view in self._output_views.at(self.values)]
+        return [view.copy() for view in self._output_views.at(self.values, self._view)]
 
     def _run_step(self, index: int) -> None:
         error = self._library.step(self._address, index)
         if error:
             raise failure(
-                str(self._artifact.path), f"wasmgraph_native_step({index})", error, (), self._code_at
+                *(str(self._artifact.path), f"wasmgraph_native_step({index})", error, (), self._code_at),
+                dims=self._dims,
             )
 
     def _code_at(self, offset: int) -> int:

@@ -44,8 +44,8 @@ class WasmtimeSession(Session):
         self._artifact, self._config, self._threads = artifact, config, threads
         self._params_folder = params_folder
         self._where = str(artifact.path)
-        self._input_views = Views(manifest.inputs, self._view)
-        self._output_views = Views(manifest.outputs, self._view)
+        self._input_views = Views(manifest.inputs)
+        self._output_views = Views(manifest.outputs)
         self._checks = manifest.checks
         self._dims = manifest.dims
         self._computed = any(dim.computed for dim in manifest.dims)
@@ -118,12 +118,12 @@ class WasmtimeSession(Session):
         return self._run(arrays)
 
     def _run(self, arrays: list[Array]) -> list[Array]:
-        for view, array in zip(self._input_views.at(self.values), arrays, strict=True):
+        for view, array in zip(self._input_views.at(self.values, self._view), arrays, strict=True):
             np.copyto(view, array)
         self._call("wasmgraph_run")
         if self._computed:
             self.values |= check_computed(self._dims, self._found())
-        return [view.copy() for view in self._output_views.at(self.values)]
+        return [view.copy() for view in self._output_views.at(self.values, self._view)]
 
     def _call(self, name: str, *arguments: int) -> None:
         try:

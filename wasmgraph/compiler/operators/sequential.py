@@ -1,5 +1,5 @@
-"""Kernels whose loops are written out, because each turn depends on those before it: they find how many
-results there are. Each gives as many rows as there can be, and their number, int64 ``[1]``.
+"""Kernels whose loops are written out, because each turn depends on those before it. Most find how many
+results there are: they give as many rows as there can be, and last their number, int64 ``[1]``.
 """
 
 from __future__ import annotations

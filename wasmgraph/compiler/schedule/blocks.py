@@ -50,14 +50,24 @@ def reduces(schedule: Schedule, block: SBlockRV) -> bool:
 
 
 def conditional(schedule: Schedule, block: SBlockRV) -> bool:
-    """Whether a block chooses between values, as padding does."""
+    """Whether a block chooses between values, as padding does, or by its axes."""
+    held = schedule.get(block)
+    axes = [axis.var for axis in held.iter_vars]
     found = []
 
     def note(call: Call) -> Call:
         found.append(isinstance(call.op, tvm.ir.Op) and call.op.name == "prim.if_then_else")
         return call
 
-    tvm_ffi.structural_map(schedule.get(block).body, [(Call, note)])
+    def compare(choice: tirx.Select) -> tirx.Select:
+        plain = tvm_ffi.structural_map(
+            choice.condition, [(TensorLoad, lambda load: tirx.const(0, load.ty.dtype))]
+        )
+        used = tirx.analysis.undefined_vars(plain)
+        found.append(any(variable.same_as(axis) for variable in used for axis in axes))
+        return choice
+
+    tvm_ffi.structural_map(held.body, [(Call, note), (tirx.Select, compare)])
     return any(found)
 
 

@@ -224,7 +224,8 @@ class _Tiles:
         self.sums, self.out, self.found, self.pixel, self.tile = sums, out, found, pixel, tile
         self.analyzer = Analyzer()
         # Whether few rows have loops of their own.
-        self.has_few = streams and len(sums.lengths) == 1 and size_of(sums.lengths[0]) in _LONG
+        terms = size_of(sums.lengths[0]) if len(sums.lengths) == 1 else 0
+        self.has_few = streams and isinstance(terms, int) and terms in _LONG
         self.held: dict[Buffer, Buffer] = {}
 
     def emit(self, before: Sequence[Block], lanes: int) -> None:

@@ -24,9 +24,10 @@ class FurtherDimsError(Exception):
 
 
 def declared_shapes(graph: onnx.GraphProto) -> dict[str, list[int | None]]:
-    """The sizes that a model declares for its tensors, by name; None for those that are no numbers."""
+    """The sizes that a model declares for its tensors, by name; None for those that are no numbers.
+    Exporters write 0 for what they do not know."""
     return {
-        value.name: [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
+        value.name: [d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim]
         for value in (*graph.value_info, *graph.output)
         if (tensor := value.type.tensor_type).HasField("shape")
     }
@@ -84,7 +85,7 @@ class Computed:
         """
         wanted = name = f"{result}_count"
         number = 0
-        while name in self.counts or name in self.further:
+        while name in self.dims or name in self.further:
             number += 1
             name = f"{wanted}_{number}"
         bounds = [] if most is None else [greatest(most)]

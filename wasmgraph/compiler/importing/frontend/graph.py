@@ -84,7 +84,8 @@ class Operator:
         names = [f"o{i}" for i in range(outputs)]
         node = helper.make_node(operator, [f"i{i}" for i in range(len(inputs))], names, **attributes)
         operands = [np.asarray(v) if isinstance(v, np.generic) else v for v in inputs]
-        results = self.walk.apply(node, operands, OWN_OPSET, {})
+        with self.walk.for_result(self.node):
+            results = self.walk.apply(node, operands, OWN_OPSET, {})
         return results[0] if outputs == 1 else results
 
     def attr(self, name: str, default: Any = None) -> Any:
@@ -164,6 +165,8 @@ class Operator:
         UnboundDimensionError
             Nothing bounds it.
         """
+        if self.walk.result:  # the size may be that of another tensor than the declared one
+            axis = None
         return self.walk.computed.dimension(self.walk.result or _first(self.node), most, count, axis)
 
     def unsupported(self, what: str) -> UnsupportedOperatorError:
@@ -185,7 +188,17 @@ class Walk:
     condition: Value = None
     where: tuple[str, str] = ("", "")  # place and operator of the innermost current node with a name
     loops: int = 0  # that were converted as loops
-    result: str = ""  # of the outermost current node that a function defines: its first output
+    # The first output of the outermost current node that others define: a function, or its converter.
+    result: str = ""
+
+    @contextlib.contextmanager
+    def for_result(self, node: onnx.NodeProto) -> Iterator[None]:
+        """Mark the nodes applied in this block: they define another one."""
+        outer, self.result = self.result, self.result or _first(node)
+        try:
+            yield
+        finally:
+            self.result = outer
 
     def next_loop(self) -> int:
         """The number of another loop."""
@@ -299,9 +312,8 @@ class Walk:
         scope: dict[str, Value] = dict.fromkeys(function.input)
         scope.update(zip(function.input, inputs, strict=False))
         inside = {**self.opsets, **{opset.domain: opset.version for opset in function.opset_import}}
-        outer, self.result = self.result, self.result or _first(node)
-        self.nodes(instantiate(function, node), scope, inside)
-        self.result = outer
+        with self.for_result(node):
+            self.nodes(instantiate(function, node), scope, inside)
         return [scope.get(name) for name in function.output]
 
     def convert_by_tvm(self, node: onnx.NodeProto, inputs: list[Value], opset: int) -> Any:

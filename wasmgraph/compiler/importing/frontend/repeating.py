@@ -3,7 +3,7 @@ dtypes in every turn."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +28,7 @@ from wasmgraph.compiler.loops import ROWS, Loop
 from wasmgraph.compiler.operators.packing import OPAQUE
 from wasmgraph.compiler.sizes import number, own_variables
 from wasmgraph.compiler.tvm_private import end_blocks
-from wasmgraph.dims import Size, most, operation, product, same
+from wasmgraph.dims import Size, most, names, operation, product, same
 from wasmgraph.errors import UnboundDimensionError, WasmgraphError
 
 # A loop of fewer turns is unrolled: its constants fold, and its turns share kernels anyway.
@@ -91,10 +91,7 @@ def repeat(op: Operator, body: Body, start: Start) -> tuple[list[Value], list[Va
     -------
     The final state, and the tensors of rows; None if the body cannot be a loop.
     """
-    if any(
-        value is None or isinstance(value, list) or has_no_elements(shape_of(value))
-        for value in start.state
-    ):
+    if any(map(_is_no_state, start.state)):
         return None
     if (probe := _probe(op, body, start)) is None:
         return None
@@ -161,6 +158,7 @@ def _probe(op: Operator, body: Body, start: Start) -> _Probe | None:
         for values in (start.state, start.outside)
     )
     conditional = start.turns is None or start.again is not None or not is_known(start.first)
+    before = set(op.walk.computed.dims)
     with _scratch(op.walk, [counter, condition, *state, *outside]) as checks:
         try:
             turn = body(counter, condition if conditional else np.array(True), state, outside)
@@ -168,15 +166,18 @@ def _probe(op: Operator, body: Body, start: Start) -> _Probe | None:
             raise
         except WasmgraphError:
             return None
-        return _judged(turn, start, condition, conditional, len(op.walk.checks) - checks)
+        fresh = op.walk.computed.dims.keys() - before
+        return _judged(turn, start, condition, conditional, len(op.walk.checks) - checks, fresh)
 
 
-def _judged(turn: Turn, start: Start, condition: Value, conditional: bool, checks: int) -> _Probe | None:
-    """What a turn tells of the loop; None if it cannot be one."""
-    if any(
-        v is None or isinstance(v, list) or has_no_elements(shape_of(v)) for v in (*turn.state, *turn.rows)
-    ):
+def _judged(
+    turn: Turn, start: Start, condition: Value, conditional: bool, checks: int, fresh: Set[str]
+) -> _Probe | None:
+    """What a turn, which computes the dimensions ``fresh``, tells of the loop; None if it cannot be one."""
+    if any(map(_is_no_state, (*turn.state, *turn.rows))):
         return None
+    if any(names(size) & fresh for row in turn.rows for size in shape_of(row)):
+        return None  # each turn may write a row of another size
     rows: Size = sum((product(shape_of(row)) for row in turn.rows), 0)
     if start.turns is not None and most(operation("*", start.turns, rows)) > _MOST_ELEMENTS:
         return None

@@ -83,7 +83,7 @@ def _repeated(op: Operator, count: Value, condition: Value, carried: Sequence[Va
     """The results of a loop whose body is converted once, or None."""
     scans = len(op.attributes["body"].output) - 1 > len(carried)
     if scans and not is_known(count):
-        (size,) = said_sizes(op, op("Max", count, size_array(0)), [None], axis=None)
+        (size,) = said_sizes(op, op("Max", count, size_array(0)), [None])
         count = size_array([size])
     turns = size_list(count)[0] if is_known(count) and count is not None else None
     if isinstance(turns, int) and turns < FEW_TURNS:

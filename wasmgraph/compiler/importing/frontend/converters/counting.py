@@ -50,9 +50,11 @@ def counted_rows(
     return found, op.said(shape_of(found[0])[0], count)
 
 
-def said_sizes(op: Operator, value: Value, most: Sequence[Size | None], axis: int | None = 0) -> list[Size]:
-    """The sizes that the elements of a tensor of integers are when the graph runs: those of the axes from
-    ``axis`` on of the node's first output, of which each is at most ``most``."""
+def said_sizes(
+    op: Operator, value: Value, most: Sequence[Size | None], axes: Sequence[int] | None = None
+) -> list[Size]:
+    """The sizes that the elements of a tensor of integers are when the graph runs: those of the node's
+    first output along ``axes``, of which each is at most ``most``; None: sizes of something else."""
     flat = op("Reshape", value, size_array([len(most)]))
 
     def one(place: int) -> Size:
@@ -62,7 +64,7 @@ def said_sizes(op: Operator, value: Value, most: Sequence[Size | None], axis: in
         return op.said(
             most[place],
             op.walk.te(compute, flat, name="count", alone=True),
-            None if axis is None else axis + place,
+            None if axes is None else axes[place],
         )
 
     return [one(place) for place in range(len(most))]
@@ -158,4 +160,4 @@ def unique(op: Operator, data: Value) -> Any:
     types = [relax.TensorType((length,), "int64")] * 3
     (first, which, often), count = counted_rows(op, kernel, [keys], types, "unique")
     first = first_rows(op, first, count)
-    return take(op, data, first, axis), first, which, first_rows(op, often, count)
+    return take(op, data, first, axis, within=length), first, which, first_rows(op, often, count)

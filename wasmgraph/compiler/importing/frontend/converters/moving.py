@@ -9,17 +9,24 @@ from tvm import relax, te, tirx
 
 from wasmgraph.compiler.importing.frontend.graph import Operator
 from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, shape_of
+from wasmgraph.compiler.sizes import number
+from wasmgraph.dims import Size
 
 
-def take(op: Operator, data: Value, indices: Value, axis: int = 0) -> Value:
-    """Take slices along an axis; ``indices`` must be in range and not negative."""
+def take(op: Operator, data: Value, indices: Value, axis: int = 0, within: Size | None = None) -> Value:
+    """Take slices along an axis; ``indices`` must be in range and not negative, or are made so with
+    ``within``, the axis's size."""
     if isinstance(data, np.ndarray) and isinstance(indices, np.ndarray):
         return np.asarray(np.take(data, indices, axis))
     shape, rank = shape_of(data), len(shape_of(indices))
 
     def compute(x: te.Tensor, index: te.Tensor) -> te.Tensor:
         def one(*i: Any) -> Any:
-            return x(*i[:axis], index(*i[axis : axis + rank]).astype("int32"), *i[axis + rank :])
+            place = index(*i[axis : axis + rank])
+            if within is not None:
+                least, most = tirx.const(0, place.ty.dtype), number(within - 1, place.ty.dtype)
+                place = tirx.Max(tirx.Min(place, most), least)
+            return x(*i[:axis], place.astype("int32"), *i[axis + rank :])
 
         return te.compute([*shape[:axis], *shape_of(indices), *shape[axis + 1 :]], one, name="take")
 

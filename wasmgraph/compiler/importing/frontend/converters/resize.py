@@ -146,7 +146,7 @@ def _sizes(
     if sizes is None:
         given = [float(s) for s in required(scales).reshape(-1)]
         return list(given), [_scaled(shape[a], s) for s, a in zip(given, axes, strict=True)]
-    wanted = size_list(sizes) if is_known(sizes) else said_sizes(op, sizes, [None] * len(axes), axes[0])
+    wanted = size_list(sizes) if is_known(sizes) else said_sizes(op, sizes, [None] * len(axes), axes)
     policy = op.attr("keep_aspect_ratio_policy", "stretch")
     if not is_closed([*wanted, *(shape[a] for a in axes)]):
         if policy != "stretch":

@@ -79,7 +79,7 @@ def top_k(op: Operator, data: Value, k: Value = None) -> Any:
     if k is None:
         count: Size = int(op.attr("k"))
     else:
-        (count,) = size_list(k) if is_known(k) else said_sizes(op, k, [length], axis)
+        (count,) = size_list(k) if is_known(k) else said_sizes(op, k, [length], [axis])
     if is_known(k) and count > length:
         raise op.unsupported(f"takes {count} of {length}")
 

@@ -31,8 +31,6 @@ def reshape(op: Operator, data: Value, shape: Value = None) -> Any:
     """A size of -1 is what is left for it."""
     if not is_known(shape):
         return _reshape_by_data(op, data, shape)
-    if op.opset >= 5 and not is_known(shape):
-        return _reshape_by_data(op, data, shape)
     if op.opset < 5 or (is_closed(shape_of(data)) and not isinstance(shape, Sizes)):
         return op.tvm(data, shape)
     own, wanted = shape_of(data), size_list(shape)
@@ -74,7 +72,7 @@ def _reshape_by_data(op: Operator, data: Value, shape: Value) -> Any:
     own, (rank,) = shape_of(data), shape_of(shape)
 
     def given(said: te.Tensor, n: int) -> Any:
-        kept = number(own[n], "int64") if n < len(own) else _int64(-1)
+        kept = number(own[n], "int64") if n < len(own) else _int64(-2)  # no size
         value = said[n].astype("int64")
         return value if op.attr("allowzero", 0) else tirx.Select(value == _int64(0), kept, value)
 
@@ -91,7 +89,7 @@ def _reshape_by_data(op: Operator, data: Value, shape: Value) -> Any:
         whole = tirx.Select(free == _int64(0), others, others * rest)
         return tirx.Select(tirx.all(whole == elements, free <= _int64(1)), found, _int64(-1))
 
-    found = said_sizes(op, _shape_by_data(op, shape, size), [product(own)] * int(rank))
+    found = said_sizes(op, _shape_by_data(op, shape, size), [product(own)] * int(rank), range(int(rank)))
     if is_known(data):  # TVM would fold it
         return op.te(lambda x: topi.reshape(x, found), data)
     return relax.op.reshape(expression(data), found)
@@ -123,7 +121,9 @@ def _expand_by_data(op: Operator, data: Value, shape: Value) -> Any:
     most = [None if is_one(at(n)) else at(n) for n in range(int(rank))]
     wide = [
         *own[: max(0, further)],
-        *said_sizes(op, _shape_by_data(op, shape, size), most, max(0, further)),
+        *said_sizes(
+            op, _shape_by_data(op, shape, size), most, range(max(0, further), len(most) + max(0, further))
+        ),
     ]
 
     def compute(x: te.Tensor) -> te.Tensor:
@@ -142,7 +142,7 @@ def tile(op: Operator, data: Value, repeats: Value, *rest: Value) -> Any:
     own = shape_of(data)
     if op.opset < 6 or (is_closed(own) and is_known(repeats) and not isinstance(repeats, Sizes)):
         return op.tvm(data, repeats, *rest)
-    times = size_list(repeats) if is_known(repeats) else said_sizes(op, repeats, [None] * len(own), None)
+    times = size_list(repeats) if is_known(repeats) else said_sizes(op, repeats, [None] * len(own))
     wide = [operation("*", size, by) for size, by in zip(own, times, strict=True)]
 
     def compute(x: te.Tensor) -> te.Tensor:
@@ -162,9 +162,7 @@ def constant_of_shape(op: Operator, shape: Value) -> Any:
         return op.tvm(shape)
     given = op.attr("value")
     value = np.zeros(1, np.float32) if given is None else numpy_helper.to_array(given).reshape(-1)
-    wanted = (
-        size_list(shape) if is_known(shape) else said_sizes(op, shape, [None] * int(shape_of(shape)[0]))
-    )
+    wanted = size_list(shape) if is_known(shape) else _said_shape(op, shape)
     one = tirx.const(value[0].item(), str(value.dtype))
     return op.te(lambda: te.compute(wanted, lambda *_: one, name="constant"))
 
@@ -191,6 +189,25 @@ def range_(op: Operator, start: Value, limit: Value, delta: Value) -> Any:
     return op.te(compute)
 
 
+def _steps(first: Any, end: Any, by: Any) -> Any:
+    """How many numbers there are from ``first`` to before ``end``; -1 if more than an int64 holds."""
+    zero, one, least = _int64(0), _int64(1), _int64(-(2**63))
+    up = by > zero
+    low, high = tirx.Select(up, first, end), tirx.Select(up, end, first)
+    # Numbers of unlike signs may be further apart than an int64 holds. TVM takes differences for exact, but
+    # not those of halves.
+    beyond = (high >> one) - (low >> one) >= _int64(2**62)
+    far = tirx.Max(high - low, one)
+    step = tirx.Max(tirx.Select(up, by, zero - tirx.Max(by, least + one)), one)
+    count = tirx.truncdiv(far - one, step) + one
+    return tirx.Select(high <= low, zero, tirx.Select(beyond, _int64(-1), count))
+
+
+def _said_shape(op: Operator, shape: Value) -> list[Size]:
+    rank = int(shape_of(shape)[0])
+    return said_sizes(op, shape, [None] * rank, range(rank))
+
+
 def _range_by_data(op: Operator, start: Value, limit: Value, delta: Value) -> Any:
     dtype = dtype_of(start)
     zero = tirx.const(0, dtype)
@@ -199,16 +216,16 @@ def _range_by_data(op: Operator, start: Value, limit: Value, delta: Value) -> An
     def count(first: te.Tensor, end: te.Tensor, step: te.Tensor) -> te.Tensor:
         def one(_: Any) -> Any:
             by = tirx.Select(step[0] == zero, tirx.const(1, dtype), step[0])
-            if dtype.startswith("float"):
-                steps = tirx.ceil((end[0] - first[0]) / by).astype("int64")
+            if dtype.startswith("float"):  # in float64, as onnxruntime does
+                apart = (end[0] - first[0]).astype("float64")
+                steps = tirx.ceil(apart / by.astype("float64")).astype("int64")
             else:
-                whole = first[0].astype("int64") - end[0].astype("int64")
-                steps = -tirx.floordiv(whole, by.astype("int64"))
-            return tirx.Select(step[0] == zero, _int64(-1), tirx.Max(steps, _int64(0)))
+                steps = _steps(*(value.astype("int64") for value in (first[0], end[0], by)))
+            return tirx.Select(step[0] == zero, _int64(-1), tirx.Max(steps, _int64(-1)))
 
         return te.compute((1,), one, name="count")
 
-    length = said_sizes(op, op.walk.te(count, *numbers, name="count", alone=True), [None])
+    length = said_sizes(op, op.walk.te(count, *numbers, name="count", alone=True), [None], [0])
 
     def compute(first: te.Tensor, step: te.Tensor) -> te.Tensor:
         return te.compute(length, lambda i: first[0] + i.astype(dtype) * step[0], name="range")
