@@ -9,7 +9,7 @@ operand; what it finds there is not stored.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import tvm
@@ -263,7 +263,8 @@ class _Tiles:
             if not self.has_few:
                 nest(list(extents), channel)
                 return
-            with T.If(out.extents[self.pixel] <= _FEW_ROWS):
+            rows = reduce(lambda left, right: left * right, out.extents[:-1])
+            with T.If(rows <= _FEW_ROWS):
                 with T.Then():
                     nest_few([out.axes[axis] for axis in others], channel)
                 with T.Else():
