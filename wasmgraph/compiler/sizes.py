@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache
@@ -153,6 +153,14 @@ def extent(size: Size) -> tirx.PrimExpr:
 def number(size: Size, dtype: str) -> tirx.PrimExpr:
     """A size among the numbers that a kernel computes with."""
     return tirx.const(size, dtype) if isinstance(size, int) else tirx.Cast(dtype, extent(size))
+
+
+def chosen(place: tirx.PrimExpr, items: Sequence[Any]) -> Any:
+    """The item at a place that a kernel computes, which is one of theirs."""
+    found = items[-1]
+    for n, item in reversed(list(enumerate(items[:-1]))):
+        found = tirx.Select(place == n, item, found)
+    return found
 
 
 # By this protocol TVM takes a size wherever it takes a number. It is added here, because `dims` does not

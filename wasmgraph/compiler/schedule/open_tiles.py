@@ -241,34 +241,26 @@ class _Tiles:
             out.axes[self.pixel]: (out.extents[self.pixel] + (tile.pixels - 1)) // tile.pixels,
         }
 
-        def nest(left: Sequence[tirx.Var], channel: Expr) -> None:
+        def nest(left: Sequence[tirx.Var], channel: Expr, inside: Callable[..., None]) -> None:
             if not left:
-                self.one(values, channel)
+                inside(values, channel)
                 return
             with T.serial(extents[left[0]], annotations={SHARE: 1}) as value:
                 values[left[0]] = value
-                nest(left[1:], channel)
-
-        def nest_few(left: Sequence[tirx.Var], channel: Expr) -> None:
-            if not left:
-                self.few(values, channel)
-                return
-            with T.serial(extents[left[0]]) as value:
-                values[left[0]] = value
-                nest_few(left[1:], channel)
+                nest(left[1:], channel, inside)
 
         blocks = (out.extents[-1] + (tile.channels - 1)) // tile.channels
         with T.serial(blocks, annotations={SHARE: 1}) as block:
             channel = block * tile.channels
             if not self.has_few:
-                nest(list(extents), channel)
+                nest(list(extents), channel, self.one)
                 return
             rows = reduce(lambda left, right: left * right, out.extents[:-1])
             with T.If(rows <= _FEW_ROWS):
                 with T.Then():
-                    nest_few([out.axes[axis] for axis in others], channel)
+                    nest([out.axes[axis] for axis in others], channel, self.few)
                 with T.Else():
-                    nest(list(extents), channel)
+                    nest(list(extents), channel, self.one)
 
     def fill(self, block: Block, lanes: int) -> None:
         """Compute a block on which the sums depend, such as padding."""

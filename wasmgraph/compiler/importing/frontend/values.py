@@ -143,13 +143,7 @@ def _computed_sizes(value: Sizes) -> relax.Expr:
     flat: Sequence[Size] = list(value.reshape(-1))
 
     def compute(taken: list[tirx.PrimExpr]) -> te.Tensor:
-        def one(i: Any) -> Any:
-            found = taken[-1]
-            for n, size in reversed(list(enumerate(taken[:-1]))):
-                found = tirx.Select(i == n, size, found)
-            return found
-
-        return te.compute((len(taken),), one, name="sizes")
+        return te.compute((len(taken),), lambda i: sizes.chosen(i, taken), name="sizes")
 
     shape = relax.ShapeExpr([sizes.extent(size) for size in flat])
     found = builder.emit(sizes.call_te(builder, compute, shape, primfunc_name_hint="sizes"))

@@ -29,7 +29,7 @@ from wasmgraph.compiler.importing.frontend.values import (
     size_array,
     size_list,
 )
-from wasmgraph.compiler.sizes import number
+from wasmgraph.compiler.sizes import chosen, number
 from wasmgraph.dims import Shape, Size, is_closed, operation, same
 from wasmgraph.tensors import Array
 
@@ -103,10 +103,10 @@ def _interpolate_together(op: Operator, data: Value, axes: list[tuple[int, Value
     def compute(x: te.Tensor, *tables: te.Tensor) -> te.Tensor:
         def one(*i: Any) -> Any:
             total = None
-            for chosen in taps:
+            for combination in taps:
                 source, factor = list(i), None
                 for n in reversed(range(len(axes))):
-                    axis, tap = axes[n][0], chosen[n]
+                    axis, tap = axes[n][0], combination[n]
                     source[axis] = tables[2 * n](i[axis], tap)
                     weight = tables[2 * n + 1](i[axis], tap)
                     factor = weight if factor is None else factor * weight
@@ -321,17 +321,11 @@ class _OpenAxis:
                     found = tirx.Select(inside, found, tirx.const(0, dtype))
                 return found
 
-            def chosen(tap: Any, one: Any) -> Any:
-                found = one(count - 1)
-                for n in reversed(range(count - 1)):
-                    found = tirx.Select(tap == n, one(n), found)
-                return found
-
             def share(i: Any, tap: Any) -> Any:
+                weights = [weight(i, n) for n in range(count)]
                 if not op.attr("exclude_outside", 0):
-                    return chosen(tap, lambda n: weight(i, n))
-                whole = sum((weight(i, n) for n in range(1, count)), weight(i, 0))
-                return chosen(tap, lambda n: weight(i, n)) / whole
+                    return chosen(tap, weights)
+                return chosen(tap, weights) / sum(weights[1:], weights[0])
 
             shape = (self.wanted, count)
 
@@ -340,7 +334,9 @@ class _OpenAxis:
 
             return [
                 te.compute(
-                    shape, lambda i, t: clip(chosen(t, lambda n: index(i, n))).astype("int32"), name="index"
+                    shape,
+                    lambda i, t: clip(chosen(t, [index(i, n) for n in range(count)])).astype("int32"),
+                    name="index",
                 ),
                 te.compute(shape, lambda i, t: share(i, t).astype("float32"), name="weight"),
                 te.compute((self.wanted,), outside, name="outside"),

@@ -21,7 +21,7 @@ from wasmgraph.compiler.importing.frontend.values import (
     size_array,
     size_list,
 )
-from wasmgraph.compiler.sizes import number
+from wasmgraph.compiler.sizes import chosen, number
 from wasmgraph.dims import Size, broadcast, is_closed, is_number, is_one, operation, product
 from wasmgraph.errors import ModelError
 
@@ -55,13 +55,8 @@ def _shape_by_data(op: Operator, shape: Value, size: Callable[[Any, int], Any]) 
     (rank,) = shape_of(shape)
 
     def compute(said: te.Tensor) -> te.Tensor:
-        def one(i: Any) -> Any:
-            found = size(said, int(rank) - 1)
-            for n in reversed(range(int(rank) - 1)):
-                found = tirx.Select(i == n, size(said, n), found)
-            return found
-
-        return te.compute((rank,), one, name="shape")
+        sizes = [size(said, n) for n in range(int(rank))]
+        return te.compute((rank,), lambda i: chosen(i, sizes), name="shape")
 
     return op.walk.te(compute, shape, name="shape", alone=True)
 
