@@ -26,7 +26,14 @@ from onnx.backend.base import Backend, BackendRep, namedtupledict
 from wasmgraph.artifact import Artifact
 from wasmgraph.compiler import CompileLog, compile
 from wasmgraph.compiler.importing.static_inputs import STATIC_INPUTS, static_inputs
-from wasmgraph.errors import FeedError, ModelError, UnboundDimensionError, UsageError, WasmgraphError
+from wasmgraph.errors import (
+    FeedError,
+    IndexRangeError,
+    ModelError,
+    UnboundDimensionError,
+    UsageError,
+    WasmgraphError,
+)
 from wasmgraph.runtimes import load
 from wasmgraph.runtimes.base import Session
 from wasmgraph.targets import get_target, target_names
@@ -70,6 +77,8 @@ class PreparedModel(BackendRep):
         arrays = {name: np.asarray(value) for name, value in feeds.items()}
         try:
             return self._run(arrays, self._must)
+        except IndexRangeError:
+            raise
         except WasmgraphError:
             if self._must == self.static:
                 raise

@@ -169,6 +169,23 @@ class Operator:
             axis = None
         return self.walk.computed.dimension(self.walk.result or _first(self.node), most, count, axis)
 
+    def said_sizes(
+        self, value: Value, most: Sequence[Size | None], axes: Sequence[int] | None = None
+    ) -> list[Size]:
+        """The sizes that the elements of a tensor of integers are when the graph runs: those of the node's
+        first output along ``axes``, of which each is at most ``most``; None: sizes of something else.
+        Errors are those of :meth:`said`."""
+        flat = self("Reshape", value, size_array([len(most)]))
+
+        def element(place: int) -> relax.Expr:
+            def compute(x: te.Tensor) -> te.Tensor:
+                return te.compute((1,), lambda _: x[place].astype("int64"), name="count")
+
+            return self.walk.te(compute, flat, name="count", alone=True)
+
+        axis_of = [None] * len(most) if axes is None else axes
+        return [self.said(most[n], element(n), axis_of[n]) for n in range(len(most))]
+
     def unsupported(self, what: str) -> UnsupportedOperatorError:
         """The error for a variant of the operator that has no implementation."""
         return UnsupportedOperatorError(f"{self.node.op_type} {what}")

@@ -125,8 +125,7 @@ def repeat(op: Operator, body: Body, start: Start) -> tuple[list[Value], list[Va
         for tensor, row in zip(ended[first_row:], turn.rows, strict=True)
     ]
     if probe.conditional and shaped:
-        count = op.walk.te(_one, op("Reshape", ended[fixed - 1], size_array([1])), name="count", alone=True)
-        made = op.said(start.turns, count)
+        (made,) = op.said_sizes(ended[fixed - 1], [start.turns])
         shaped = [first_rows(op, tensor, made) for tensor in shaped]
     return ended[fixed + probe.checks : first_row], shaped
 
@@ -140,10 +139,6 @@ def first_rows(op: Operator, rows: Value, count: Size) -> relax.Expr:
     """The rows of a tensor that count."""
     rest = shape_of(rows)[1:]
     return op.te(lambda x: te.compute((count, *rest), lambda *i: x(*i), name="kept"), rows)
-
-
-def _one(x: te.Tensor) -> te.Tensor:
-    return te.compute((1,), lambda i: x[i], name="count")
 
 
 def _truth(op: Operator, value: Value) -> Value:

@@ -10,7 +10,6 @@ import numpy as np
 from onnx import helper
 from tvm import te
 
-from wasmgraph.compiler.importing.frontend.converters.counting import said_sizes
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
 from wasmgraph.compiler.importing.frontend.repeating import FEW_TURNS, Start, Turn, repeat, within
 from wasmgraph.compiler.importing.frontend.values import (
@@ -83,7 +82,7 @@ def _repeated(op: Operator, count: Value, condition: Value, carried: Sequence[Va
     """The results of a loop whose body is converted once, or None."""
     scans = len(op.attributes["body"].output) - 1 > len(carried)
     if scans and not is_known(count):
-        (size,) = said_sizes(op, op("Max", count, size_array(0)), [None])
+        (size,) = op.said_sizes(op("Max", count, size_array(0)), [None])
         count = size_array([size])
     turns = size_list(count)[0] if is_known(count) and count is not None else None
     if isinstance(turns, int) and turns < FEW_TURNS:

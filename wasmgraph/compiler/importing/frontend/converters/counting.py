@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from wasmgraph.compiler.operators.sequential import (
     suppression_kernel,
     unique_kernel,
 )
-from wasmgraph.dims import Expression, Size, operation, product
+from wasmgraph.dims import Expression, operation, product
 
 
 def sequential(
@@ -48,26 +47,6 @@ def counted_rows(
     the first of them count."""
     *found, count = sequential(op, kernel, operands, [*types, relax.TensorType((1,), "int64")], name)
     return found, op.said(shape_of(found[0])[0], count)
-
-
-def said_sizes(
-    op: Operator, value: Value, most: Sequence[Size | None], axes: Sequence[int] | None = None
-) -> list[Size]:
-    """The sizes that the elements of a tensor of integers are when the graph runs: those of the node's
-    first output along ``axes``, of which each is at most ``most``; None: sizes of something else."""
-    flat = op("Reshape", value, size_array([len(most)]))
-
-    def one(place: int) -> Size:
-        def compute(x: te.Tensor) -> te.Tensor:
-            return te.compute((1,), lambda _: x[place].astype("int64"), name="count")
-
-        return op.said(
-            most[place],
-            op.walk.te(compute, flat, name="count", alone=True),
-            None if axes is None else axes[place],
-        )
-
-    return [one(place) for place in range(len(most))]
 
 
 @converts("NonZero")

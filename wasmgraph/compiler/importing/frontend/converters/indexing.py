@@ -11,7 +11,6 @@ from onnx import TensorProto
 from tvm import relax, te, tirx
 
 from wasmgraph.compiler.importing.frontend.converters.bounds import checked, flat_rows
-from wasmgraph.compiler.importing.frontend.converters.counting import said_sizes
 from wasmgraph.compiler.importing.frontend.converters.moving import take, take_along
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
 from wasmgraph.compiler.importing.frontend.values import (
@@ -96,7 +95,7 @@ def one_hot(op: Operator, indices: Value, depth: Value, values: Value) -> Any:
     shape = shape_of(indices)
     axis = int(op.attr("axis", -1)) % (len(shape) + 1)
     depth = op("Cast", depth, to=TensorProto.INT64)
-    count = size_list(depth)[0] if is_known(depth) else said_sizes(op, depth, [None], [axis])[0]
+    count = size_list(depth)[0] if is_known(depth) else op.said_sizes(depth, [None], [axis])[0]
     dtype = dtype_of(indices)
 
     def compute(index: te.Tensor, off_on: te.Tensor) -> te.Tensor:

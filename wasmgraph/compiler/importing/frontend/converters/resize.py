@@ -17,7 +17,6 @@ import numpy as np
 from tvm import relax, te, tirx
 
 from wasmgraph.compiler.importing.frontend.converters.arithmetic import cast_to
-from wasmgraph.compiler.importing.frontend.converters.counting import said_sizes
 from wasmgraph.compiler.importing.frontend.converters.moving import take
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
 from wasmgraph.compiler.importing.frontend.values import (
@@ -146,7 +145,7 @@ def _sizes(
     if sizes is None:
         given = [float(s) for s in required(scales).reshape(-1)]
         return list(given), [_scaled(shape[a], s) for s, a in zip(given, axes, strict=True)]
-    wanted = size_list(sizes) if is_known(sizes) else said_sizes(op, sizes, [None] * len(axes), axes)
+    wanted = size_list(sizes) if is_known(sizes) else op.said_sizes(sizes, [None] * len(axes), axes)
     policy = op.attr("keep_aspect_ratio_policy", "stretch")
     if not is_closed([*wanted, *(shape[a] for a in axes)]):
         if policy != "stretch":

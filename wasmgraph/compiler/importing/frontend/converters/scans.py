@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
-from wasmgraph.compiler.importing.frontend.converters.counting import said_sizes
 from wasmgraph.compiler.importing.frontend.converters.moving import ordered_keys, take_along
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
 from wasmgraph.compiler.importing.frontend.values import (
@@ -79,7 +78,7 @@ def top_k(op: Operator, data: Value, k: Value = None) -> Any:
     if k is None:
         count: Size = int(op.attr("k"))
     else:
-        (count,) = size_list(k) if is_known(k) else said_sizes(op, k, [length], [axis])
+        (count,) = size_list(k) if is_known(k) else op.said_sizes(k, [length], [axis])
     if is_known(k) and count > length:
         raise op.unsupported(f"takes {count} of {length}")
 

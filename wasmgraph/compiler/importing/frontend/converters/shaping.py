@@ -9,7 +9,6 @@ import numpy as np
 from onnx import numpy_helper
 from tvm import relax, te, tirx, topi
 
-from wasmgraph.compiler.importing.frontend.converters.counting import said_sizes
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
 from wasmgraph.compiler.importing.frontend.values import (
     Sizes,
@@ -84,7 +83,7 @@ def _reshape_by_data(op: Operator, data: Value, shape: Value) -> Any:
         whole = tirx.Select(free == _int64(0), others, others * rest)
         return tirx.Select(tirx.all(whole == elements, free <= _int64(1)), found, _int64(-1))
 
-    found = said_sizes(op, _shape_by_data(op, shape, size), [product(own)] * int(rank), range(int(rank)))
+    found = op.said_sizes(_shape_by_data(op, shape, size), [product(own)] * int(rank), range(int(rank)))
     if is_known(data):  # TVM would fold it
         return op.te(lambda x: topi.reshape(x, found), data)
     return relax.op.reshape(expression(data), found)
@@ -116,8 +115,8 @@ def _expand_by_data(op: Operator, data: Value, shape: Value) -> Any:
     most = [None if is_one(at(n)) else at(n) for n in range(int(rank))]
     wide = [
         *own[: max(0, further)],
-        *said_sizes(
-            op, _shape_by_data(op, shape, size), most, range(max(0, further), len(most) + max(0, further))
+        *op.said_sizes(
+            _shape_by_data(op, shape, size), most, range(max(0, further), len(most) + max(0, further))
         ),
     ]
 
@@ -137,7 +136,7 @@ def tile(op: Operator, data: Value, repeats: Value, *rest: Value) -> Any:
     own = shape_of(data)
     if op.opset < 6 or (is_closed(own) and is_known(repeats) and not isinstance(repeats, Sizes)):
         return op.tvm(data, repeats, *rest)
-    times = size_list(repeats) if is_known(repeats) else said_sizes(op, repeats, [None] * len(own))
+    times = size_list(repeats) if is_known(repeats) else op.said_sizes(repeats, [None] * len(own))
     wide = [operation("*", size, by) for size, by in zip(own, times, strict=True)]
 
     def compute(x: te.Tensor) -> te.Tensor:
@@ -200,7 +199,7 @@ def _steps(first: Any, end: Any, by: Any) -> Any:
 
 def _said_shape(op: Operator, shape: Value) -> list[Size]:
     rank = int(shape_of(shape)[0])
-    return said_sizes(op, shape, [None] * rank, range(rank))
+    return op.said_sizes(shape, [None] * rank, range(rank))
 
 
 def _range_by_data(op: Operator, start: Value, limit: Value, delta: Value) -> Any:
@@ -220,9 +219,9 @@ def _range_by_data(op: Operator, start: Value, limit: Value, delta: Value) -> An
 
         return te.compute((1,), one, name="count")
 
-    length = said_sizes(op, op.walk.te(count, *numbers, name="count", alone=True), [None], [0])
+    length = op.said(None, op.walk.te(count, *numbers, name="count", alone=True), 0)
 
     def compute(first: te.Tensor, step: te.Tensor) -> te.Tensor:
-        return te.compute(length, lambda i: first[0] + i.astype(dtype) * step[0], name="range")
+        return te.compute((length,), lambda i: first[0] + i.astype(dtype) * step[0], name="range")
 
     return op.te(compute, numbers[0], numbers[2])
