@@ -127,14 +127,20 @@ class _Attention:
                     column = b * block + lane
                     axes = {self.masked.axes[-2]: begin + first + pixel, self.masked.axes[-1]: column}
                     value = exchanged(self.masked.value, f.buffer, sums[pixel, lane])
-                    value = at(value, {**own, **axes})
-                    return tirx.Select(column < self.columns, value, self.zero(-np.inf))
+                    return at(value, {**own, **axes})
 
                 vector(self.scores, [first + pixel, b * block], block, score)
 
     def softmax(self, here: Expr) -> None:
         block, scores = self.block, self.scores
+        last = (self.blocks - 1) * block
+
+        def within(row: Expr, lane: Expr) -> Expr:
+            there = last + lane < self.columns
+            return tirx.Select(there, scores[row, last + lane], self.zero(-np.inf))
+
         with T.serial(here) as row:
+            vector(scores, [row, last], block, partial(within, row))
             most = T.alloc_buffer((block,), self.dtype)
             total = T.alloc_buffer((block,), self.dtype)
             vector(most, [0], block, lambda lane: self.zero(-np.inf))
