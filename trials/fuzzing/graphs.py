@@ -22,15 +22,15 @@ from wasmgraph.tensors import Array
 
 _OPERATORS = 30
 _TOLERANCE = 2e-3  # of the largest value: sums of some hundred terms, through thirty operators
-_TARGETS = ("wasm32-simd128", "wasm32", "native", "wasm32-simd128-threads", "wasm32-relaxed-simd")
+TARGETS = ("wasm32-simd128", "wasm32", "native", "wasm32-simd128-threads", "wasm32-relaxed-simd")
 _ODD = (1, 2, 3, 5, 7, 11, 13, 17)
 _MOST = 20_000  # elements of a tensor
 # Only continuous functions: a step function turns an error in the last bit into an error of 1.
-_UNARY = (
+UNARY = (
     *("Relu", "Sigmoid", "Tanh", "Abs", "Neg", "Softplus", "Softsign", "Erf", "HardSigmoid", "HardSwish"),
     *("Elu", "Selu", "LeakyRelu", "Sin", "Cos", "Identity", "Mish", "Gelu"),
 )
-_BINARY = ("Add", "Sub", "Mul", "Max", "Min", "Mean", "Sum")
+BINARY = ("Add", "Sub", "Mul", "Max", "Min", "Mean", "Sum")
 
 
 class Builder:
@@ -112,7 +112,7 @@ class Generator(Builder):
 
 def _unary(g: Generator) -> None:
     if x := g.some():
-        g.add(g.random.choice(_UNARY), [x], g.shapes[x])
+        g.add(g.random.choice(UNARY), [x], g.shapes[x])
 
 
 def _binary(g: Generator) -> None:
@@ -122,7 +122,7 @@ def _binary(g: Generator) -> None:
     same = [name for name, other in g.shapes.items() if other == shape]
     thin = tuple(1 if g.random.random() < 0.5 else d for d in shape[g.random.randrange(len(shape)) :])
     y = g.random.choice(same) if g.random.random() < 0.6 else g.constant(g.numbers.uniform(-2, 2, thin))
-    g.add(g.random.choice(_BINARY), [x, y], shape)
+    g.add(g.random.choice(BINARY), [x, y], shape)
 
 
 def _divide(g: Generator) -> None:
@@ -362,7 +362,7 @@ def case(seed: int, place: Path) -> str:
     generator = Generator(seed)
     path = place / f"{seed}.onnx"
     onnx.save(generator.model(), path)
-    target = _TARGETS[seed % len(_TARGETS)]
+    target = TARGETS[seed % len(TARGETS)]
     try:
         with wg.load(path) as reference, wg.load(wg.compile(path, target=target)) as session:
             rng = np.random.default_rng(seed)

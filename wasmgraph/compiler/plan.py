@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -21,6 +21,7 @@ from tvm.ir import GenericConst, GlobalVar, Op, PrimType
 from wasmgraph.abi import ALIGNMENT
 from wasmgraph.compiler.constants import array_of, let_go
 from wasmgraph.compiler.loops import ROWS, Loop, mark_of
+from wasmgraph.compiler.order import counted, in_order
 from wasmgraph.compiler.sizes import READS_PAST, dtype_bytes, is_tensor, shape_of, size_of, sizes
 from wasmgraph.dims import (
     Dim,
@@ -437,7 +438,7 @@ def _walk(builder: _Builder, main: relax.Function) -> list[_Buffer]:
     inputs = [builder.new(param.ty, 0) for param in tensors]
     for param, buffer in zip(tensors, inputs, strict=True):
         builder.places[param] = [buffer]
-    for binding in _in_order(main, builder.counts):
+    for binding in in_order(main, builder.counts):
         if not builder.unplanned:
             builder.bind(binding.var, binding.value)
         elif isinstance(binding.value, relax.Call) and isinstance(binding.value.op, Op):
@@ -448,70 +449,6 @@ def _walk(builder: _Builder, main: relax.Function) -> list[_Buffer]:
         names = ", ".join(sorted(set(builder.unplanned)))
         raise UnsupportedOperatorError(f"no kernel for: {names}. Export the model without them.")
     return inputs
-
-
-def _in_order(
-    main: relax.Function, counts: Mapping[tuple[relax.Var, int], Sequence[str]]
-) -> Iterator[relax.Binding]:
-    """The bindings of ``main``, each after those that compute the dimensions that it uses: Relax knows only
-    of tensors, and fusion may place a kernel before the one that says how large its result is."""
-    bindings = {b.var: b for block in main.body.blocks for b in block.bindings}
-    makers = {name: var for (var, _), names_of in counts.items() for name in names_of}
-    done: set[relax.Var] = set()
-
-    def before(binding: relax.Binding) -> Iterator[relax.Var]:
-        yield from (v for v in relax.analysis.free_vars(binding.value) if v in bindings)
-        used = [*_dims_in(binding.value), *_dims_in(binding.var)]
-        yield from (makers[name] for name in used if name in makers and makers[name] != binding.var)
-
-    for first in bindings.values():
-        waiting = [first]
-        while waiting:
-            binding = waiting[-1]
-            left = [] if binding.var in done else [v for v in before(binding) if v not in done]
-            if left:
-                waiting.append(bindings[left[0]])
-                continue
-            waiting.pop()
-            if binding.var not in done:
-                done.add(binding.var)
-                yield binding
-
-
-def _dims_in(expression: relax.Expr) -> list[str]:
-    """The names of dimensions in the types of an expression and of its arguments."""
-    fields = [expression]
-    if isinstance(expression, relax.Call):
-        fields += [f for a in expression.args for f in (a.fields if isinstance(a, relax.Tuple) else [a])]
-    found: list[str] = []
-    for field_ in fields:
-        if isinstance(field_.ty, PrimType):
-            found += names(size_of(field_))
-            continue
-        types = field_.ty.fields if isinstance(field_.ty, relax.TupleType) else [field_.ty]
-        for ty in types:
-            if isinstance(ty, relax.TensorType) and isinstance(ty.shape, relax.ShapeExpr):
-                found += [name for size in shape_of(ty) for name in names(size)]
-    return found
-
-
-def _counts(main: relax.Function, names: Sequence[str]) -> dict[tuple[relax.Var, int], list[str]]:
-    """Which results of which calls are the last tensors that ``main`` returns."""
-    bound = {b.var: b.value for block in main.body.blocks for b in block.bindings}
-
-    def source(value: relax.Expr) -> relax.Expr:
-        while isinstance(value, relax.Var) and not isinstance(bound[value], relax.Call):
-            value = bound[value]
-        return value
-
-    found: dict[tuple[relax.Var, int], list[str]] = {}
-    for field_, name in zip(source(main.body.body).fields[-len(names) :], names, strict=True):
-        value = source(field_)
-        if isinstance(value, relax.TupleGetItem):
-            found.setdefault((source(value.tuple_value), value.index), []).append(name)
-        else:
-            found.setdefault((value, 0), []).append(name)
-    return found
 
 
 def _results(builder: _Builder, main: relax.Function) -> tuple[list[relax.TensorType], list[_Place]]:
@@ -554,7 +491,7 @@ def make_plan(
     values = _Buffer(4 * len(dims), 0, 0)
     builder.buffers += [values] if dims else []
     if counts:
-        builder.counts = _counts(main, counts)
+        builder.counts = counted(main, counts)
     inputs = _walk(builder, main)
     outputs: list[_Buffer] = []
     for ty, place in zip(*_results(builder, main), strict=True):

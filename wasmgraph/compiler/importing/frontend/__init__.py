@@ -129,8 +129,8 @@ def _converted(
     finally:
         end_blocks(builder)
     outputs = tuple(TensorSpec(o, shape_of(v), dtype_of(v)) for o, v in zip(declared, results, strict=True))
-    known_too = zip(declared, results, strict=True)
-    constant = tuple(o for o, v in known_too if isinstance(v, np.ndarray) and not isinstance(v, Sizes))
+    values = zip(declared, results, strict=True)
+    constant = tuple(o for o, v in values if isinstance(v, np.ndarray) and not isinstance(v, Sizes))
     checks, counts = tuple(check for check, _ in walk.checks), tuple(walk.computed.counts)
     if walk.computed.further:
         raise FurtherDimsError(walk.computed.further)
