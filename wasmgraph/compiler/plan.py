@@ -389,6 +389,13 @@ def _aligned(nbytes: int) -> int:
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
+def _room(buffer: _Buffer) -> int:
+    """The bytes that a buffer keeps from others. Bounds are often such that tensors are whole pages. They
+    would all begin at the same place of a page, and a load would wait for a store to another tensor at the
+    same place: a product took 14 % longer. So open ones are a line apart."""
+    return _aligned(buffer.nbytes) + (0 if isinstance(buffer.used, int) else ALIGNMENT)
+
+
 def _pack(buffers: list[_Buffer]) -> int:
     """Give every buffer an offset; largest first, each in the lowest gap that fits.
 
@@ -400,9 +407,9 @@ def _pack(buffers: list[_Buffer]) -> int:
         rivals = [b for b in placed if b.first <= buffer.last and buffer.first <= b.last]
         at = 0
         for rival in sorted(rivals, key=lambda b: b.offset):
-            if at + _aligned(buffer.nbytes) <= rival.offset:
+            if at + _room(buffer) <= rival.offset:
                 break
-            at = max(at, rival.offset + _aligned(rival.nbytes))
+            at = max(at, rival.offset + _room(rival))
         buffer.offset = at
         placed.append(buffer)
     return max((b.offset + _aligned(b.nbytes) for b in placed), default=0)
