@@ -12,6 +12,7 @@ from tvm.relax.frontend.onnx import onnx_frontend
 
 from wasmgraph.compiler import tvm_private
 from wasmgraph.compiler.lower.codegen import lowering_passes
+from wasmgraph.targets import get_target
 
 
 def test_the_frontend_s_converters_are_found_by_operator() -> None:
@@ -36,12 +37,12 @@ def test_functions_are_built_without_the_packed_convention() -> None:
 
 
 def test_loops_with_elementary_functions_can_be_vectorised() -> None:
-    names = ("exp", "log", "log1p", "tanh", "erf", "sigmoid")
+    names = ("exp", "log", "log1p", "tanh", "erf", "sigmoid", "nearbyint")
     assert all(tvm.ir.Op.get(f"tirx.{name}").get_attr("TVectorizable") for name in names)
 
 
 def test_the_lowering_s_passes_exist() -> None:
-    settling, finishing = lowering_passes()
+    settling, finishing = lowering_passes(get_target("wasm32-simd128"))
     assert len(settling) > 10
     assert all(isinstance(p, tvm.ir.transform.Pass) for p in (*settling, *finishing))
     assert hasattr(s_tir.transform, "LoopPartition"), "it peels the remainders of tiles"

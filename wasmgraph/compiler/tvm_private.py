@@ -17,8 +17,9 @@ from tvm.relax.frontend.onnx import onnx_frontend
 onnx_frontend.print = lambda *_, **__: None
 onnx_frontend.warnings = SimpleNamespace(warn=lambda *_, **__: None)
 
-# TVM would not vectorise a loop with one of these; lower/elementary.py makes vectors of them.
-for name in ("erf", "log1p"):
+# TVM would not vectorise a loop with one of these; lower/elementary.py makes vectors of erf and log1p, and
+# rounding is an instruction.
+for name in ("erf", "log1p", "nearbyint"):
     Op.get(f"tirx.{name}").set_attr("TVectorizable", True)
 
 onnx_input = onnx_frontend.onnx_input

@@ -28,7 +28,7 @@ def lower(model: onnx.ModelProto, target_name: str, finish: bool) -> tvm.IRModul
     mod, _ = schedule_module(mod, target)
     kernels = {g: f for g, f in mod.functions.items() if isinstance(f, tirx.PrimFunc)}
     config = {"s_tir.LoopPartition": {"partition_const_loop": True}}
-    settling, finishing = codegen.lowering_passes()
+    settling, finishing = codegen.lowering_passes(target)
     with described, tvm.transform.PassContext(opt_level=3, config=config):
         bound = tirx.transform.BindTarget(described)(tvm.IRModule(kernels))
         return tvm.ir.transform.Sequential([*settling, *(finishing if finish else [])])(bound)

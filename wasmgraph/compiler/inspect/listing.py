@@ -89,7 +89,7 @@ def _module(
 def _instruction(line: str, symbols: set[str]) -> list[str]:
     name, *rest = line.split(None, 1)
     operands = [operand.strip() for operand in rest[0].split(",")] if rest else []
-    name = _RENAMED.get(name, name)
+    name = re.sub(r"^i\d+x\d+\.(?=load\d+x)", "v128.", _RENAMED.get(name, name))
     if name.endswith(".const"):
         operands = [operand.replace("infinity", "inf") for operand in operands]
     if name in ("block", "loop", "if"):

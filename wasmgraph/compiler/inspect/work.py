@@ -12,6 +12,7 @@ from tvm.ir.expr import TensorLoad
 from tvm.s_tir import Schedule
 from tvm.s_tir.analysis import estimate_tir_flops
 
+from wasmgraph.compiler.operators.few_bits import few_bits_of
 from wasmgraph.compiler.operators.recurrent import layer_of
 from wasmgraph.compiler.operators.sequential import is_sequential
 from wasmgraph.compiler.schedule.blocks import axis_sizes, blocks, find, reduces
@@ -25,9 +26,9 @@ def kernel_flops(kernel: tirx.PrimFunc) -> Size:
     A convolution counts as its *direct* algorithm would, whatever algorithm it got, so that GFLOP/s can be
     compared. Winograd can therefore exceed the roofline. Padding to whole tiles is not counted.
     """
-    layer = layer_of(kernel)
-    if layer is not None:
-        return layer.flops
+    whole = layer_of(kernel) or few_bits_of(kernel)
+    if whole is not None:
+        return whole.flops
     if is_sequential(kernel):
         return 0
     mod = tvm.IRModule({"main": kernel})
@@ -39,7 +40,7 @@ def kernel_flops(kernel: tirx.PrimFunc) -> Size:
         outputs = product(axis_sizes(schedule, result))
         reduced = product(axis_sizes(schedule, acc, spatial=False))
         window = 9 if find(schedule, "tiles") is not None else 1
-        return 2 * outputs * reduced * window
+        return 2 * outputs * reduced * window * max(1, len(_products(schedule.get(acc).body)))
     try:
         return int(estimate_tir_flops(mod))
     except (tvm.error.InternalError, ValueError):
@@ -69,7 +70,7 @@ def _open_flops(schedule: Schedule) -> Size:
 
 def is_product(kernel: tirx.PrimFunc) -> bool:
     """Whether a kernel is a matrix product or a convolution: it sums products of two tensors' elements."""
-    if layer_of(kernel) is not None:
+    if layer_of(kernel) is not None or few_bits_of(kernel) is not None:
         return True
     if is_sequential(kernel):
         return False
@@ -80,15 +81,21 @@ def is_product(kernel: tirx.PrimFunc) -> bool:
 
 
 def _sums_products(body: tirx.Stmt) -> bool:
+    products = _products(body)
+    sides = [(_tensors(term.a), _tensors(term.b)) for term in products]
+    # A square of differences has the same ones on both sides.
+    return bool(products) and all(a and b and a.isdisjoint(b) for a, b in sides)
+
+
+def _products(body: tirx.Stmt) -> list[tirx.Mul]:
+    """The products that a turn of a sum adds: one, or of integers two (``operators/packing.py``)."""
     if not isinstance(body, tirx.BufferStore) or not isinstance(body.value, tirx.Add):
-        return False
+        return []
     term = body.value.b
     while isinstance(term, tirx.Cast):
         term = term.value
-    if not isinstance(term, tirx.Mul):
-        return False
-    a, b = _tensors(term.a), _tensors(term.b)
-    return bool(a and b) and a.isdisjoint(b)  # a square of differences has the same ones on both sides
+    terms = [term.a, term.b] if isinstance(term, tirx.Add) else [term]
+    return terms if all(isinstance(one, tirx.Mul) for one in terms) else []
 
 
 def _tensors(expression: tirx.PrimExpr) -> set[str]:

@@ -54,6 +54,7 @@ _GET, _SET, _TEE = (0, 0x20), (0, 0x21), (0, 0x22)
 _LOAD_I32 = (0, 0x28)
 _CONST, _ADD, _MUL, _SHL = (0, 0x41), (0, 0x6A), (0, 0x6C), (0, 0x74)
 _LOAD, _SPLAT = (SIMD, 0), (SIMD, 9)  # v128.load, v128.load32_splat
+_LOADS = (_LOAD, _SPLAT, (SIMD, 1), (SIMD, 2))  # and v128.load8x8_s, v128.load8x8_u
 _FUSED = (SIMD, 0x105)  # f32x4.relaxed_madd
 _ADD_VECTORS = Instruction(SIMD, 0xE4, b"\xfd\xe4\x01")
 _MUL_VECTORS = Instruction(SIMD, 0xE6, b"\xfd\xe6\x01")
@@ -64,10 +65,11 @@ _ARITY = {
     **dict.fromkeys((_CONST, _GET, (SIMD, 0x0C)), (0, 1)),
     **dict.fromkeys((_SET, (0, 0x1A)), (1, 0)),
     # i32.eqz, f32.load, f32x4.splat
-    **dict.fromkeys((_TEE, (0, 0x45), (0, 0x2A), _LOAD, _SPLAT, (SIMD, 0x13)), (1, 1)),
+    **dict.fromkeys((_TEE, (0, 0x45), (0, 0x2A), *_LOADS, (SIMD, 0x13)), (1, 1)),
     # of i32: comparisons, add, sub, mul, and, or, xor, shifts
     **{(0, code): (2, 1) for code in (*range(0x46, 0x50), *range(0x6A, 0x6D), *range(0x71, 0x77))},
-    **{(SIMD, code): (2, 1) for code in (0xE4, 0xE5, 0xE6)},  # f32x4.add, sub, mul
+    # f32x4.add, sub, mul; i32x4.add, dot_i16x8_s
+    **{(SIMD, code): (2, 1) for code in (0xE4, 0xE5, 0xE6, 0xAE, 0xBA)},
     _FUSED: (3, 1),
 }
 # The most instructions that may compute an address.
@@ -299,9 +301,21 @@ def _loop(
             last.extend([_get(own), _make(_CONST, signed_leb128(address.stride)), _make(_ADD), _set(own)])
         return [_get(pointers[key])]
 
+    lowest: dict[tuple[tuple[int, int], ...], int] = {}
+    for at in (at for at in growing if at not in pixels):
+        group = tuple(sorted(loads[at].terms))
+        first_of = lowest.setdefault(group, at)
+        if loads[at].constant < loads[first_of].constant:
+            lowest[group] = at
     for at, address in growing.items():
-        if at not in pixels and address.variable is None:
-            instead[at] = [_DROP, *pointer(at), body[at]]
+        if at in pixels or address.variable is not None:
+            continue
+        base = lowest[tuple(sorted(loads[at].terms))]
+        own = growing[base].variable
+        if own is not None and any(_sets(i, own) for i in body[:at]):
+            base = at
+        read = pointer(base) if own is None or base == at else [_get(own)]
+        instead[at] = [_DROP, *read, _further(body[at], loads[at].constant - loads[base].constant)]
     for number, at in enumerate(pixels):
         address = growing[at]
         read = pointer(at) if address.variable is None else [_get(address.variable)]
@@ -319,6 +333,19 @@ def _loop(
         first += [_get(places[0]), _make(_LOAD_I32, b"\x02" + leb128(_TOUCHED_BYTES)), _DROP]
     turn = [i for at in range(condition) for i in instead.get(at, [body[at]])]
     return before, [*first, *_unfused(turn), *last, *body[condition:]]
+
+
+def _sets(instruction: Instruction, variable: int) -> bool:
+    return _op(instruction) in (_SET, _TEE) and _index(instruction) == variable
+
+
+def _further(load: Instruction, distance: int) -> Instruction:
+    """A load from so many bytes further on. The address without them is one that the turn reads, so their
+    sum does not overflow."""
+    operands = load.operands
+    alignment, offset = operands.unsigned(), operands.unsigned()
+    raw = bytes([load.prefix]) + leb128(load.opcode) + leb128(alignment) + leb128(offset + distance)
+    return Instruction(load.prefix, load.opcode, raw)
 
 
 def _unfused(instructions: Sequence[Instruction]) -> list[Instruction]:
@@ -364,7 +391,7 @@ def _turn(body: Sequence[Instruction]) -> tuple[dict[int, _Value], dict[int, _Va
             value = now.get(variable, value)
         elif operation in (_SET, _TEE):
             now[_index(instruction)] = value = operands[0]
-        elif operation in (_SPLAT, _LOAD):
+        elif operation in _LOADS:
             addresses[at] = operands[0]
             if operation == _SPLAT:
                 value = _Value(pixel=pixels)
@@ -405,5 +432,5 @@ def _address(
     if len(value.code) > 1 or not value.terms:
         return _Address(value.code, stride, None)
     variable = value.terms[0][0]
-    late = any(_op(i) in (_SET, _TEE) and _index(i) == variable for i in body[condition:])
+    late = any(_sets(i, variable) for i in body[condition:])
     return _Address(value.code, stride, None if late else variable)

@@ -17,6 +17,7 @@ from tvm import s_tir, tirx
 from wasmgraph.compiler.lower.compact import compact
 from wasmgraph.compiler.lower.elementary import as_arithmetic, many_as_arithmetic
 from wasmgraph.compiler.lower.floats import define_floats
+from wasmgraph.compiler.lower.pairs import multiply_pairs
 from wasmgraph.compiler.lower.phases import LOCAL_BYTES, Phase, divide
 from wasmgraph.compiler.lower.prefetch import fetch_ahead
 from wasmgraph.compiler.plan import symbol_of
@@ -72,7 +73,9 @@ def _options(target: Target) -> list[str]:
     return options
 
 
-def lowering_passes() -> tuple[list[tvm.ir.transform.Pass], list[tvm.ir.transform.Pass]]:
+def lowering_passes(
+    target: Target,
+) -> tuple[list[tvm.ir.transform.Pass], list[tvm.ir.transform.Pass]]:
     """The CPU passes of TVM's ``s_tir`` pipeline without the packed calling convention, in two parts: the
     passes that determine the loops, and those that follow."""
     s, t = s_tir.transform, tirx.transform
@@ -96,6 +99,7 @@ def lowering_passes() -> tuple[list[tvm.ir.transform.Pass], list[tvm.ir.transfor
         # Before VectorizeLoop, which cannot vectorise calls of functions that have no vector form.
         t.prim_func_pass(lambda function, *_: as_arithmetic(function), opt_level=0, name="Elementary"),
         t.VectorizeLoop(True),
+        t.prim_func_pass(lambda f, *_: multiply_pairs(f, target), opt_level=0, name="MultiplyPairs"),
         t.StorageRewrite(),
         s.HoistIfThenElse(),
         t.UnrollLoop(),
@@ -121,7 +125,7 @@ def generate(mod: tvm.IRModule, target: Target) -> Kernels:
     config = {"s_tir.LoopPartition": {"partition_const_loop": True}}
     with described, tvm.transform.PassContext(opt_level=3, config=config):
         lowered = tirx.transform.BindTarget(described)(tvm.IRModule(kernels))
-        settling, finishing = lowering_passes()
+        settling, finishing = lowering_passes(target)
         lowered = tvm.ir.transform.Sequential(settling)(lowered)
         raw: dict[str, tirx.PrimFunc] = {}
         workspaces: dict[str, tuple[Size, ...]] = {}

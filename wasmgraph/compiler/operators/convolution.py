@@ -20,6 +20,7 @@ from wasmgraph.compiler.operators.packing import (
     channel_block,
     default_legalize,
     lane_block,
+    multiplied,
     pack,
 )
 from wasmgraph.compiler.operators.winograd import pack_weights, winograd_compute
@@ -39,12 +40,13 @@ class _Window:
     padding: tuple[int, int, int, int]
     dilation: tuple[int, int]
 
-    def pad(self, data: te.Tensor) -> te.Tensor:
-        """Pad ``[N][H][W][I]`` with zeros."""
+    def pad(self, data: te.Tensor, channels: int = 0) -> te.Tensor:
+        """Pad ``[N][H][W][I]`` with zeros, and with so many channels of zeros."""
         top, left, bottom, right = self.padding
-        if not any(self.padding):
+        if not any(self.padding) and not channels:
             return data
-        return topi.nn.pad(data, [0, top, left, 0], [0, bottom, right, 0], 0.0, name="pad")
+        zero = tirx.const(0, data.dtype)
+        return topi.nn.pad(data, [0, top, left, 0], [0, bottom, right, channels], zero, name="pad")
 
     def outputs(self, size: Sequence[Size], kernel: Sequence[int]) -> tuple[Size, Size]:
         """Rows and columns of the result for a padded input of ``size``."""
@@ -55,13 +57,16 @@ class _Window:
 
 
 def conv2d_compute(data: te.Tensor, weight: te.Tensor, channels: int, window: _Window) -> te.Tensor:
-    """Direct convolution, ``[N][H][W][G·I]`` by packed weights ``[G][O/G/T][KH][KW][I][T]``.
+    """Direct convolution, ``[N][H][W][G·I]`` by packed weights ``[G][O/G/T][KH][KW][I][T]``, or of
+    integers ``[G][O/G/T][KH][KW][I/2][T][2]``.
 
     The result is ``[N][OH][OW][O]``, ``channels`` = O.
     """
-    data = window.pad(data)
+    groups, blocks, kernel_h, kernel_w, inner, block, *pair = numbers(weight.shape)
+    step = pair[0] if pair else 0
+    each = step or 1  # channels of a turn
+    data = window.pad(data, groups * inner * each - numbers(data.shape[3:])[0])
     n, h, w, _ = sizes(data.shape)
-    groups, blocks, kernel_h, kernel_w, inner, block = numbers(weight.shape)
     (sy, sx), (dy, dx) = window.stride, window.dilation
     oh, ow = window.outputs((h, w), (kernel_h, kernel_w))
     own = channels // groups
@@ -76,7 +81,12 @@ def conv2d_compute(data: te.Tensor, weight: te.Tensor, channels: int, window: _W
     acc = te.compute(
         (n, groups, blocks, oh, ow, block),
         lambda i, g, b, y, x, lane: te.sum(
-            data[i, y * sy + ky * dy, x * sx + kx * dx, g * inner + ki] * weight[g, b, ky, kx, ki, lane],
+            multiplied(
+                str(data.dtype),
+                lambda n: data[i, y * sy + ky * dy, x * sx + kx * dx, (g * inner + ki) * each + n],
+                lambda *n: weight[(g, b, ky, kx, ki, lane, *n)],
+                step,
+            ),
             axis=axes,
         ),
         name="acc",
@@ -112,7 +122,12 @@ def depthwise_compute(data: te.Tensor, weight: te.Tensor, channels: int, window:
     acc = te.compute(
         (n, blocks, oh, ow, block),
         lambda i, b, y, x, lane: te.sum(
-            data[i, y * sy + ky * dy, x * sx + kx * dx, source(b, lane)] * weight[0, b, ky, kx, ki, lane],
+            multiplied(
+                str(data.dtype),
+                lambda _: data[i, y * sy + ky * dy, x * sx + kx * dx, source(b, lane)],
+                lambda: weight[0, b, ky, kx, ki, lane],
+                0,
+            ),
             axis=[ky, kx, ki],
         ),
         name="acc",
@@ -127,7 +142,8 @@ def depthwise_compute(data: te.Tensor, weight: te.Tensor, channels: int, window:
 def pointwise_compute(
     data: te.Tensor, weight: te.Tensor, channels: int, stride: tuple[int, int]
 ) -> te.Tensor:
-    """1×1 convolution, ``[N][H][W][G·I]`` by packed weights ``[G][O/G/T][1][1][I][T]``.
+    """1×1 convolution, ``[N][H][W][G·I]`` by packed weights ``[G][O/G/T][1][1][I][T]``, or of integers
+    ``[G][O/G/T][1][1][I/2][T][2]``.
 
     This is a matrix product over all pixels at once, so there is only one remainder that does not fill a
     tile, instead of one per row.
@@ -135,15 +151,24 @@ def pointwise_compute(
     sy, sx = stride
     n, *size = sizes(data.shape[:3])
     h, w = ((d - 1) // s + 1 for d, s in zip(size, stride, strict=True))
-    groups, blocks, _, _, inner, block = numbers(weight.shape)
+    groups, blocks, _, _, inner, block, *pair = numbers(weight.shape)
+    step = pair[0] if pair else 0
+    each = step or 1  # channels of a turn
     own = channels // groups
     k = te.reduce_axis((0, inner), "k")
+
+    def term(g: Any, b: Any, lane: Any, *place: Any) -> Any:
+        return multiplied(
+            str(data.dtype),
+            lambda n: data[(*place, (g * inner + k) * each + n)],
+            lambda *n: weight[(g, b, 0, 0, k, lane, *n)],
+            step,
+        )
+
     if not isinstance(n, int) and is_closed((h, w)):
         acc = te.compute(
             (n, groups, blocks, h * w, block),
-            lambda i, g, b, p, lane: te.sum(
-                data[i, p // w * sy, p % w * sx, g * inner + k] * weight[g, b, 0, 0, k, lane], axis=[k]
-            ),
+            lambda i, g, b, p, lane: te.sum(term(g, b, lane, i, p // w * sy, p % w * sx), axis=[k]),
             name="acc",
             attrs={IMAGES: 1},
         )
@@ -155,9 +180,7 @@ def pointwise_compute(
     if not is_closed((n, h, w)):  # pixels that are joined would be divided into indices again
         acc = te.compute(
             (n, groups, blocks, h, w, block),
-            lambda i, g, b, y, x, lane: te.sum(
-                data[i, y * sy, x * sx, g * inner + k] * weight[g, b, 0, 0, k, lane], axis=[k]
-            ),
+            lambda i, g, b, y, x, lane: te.sum(term(g, b, lane, i, y * sy, x * sx), axis=[k]),
             name="acc",
         )
         return te.compute(
@@ -168,9 +191,7 @@ def pointwise_compute(
     acc = te.compute(
         (groups, blocks, n * h * w, block),
         lambda g, b, p, lane: te.sum(
-            data[p // (h * w), p % (h * w) // w * sy, p % w * sx, g * inner + k]
-            * weight[g, b, 0, 0, k, lane],
-            axis=[k],
+            term(g, b, lane, p // (h * w), p % (h * w) // w * sy, p % w * sx), axis=[k]
         ),
         name="acc",
     )
@@ -184,13 +205,13 @@ def pointwise_compute(
 def legalize_convolution(
     bb: relax.BlockBuilder, call: relax.Call, target: Target, winograd: bool
 ) -> relax.Expr:
-    """Legalise a float32 convolution with known weights, by the algorithm that ``choose`` selects; others
-    are left to TVM."""
+    """Legalise a convolution of float32 or int16 with known weights, by the algorithm that ``choose``
+    selects; others are left to TVM."""
     data, weight = call.args
     attrs = call.attrs
     if (
         not isinstance(weight, GenericConst)
-        or str(data.ty.dtype) != "float32"
+        or str(data.ty.dtype) not in ("float32", "int16")
         or (attrs.data_layout, attrs.kernel_layout, attrs.out_layout) != ("NHWC", "OHWI", "NHWC")
     ):
         return default_legalize(bb, call)
@@ -210,15 +231,17 @@ def legalize_convolution(
         groups=int(attrs.groups),
     )
     hints = {"primfunc_name_hint": "conv2d", "primfunc_attrs": {"op_pattern": OUT_FUSIBLE}}
-    algorithm = choose(conv, target, winograd)
+    whole = str(data.ty.dtype) == "int16"
+    algorithm = "direct" if whole else choose(conv, target, winograd)
     if algorithm == "direct":
         window = _Window(conv.stride, padding, conv.dilation)
         own = channels // conv.groups
         if conv.groups > 1 and own < target.lanes:
             packed = pack(bb, weight, lane_block(channels, target))
             return call_te(bb, partial(depthwise_compute, window=window), data, packed, channels, **hints)
-        packed = pack(bb, weight, channel_block(own, target), conv.groups)
-        if conv.is_pointwise and not any(padding):
+        pairs = whole and (conv.groups == 1 or inner % 2 == 0)
+        packed = pack(bb, weight, channel_block(own, target), conv.groups, pairs)
+        if conv.is_pointwise and not any(padding) and not (pairs and inner % 2):
             return call_te(bb, pointwise_compute, data, packed, channels, conv.stride, **hints)
         return call_te(bb, partial(conv2d_compute, window=window), data, packed, channels, **hints)
     m = 2 if algorithm == "winograd-2" else 4

@@ -16,6 +16,9 @@ from wasmgraph.compiler.operators.packing import (
     channel_block,
     default_legalize,
     few_rows_block,
+    in_pairs,
+    multiplied,
+    narrowed,
 )
 from wasmgraph.compiler.sizes import call_te, numbers, shape_of, sizes, static_shape
 from wasmgraph.dims import Size, broadcast, is_closed, is_one, is_zero, product, typical
@@ -26,24 +29,35 @@ BATCHED = "wasmgraph_batched"
 # Packing the right operand pays if it has at least so many columns, because its rows would otherwise share
 # a few sets of the first-level cache, and if the left operand has at least so many rows.
 _MANY_COLUMNS, _MANY_ROWS = 128, 16
-_DTYPES = ("float32", "int32")
+_DTYPES = ("float32", "int32", "int16")
 PRODUCT = "wasmgraph_product"  # marks the kernel of a product of two activations
 _HINTS = {"primfunc_attrs": {"op_pattern": OUT_FUSIBLE}}
 _PRODUCT_HINTS = {"primfunc_attrs": {"op_pattern": OUT_FUSIBLE, PRODUCT: 1}}
 
 
 def dense_compute(data: te.Tensor, weight: te.Tensor, channels: int) -> te.Tensor:
-    """Product of ``[...][K]``, whose leading dimensions are rows, and packed weights ``[N/T][K][T]``.
+    """Product of ``[...][K]``, whose leading dimensions are rows, and packed weights ``[N/T][K][T]``, or of
+    integers ``[N/T][K/2][T][2]``.
 
     The result is ``[...][N]``, ``channels`` = N.
     """
     *leading, _ = sizes(data.shape)
-    blocks, inner, block = numbers(weight.shape)
+    blocks, inner, block, *pair = numbers(weight.shape)
     k = te.reduce_axis((0, inner), "k")
+    step = pair[0] if pair else 0
+
+    def term(b: Any, lane: Any, *row: Any) -> Any:
+        return multiplied(
+            str(data.dtype),
+            lambda n: data[(*row, k * (step or 1) + n)],
+            lambda *n: weight[(b, k, lane, *n)],
+            step,
+        )
+
     if not is_closed(leading):  # rows that are joined would be divided into indices again
         acc = te.compute(
             (blocks, *leading, block),
-            lambda b, *at: te.sum(data[(*at[:-1], k)] * weight[b, k, at[-1]], axis=[k]),
+            lambda b, *at: te.sum(term(b, at[-1], *at[:-1]), axis=[k]),
             name="acc",
         )
         return te.compute(
@@ -53,7 +67,7 @@ def dense_compute(data: te.Tensor, weight: te.Tensor, channels: int) -> te.Tenso
         )
     acc = te.compute(
         (blocks, product(leading), block),
-        lambda b, m, lane: te.sum(data[(*_indices(m, leading), k)] * weight[b, k, lane], axis=[k]),
+        lambda b, m, lane: te.sum(term(b, lane, *_indices(m, leading)), axis=[k]),
         name="acc",
     )
     return te.compute(
@@ -103,7 +117,12 @@ def product_compute(
     acc = te.compute(
         (product(outer), -(-columns // block), rows, block),
         lambda n, b, m, lane: te.sum(
-            operand(left, outer_left, n, m, k) * operand(right, outer_right, n, *at(b, k, lane)),
+            multiplied(
+                str(left.dtype),
+                lambda _: operand(left, outer_left, n, m, k),
+                lambda: operand(right, outer_right, n, *at(b, k, lane)),
+                0,
+            ),
             axis=[k],
         ),
         name="acc",
@@ -117,8 +136,9 @@ def product_compute(
 
 
 def _packed(weight: GenericConst, block: int) -> GenericConst:
-    """Pack known weights ``[K][N]`` to ``[N/T][K][T]``, T = ``block``; pad the last block with zeros."""
-    values = array_of(weight)
+    """Pack known weights ``[K][N]`` to ``[N/T][K][T]``, T = ``block``; pad the last block with zeros.
+    Integers lie in pairs (:func:`in_pairs`) if K is even."""
+    values = narrowed(array_of(weight))
     inner, channels = values.shape
     full, rest = divmod(channels, block)
     packed = allocate((full + bool(rest), inner, block), values.dtype, in_file=is_in_file(values))
@@ -126,14 +146,16 @@ def _packed(weight: GenericConst, block: int) -> GenericConst:
     if rest:
         packed[full] = 0
         packed[full, :, :rest] = values[:, full * block :]
+    if values.dtype.itemsize < 4 and inner % 2 == 0:
+        packed = in_pairs(packed)
     let_go(values)
     let_go(packed)
     return constant(packed)
 
 
 def legalize_dense(bb: relax.BlockBuilder, call: relax.Call, target: Target) -> relax.Expr:
-    """Legalise a product of matrices of 32-bit numbers. Others are left to TVM, and the product of two
-    activations of which the right one is a column."""
+    """Legalise a product of matrices of 32-bit numbers or of int16. Others are left to TVM, and the product
+    of two activations of which the right one is a column."""
     left, right = call.args
     shapes = shape_of(left), shape_of(right)
     if (

@@ -95,11 +95,40 @@ def pack_compute(weight: te.Tensor, block: int, groups: int = 1) -> te.Tensor:
     return te.compute((groups, -(-own // block), kh, kw, inner, block), packed, name="pack")
 
 
-def pack(bb: relax.BlockBuilder, weight: relax.Expr, block: int, groups: int = 1) -> relax.Expr:
-    """Pack weights: at compile time if they are known, otherwise by a kernel."""
+def in_pairs(packed: np.ndarray) -> np.ndarray:
+    """Pack integers ``[...][I][T]`` to ``[...][I/2][T][2]``; an odd I is padded with zeros."""
+    *outer, inner, block = packed.shape
+    even = np.pad(packed, [*([(0, 0)] * len(outer)), (0, inner % 2), (0, 0)])
+    paired = even.reshape(*outer, -1, 2, block)
+    return np.ascontiguousarray(np.moveaxis(paired, -2, -1))
+
+
+def narrowed(values: np.ndarray) -> np.ndarray:
+    """Integers of int16 as int8, if they fit."""
+    fits = values.dtype == np.int16 and values.size and values.min() >= -128 and values.max() <= 127
+    return values.astype(np.int8) if fits else values
+
+
+def multiplied(dtype: str, data: Callable[[int], Any], weight: Callable[..., Any], step: int) -> Any:
+    """A term of a sum of products of data of ``dtype``. Of integers it is in int32, and that of ``step``
+    products: 0 if weights do not lie in pairs."""
+    if dtype != "int16":
+        return data(0) * weight()
+    if step == 0:
+        return data(0).astype("int32") * weight().astype("int32")
+    first, second = (data(n).astype("int32") * weight(n).astype("int32") for n in range(step))
+    return first + second
+
+
+def pack(
+    bb: relax.BlockBuilder, weight: relax.Expr, block: int, groups: int = 1, pairs: bool = False
+) -> relax.Expr:
+    """Pack weights: at compile time if they are known, otherwise by a kernel; ``pairs`` as
+    :func:`in_pairs` does."""
     if isinstance(weight, GenericConst):
         values = array_of(weight)
-        packed = pack_conv2d(values, block, groups)
+        packed = pack_conv2d(narrowed(values), block, groups)
+        packed = in_pairs(packed) if pairs else packed
         let_go(values)
         let_go(packed)
         return constant(packed)

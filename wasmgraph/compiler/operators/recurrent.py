@@ -74,6 +74,9 @@ class Layer:
     lengths : sequences have lengths of their own, which are an input
     coupled : the forget gate is one minus the input gate (``input_forget``)
     reset_after : the reset gate is applied to the product, not to the state (``linear_before_reset``)
+    weights : dtype of the recurrent weights. With integers, a step quantises the state to eight bits first,
+        by one scale for the batch, as ONNX's DynamicQuantizeLinear does; so onnxruntime's
+        DynamicQuantizeLSTM
     """
 
     kind: str
@@ -89,6 +92,17 @@ class Layer:
     peepholes: bool = False
     coupled: bool = False
     reset_after: bool = False
+    weights: str = "float32"
+
+    @property
+    def quantized(self) -> bool:
+        """Whether products are of integers."""
+        return self.weights.startswith("int")
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of elements of a quantised state."""
+        return -(-self.hidden // 2)
 
     @property
     def columns(self) -> int:
@@ -138,7 +152,8 @@ def recurrent_kernel(
     """The kernel of a layer.
 
     Its inputs are: the inputs' products with biases ``[steps][batch][direction][columns]``; packed weights
-    of each product; for a GRU with ``reset_after`` the bias of the last gate's product
+    of each product, integers ``[direction][block][pair][2 · column]``, and their scales
+    ``[direction][columns]``; for a GRU with ``reset_after`` the bias of the last gate's product
     ``[direction][hidden]``; peepholes ``[direction][3 · hidden]``; lengths ``[batch]``; initial states
     ``[direction][batch][hidden]``. Its outputs are every step's hidden state
     ``[steps][direction][batch][hidden]`` and the last states.
@@ -172,8 +187,12 @@ class _Kernel:
 
         self.projected = arg("projected", a.steps, a.batch, d, a.columns)
         self.weights = [
-            arg(f"weights{i}", d, p.blocks, a.hidden, p.block) for i, p in enumerate(a.products)
+            arg(f"weights{i}", d, p.blocks, a.pairs, 2 * p.block, dtype=a.weights)
+            if a.quantized
+            else arg(f"weights{i}", d, p.blocks, a.hidden, p.block)
+            for i, p in enumerate(a.products)
         ]
+        self.scales: Buffer = arg("scales", d, a.columns) if a.quantized else None
         self.inner: Buffer = arg("inner", d, a.hidden) if a.reset_after else None
         self.peepholes: Buffer = arg("peepholes", d, 3 * a.hidden) if a.peepholes else None
         self.lengths = arg("lengths", a.batch, dtype="int32") if a.lengths else None
@@ -184,6 +203,9 @@ class _Kernel:
         self.first_sum = -(-2 * a.hidden // BLOCK) * BLOCK
         room = self.first_sum + a.columns + BLOCK
         self.held = T.sblock_alloc_buffer((d, a.batch, room), a.dtype)
+        if a.quantized:
+            self.state = T.sblock_alloc_buffer((d, a.batch, 2 * a.pairs), "int16")
+            self.unit = T.sblock_alloc_buffer((d,), a.dtype)
         self.t: Expr = 0
         self.d: Expr = 0
         self.first_row: Expr = 0
@@ -215,6 +237,8 @@ class _Kernel:
         """The products and gates of all rows whose sequence has this step; zeros for the others."""
         layer = self.layer
         for which, finish in enumerate(_GATES[layer.kind, layer.reset_after]):
+            if layer.quantized:
+                self.quantize()
             self.product(which)
             with self.rows() as b:
                 self.gates(b, finish)
@@ -260,7 +284,8 @@ class _Kernel:
         for count, begin, size in ((groups, 0, together), (1, groups * together, rest)):
             if size:
                 with T.serial(count) as group, self.rows() as b:
-                    self.sum_up(which, b, begin + group * size, size)
+                    sum_up = self.sum_up_integers if self.layer.quantized else self.sum_up
+                    sum_up(which, b, begin + group * size, size)
 
     def sum_up(self, which: int, b: Expr, first: Expr, together: int) -> None:
         """The sums of some blocks for a row of the batch."""
@@ -281,6 +306,90 @@ class _Kernel:
             for n in range(together):
                 column = self.first_sum + p.first + (first + n) * p.block + at * part
                 self.store(self.held, [d, b, column], part, partial(lambda n, i: sums[n, i], n))
+
+    def quantize(self) -> None:
+        """The state of all rows as integers less their zero point, and their scale."""
+        layer, d = self.layer, self.d
+
+        def const(value: float) -> Expr:
+            return tirx.const(value, layer.dtype)
+
+        def state(b: Expr, at: Expr) -> Expr:
+            return self.held[d, b, at]
+
+        ends = [T.alloc_buffer((self.lanes,), layer.dtype) for _ in range(2)]
+        kinds = (tirx.Min, tirx.Max)
+        for end in ends:
+            self.store(end, [0], self.lanes, lambda _: const(0))
+        for first, count, width in self.parts(layer.hidden, self.lanes):
+            with T.serial(layer.batch) as b, T.serial(count) as n:
+                for end, kind in zip(ends, kinds, strict=True):
+                    at = first + n * width
+                    self.store(end, [0], width, partial(_extreme, kind, end, partial(state, b), at))
+        for end, kind in zip(ends, kinds, strict=True):
+            for lane in range(1, self.lanes):
+                T.buffer_store(end, kind(end[0], end[lane]), [0])
+        least, most = (end[0] for end in ends)
+        same = tirx.EQ(least, most)
+        T.buffer_store(self.unit, tirx.Select(same, const(1), (most - least) / const(255)), [d])
+        zero = T.alloc_buffer((1,), layer.dtype)
+        held = tirx.Min(tirx.Max(const(0) - least / self.unit[d], const(0)), const(255))
+        T.buffer_store(zero, tirx.round(held), [0])
+
+        def whole(b: Expr, at: Expr, i: Expr) -> Expr:
+            rounded = tirx.round(state(b, at + i) / self.unit[d])
+            kept = tirx.Min(tirx.Max(rounded, const(0) - zero[0]), const(255) - zero[0])
+            return kept.astype("int16")
+
+        for first, count, width in self.parts(layer.hidden, 2 * self.lanes):
+            with T.serial(layer.batch) as b, T.serial(count) as n:
+                at = first + n * width
+                self.store(self.state, [d, b, at], width, partial(whole, b, at))
+        if layer.hidden % 2:
+            with T.serial(layer.batch) as b:
+                T.buffer_store(self.state, tirx.const(0, "int16"), [d, b, layer.hidden])
+
+    def parts(self, count: int, width: int) -> Iterator[tuple[int, int, int]]:
+        """``count`` elements as loops over vectors, and over the rest: first, turns, width."""
+        vectors, rest = divmod(count, width if self.lanes > 1 else 1)
+        if vectors:
+            yield 0, vectors, width if self.lanes > 1 else 1
+        if rest:
+            yield count - rest, rest, 1
+
+    def sum_up_integers(self, which: int, b: Expr, first: Expr, together: int) -> None:
+        """The sums of some blocks for a quantised row of the batch, times their scales."""
+        layer, p, d = self.layer, self.layer.products[which], self.d
+        part, weights = _divisor(p.block, self.sums), self.weights[which]
+
+        def product(n: int, k: Expr, at: Expr, begin: int, width: int, j: int) -> Expr:
+            value = self.state[d, b, 2 * k + j].astype("int32")
+            column = 2 * (at * part + begin) + j
+            lane = tirx.Ramp(column, 2, width) if width > 1 else column
+            weight = weights[d, first + n, k, lane]
+            if width == 1:
+                return value * weight.astype("int32")
+            return tirx.Broadcast(value, width) * weight.astype(f"int32x{width}")
+
+        with T.serial(p.block // part) as at:
+            sums = T.alloc_buffer((together, part), "int32")
+            for n in range(together):
+                self.store(sums, [n, 0], part, lambda _: tirx.const(0, "int32"))
+            with T.serial(layer.pairs) as k:
+                for n in range(together):
+                    for begin, width in self.vectors(part):
+                        lane = tirx.Ramp(begin, 1, width) if width > 1 else begin
+                        both = [product(n, k, at, begin, width, j) for j in (0, 1)]
+                        T.buffer_store(sums, sums[n, lane] + (both[0] + both[1]), [n, lane])
+            for n in range(together):
+                own = p.first + (first + n) * p.block + at * part
+
+                def scaled(i: Expr, n: int = n, own: Expr = own) -> Expr:
+                    # The last block is padded; its scales are not.
+                    column = tirx.Min(own + i, layer.columns - 1)
+                    return sums[n, i].astype(layer.dtype) * (self.unit[d] * self.scales[d, column])
+
+                self.store(self.held, [d, b, self.first_sum + own], part, scaled)
 
     def weight(self, which: int, row: list[Expr], first: Expr, part: int, begin: int, width: int) -> Expr:
         """A vector of a row of weights. It is cut out of a longer one, which LLVM loads from one address
@@ -482,6 +591,10 @@ def _apply(function: Function, x: Expr) -> Expr:
         case "Affine":
             return alpha * x + beta
     raise ValueError(name)
+
+
+def _extreme(kind: type, end: Buffer, state: Callable[[Expr], Expr], at: Expr, i: Expr) -> Expr:
+    return kind(end[i], state(at + i))
 
 
 def _divisor(number: int, most: int) -> int:

@@ -21,6 +21,7 @@ from wasmgraph.compiler.schedule.attention import schedule_attention
 from wasmgraph.compiler.schedule.blocks import begin_with_infinity, blocks, narrowed
 from wasmgraph.compiler.schedule.decisions import Decision, Scheduled, Vector
 from wasmgraph.compiler.schedule.elementwise import schedule_elementwise
+from wasmgraph.compiler.schedule.few_bits import schedule_few_bits
 from wasmgraph.compiler.schedule.recurrent import schedule_recurrent
 from wasmgraph.compiler.schedule.reduction import schedule_reduction
 from wasmgraph.compiler.schedule.rows import schedule_rows
@@ -48,6 +49,7 @@ def _as_written(schedule: Schedule, target: Target, decision: Decision | None) -
 RULES: Mapping[str, Rule] = {
     "sequential": _as_written,
     "recurrent": schedule_recurrent,
+    "few-bits": schedule_few_bits,
     "open-tiles": schedule_open,
     "winograd-conv2d": schedule_winograd,
     "pointwise-conv2d": schedule_pointwise,
@@ -70,6 +72,7 @@ PRODUCT_RULES = (
     "attention",
     "product",
     "recurrent",
+    "few-bits",
 )
 
 

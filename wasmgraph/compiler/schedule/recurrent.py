@@ -30,7 +30,8 @@ def schedule_recurrent(
         return None
     lanes = target.lanes_of(layer.dtype)
     chosen = decision if isinstance(decision, Vector) else Vector(_ACCUMULATORS * lanes)
-    groups = _groups(layer.batch) if target.threaded else 1
+    # A quantised state has one scale for all rows.
+    groups = _groups(layer.batch) if target.threaded and not layer.quantized else 1
     written = recurrent_kernel(layer, chosen.width, lanes, target.exact_vectors, groups, {SHARE: 1})
     written = narrowed(written) if is_open(written) else written
     for name, value in kernel.attrs.items():

@@ -274,6 +274,55 @@ def test_quantised_sums() -> None:
          "z": np.float32(0.171)}, rtol=0, atol=1)  # fmt: skip
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_quantised_functions(dtype: str) -> None:
+    """By float32 in between: a step is the most that onnxruntime's tables of them may be apart."""
+    limits = np.iinfo(dtype)
+    x, y = (RNG.integers(limits.min, limits.max + 1, (2, 3, 6, 6)).astype(dtype) for _ in range(2))
+    constants = {
+        "s": np.float32(0.031),
+        "t": np.float32(0.017),
+        "o": np.float32(0.05),
+        "p": np.float32(1 / 256),
+        "z": np.array(limits.min + 120, dtype),
+        "w": np.array(limits.min + 9, dtype),
+        "least": np.array(limits.min, dtype),
+    }
+    window = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}
+    nodes = [
+        node("QLinearMul", "x s z y t w o z", "product"),
+        node("QLinearGlobalAveragePool", "x s z t w", "mean"),
+        node("QLinearAveragePool", "x s z o z", "windows", **window),
+        node("QLinearLeakyRelu", "x s z o w", "leaky", alpha=0.2),
+        node("QLinearSigmoid", "x s z p least", "logistic"),
+        node("QLinearSoftmax", "x s z p least", "shares", axis=-1, opset=13),
+        node("QLinearConcat", "o z x s z y t w", "joined", axis=1),
+        node("QLinearWhere", "c x s z y t w o z", "chosen"),
+        node("QuantizeLinear", "f s z", "whole"),
+        node("DequantizeLinear", "x s z", "numbers"),
+    ]
+    feeds = {"x": x, "y": y, "c": x > y, "f": draw(2, 5)}
+    same(nodes, feeds, constants, rtol=1e-6, atol=1)
+
+
+def test_products_of_integers_that_become_floats() -> None:
+    a = RNG.integers(0, 256, (3, 6)).astype(np.uint8)
+    b = RNG.integers(-64, 64, (6, 4)).astype(np.int8)
+    constants = {
+        "b": b,
+        "s": np.float32(0.02),
+        "t": np.abs(draw(4)),
+        "z": np.uint8(7),
+        "c": draw(4),
+        "w": np.array([3, -2, 0, 7], np.int8),
+    }
+    nodes = [
+        node("MatMulIntegerToFloat", "a b s s", "plain"),
+        node("MatMulIntegerToFloat", "a b s t z w c", "columns"),
+    ]
+    same(nodes, {"a": a}, constants)
+
+
 def test_products_that_quantise_first() -> None:
     x = draw(2, 3, 6)
     b = RNG.integers(-64, 64, (6, 4)).astype(np.int8)  # seven bits, as above

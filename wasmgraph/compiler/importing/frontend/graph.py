@@ -31,6 +31,7 @@ from wasmgraph.compiler.importing.frontend.registry import (
     input_name,
     tvm_has,
 )
+from wasmgraph.compiler.importing.frontend.scaled import ScaledTensors
 from wasmgraph.compiler.importing.frontend.schemas import (
     domain_of,
     fold,
@@ -199,6 +200,7 @@ class Walk:
     opsets: Mapping[str, int]
     functions: Mapping[tuple[str, str], onnx.FunctionProto]
     computed: Computed = field(default_factory=Computed)
+    scaled: ScaledTensors = field(default_factory=ScaledTensors)
     done: Callable[[int], None] = lambda _: None
     checks: list[tuple[IndexCheck, relax.Expr]] = field(default_factory=list)
     # The results of the current nodes are used only if this holds; None if they are used in any case.
@@ -298,6 +300,10 @@ class Walk:
             inputs = [np.zeros(shape, dtype_of(inputs[0]))]
         if function is not None:
             return self.call(function, node, inputs)
+        if (rule := self.scaled.rule(node, inputs)) is not None:
+            settled = rule(Operator(self, node, opset, scope), *inputs)
+            if settled is not None:
+                return settled if isinstance(settled, list) else [settled]
         if any(isinstance(value, Sizes) for value in inputs):
             if (found := fold_sizes(node, inputs, opset)) is not None:
                 return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import wraps
 from inspect import signature
@@ -28,7 +29,9 @@ def contributed(
     """
 
     def register(converter: Converter) -> Converter:
-        most = len(signature(converter).parameters) - 1
+        parameters = signature(converter).parameters.values()
+        several = any(p.kind == p.VAR_POSITIONAL for p in parameters)
+        most = math.inf if several else len(parameters) - 1
         ATTRIBUTES[operator] = frozenset(attributes) | fixed.keys()
 
         @wraps(converter)

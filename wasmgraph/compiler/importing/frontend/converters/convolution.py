@@ -8,10 +8,17 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from tvm import te, tirx
+from tvm import relax, te, tirx
 
+from wasmgraph.compiler.importing.frontend.converters.arithmetic import cast_to
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
-from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, shape_of, size_array
+from wasmgraph.compiler.importing.frontend.values import (
+    Value,
+    dtype_of,
+    expression,
+    shape_of,
+    size_array,
+)
 from wasmgraph.compiler.sizes import number
 from wasmgraph.dims import Shape, is_zero, operation
 from wasmgraph.tensors import Array
@@ -38,7 +45,8 @@ def explicit_pads(op: Operator, data: Value, kernel: Shape) -> list[int]:
 @converts("Conv")
 def conv(op: Operator, data: Value, weight: Value, bias: Value = None) -> Any:
     """Make padding explicit: TVM would implement ``auto_pad`` by a kernel that copies. A 1-D convolution
-    becomes a 2-D convolution of height 1, for which schedule rules exist.
+    becomes a 2-D convolution of height 1, for which schedule rules exist. Operands of int16, which ONNX
+    does not have, are summed in int32.
     """
     kernel = shape_of(weight)[2:]
     if is_zero(shape_of(data)[1]):
@@ -54,6 +62,17 @@ def conv(op: Operator, data: Value, weight: Value, bias: Value = None) -> Any:
         }
         operands = [op("Unsqueeze", data, axis), op("Unsqueeze", weight, axis)]
         return op("Squeeze", op("Conv", *operands, *([] if bias is None else [bias]), **row), axis)
+    if dtype_of(data) == "int16":
+        if len(kernel) == 2:
+            return relax.op.nn.conv2d(
+                *map(expression, (data, weight)),
+                strides=op.attr("strides", [1, 1]),
+                padding=pads,
+                dilation=op.attr("dilations", [1, 1]),
+                groups=op.attr("group", 1),
+                out_dtype="int32",
+            )
+        data, weight = cast_to(op, data, "int32"), cast_to(op, weight, "int32")
     return op.tvm(data, weight, bias, without=["auto_pad"], pads=pads, kernel_shape=kernel)
 
 

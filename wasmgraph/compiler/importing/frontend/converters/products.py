@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
+from tvm import relax
+
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
-from wasmgraph.compiler.importing.frontend.values import Value, shape_of, size_array
+from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, expression, shape_of, size_array
 from wasmgraph.dims import Size
 
 
@@ -17,9 +19,12 @@ def _reshape(op: Operator, value: Value, shape: Sequence[Size]) -> Any:
 
 @converts("MatMul")
 def matmul(op: Operator, left: Value, right: Value) -> Any:
-    """A vector is a matrix of one row on the left, and of one column on the right."""
+    """A vector is a matrix of one row on the left, and of one column on the right. Operands of int16, which
+    ONNX does not have, are summed in int32."""
     a, b = shape_of(left), shape_of(right)
     if len(a) > 1 and len(b) > 1:
+        if dtype_of(left) == "int16":
+            return relax.op.matmul(expression(left), expression(right), out_dtype="int32")
         return op.tvm(left, right)
     rows = _reshape(op, left, [1, *a]) if len(a) == 1 else left
     columns = _reshape(op, right, [*b, 1]) if len(b) == 1 else right

@@ -10,8 +10,12 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
+from wasmgraph.compiler.importing.frontend.converters.arithmetic import cast_to
+from wasmgraph.compiler.importing.frontend.converters.contributed import contributed
+from wasmgraph.compiler.importing.frontend.converters.quantized import centred
 from wasmgraph.compiler.importing.frontend.graph import Operator, converts
 from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, expression, shape_of, size_array
+from wasmgraph.compiler.operators.packing import narrowed
 from wasmgraph.compiler.operators.recurrent import GATES, Function, Layer, Product, recurrent_kernel
 from wasmgraph.dims import Expression, Size
 
@@ -23,10 +27,14 @@ _BETAS = {"Affine": 0.0, "ScaledTanh": 1.0, "HardSigmoid": 0.5}
 _PLAIN = ("Relu", "Tanh", "Sigmoid", "Softsign", "Softplus")
 
 
+def _kind(op: Operator) -> str:
+    return op.node.op_type.removeprefix("DynamicQuantize")
+
+
 def _functions(op: Operator, directions: int) -> tuple[tuple[Function, ...], ...]:
     """The activation functions of each direction. The node lists alphas and betas only for functions that
     take one, in the order of the functions of both directions."""
-    default = _DEFAULTS[op.node.op_type]
+    default = _DEFAULTS[_kind(op)]
     known = {name.lower(): name for name in (*_PLAIN, *_ALPHAS)}
     named = [known.get(name.lower()) or name for name in op.attr("activations") or default * directions]
     alphas, betas = iter(op.attr("activation_alpha", [])), iter(op.attr("activation_beta", []))
@@ -50,23 +58,43 @@ def _cut(op: Operator, value: Value, begin: int, end: int) -> Any:
 
 
 def _projected(
-    op: Operator, layer: Layer, data: Value, w: Value, bias: Value, rows: tuple[Size, Size]
+    op: Operator,
+    layer: Layer,
+    data: Value,
+    w: Value,
+    bias: Value,
+    rows: tuple[Size, Size],
+    scales: Value = None,
 ) -> Any:
     """The inputs' products of all steps of a batch, with biases."""
     columns = layer.directions * layer.columns
-    found = op("MatMul", data, op("Transpose", _shaped(op, w, columns, -1), perm=[1, 0]))
+    weight = op("Transpose", _shaped(op, w, columns, -1), perm=[1, 0])
+    if scales is None:
+        found = op("MatMul", data, weight)
+    else:
+        whole, scale, zero = op("DynamicQuantizeLinear", data, outputs=3)
+        found = cast_to(op, op("MatMul", centred(op, whole, zero, -1), weight), "float32")
+        found = op("Mul", found, op("Mul", scale, _shaped(op, scales, columns)))
     if bias is not None:
         found = op("Add", found, _shaped(op, bias, columns))
     return _shaped(op, found, *rows, layer.directions, layer.columns)
 
 
 def _packed(op: Operator, layer: Layer, r: Value, product: Product) -> Any:
-    """The weights of a product, ``[direction][block][state][column]``."""
+    """The weights of a product, ``[direction][block][state][column]``, or of integers
+    ``[direction][block][pair][2 · column]``."""
     rows = _cut(op, r, product.first, product.first + product.columns)
     missing = product.blocks * product.block - product.columns
     if missing:
-        zero = np.zeros((layer.directions, missing, layer.hidden), layer.dtype)
+        zero = np.zeros((layer.directions, missing, layer.hidden), dtype_of(r))
         rows = op("Concat", rows, zero, axis=1)
+    if layer.quantized:
+        if layer.hidden % 2:
+            column = np.zeros((layer.directions, product.blocks * product.block, 1), dtype_of(r))
+            rows = op("Concat", rows, column, axis=2)
+        blocks = _shaped(op, rows, layer.directions, product.blocks, product.block, layer.pairs, 2)
+        turned = op("Transpose", blocks, perm=[0, 1, 3, 2, 4])
+        return _shaped(op, turned, layer.directions, product.blocks, layer.pairs, 2 * product.block)
     blocks = _shaped(op, rows, layer.directions, product.blocks, product.block, layer.hidden)
     return op("Transpose", blocks, perm=[0, 1, 3, 2])
 
@@ -76,10 +104,13 @@ def _layer(
     inputs: Sequence[Value],
     states: Sequence[Value],
     peepholes: Value = None,
+    scales: tuple[Value, Value] | None = None,
 ) -> Any:
-    """Convert a layer. Return every step's hidden state, and the last states."""
+    """Convert a layer. Return every step's hidden state, and the last states. With ``scales``, one for each
+    direction and column, the weights for inputs and for states are integers."""
     data, w, r, b, lengths = inputs
-    kind, batchwise = op.node.op_type, bool(op.attr("layout", 0))
+    kind = _kind(op)
+    batchwise = bool(op.attr("layout", 0))
     if batchwise:
         data = op("Transpose", data, perm=[1, 0, 2])
         states = [None if s is None else op("Transpose", s, perm=[1, 0, 2]) for s in states]
@@ -100,10 +131,13 @@ def _layer(
         peepholes=peepholes is not None,
         coupled=bool(op.attr("input_forget", 0)),
         reset_after=bool(op.attr("linear_before_reset", 0)) and kind == "GRU",
+        weights=dtype if scales is None else dtype_of(r),
     )
     bias, inner = _biases(op, layer, b)
-    operands = [_projected(op, layer, data, w, bias, (steps, batch))]
+    operands = [_projected(op, layer, data, w, bias, (steps, batch), scales and scales[0])]
     operands += [_packed(op, layer, r, product) for product in layer.products]
+    if scales is not None:
+        operands.append(scales[1])
     if layer.reset_after:
         operands.append(inner)
     if peepholes is not None:
@@ -158,6 +192,45 @@ def lstm(
 ) -> Any:
     """Long short-term memory; gates in the order input, output, forget, cell."""
     return _layer(op, (data, w, r, b, lengths), [hidden, cell], peepholes)
+
+
+@contributed(
+    "DynamicQuantizeLSTM",
+    *("activation_alpha", "activation_beta", "activations", "clip", "direction", "hidden_size"),
+    "input_forget",
+)
+def dynamic_quantize_lstm(
+    op: Operator,
+    data: Value,
+    w: Value,
+    r: Value,
+    b: Value = None,
+    lengths: Value = None,
+    hidden: Value = None,
+    cell: Value = None,
+    peepholes: Value = None,
+    w_scale: Value = None,
+    w_zero: Value = None,
+    r_scale: Value = None,
+    r_zero: Value = None,
+) -> Any:
+    """An LSTM whose weights ``[direction][input][gate]`` are of eight bits. Inputs and states are quantised
+    when the graph runs."""
+    known = (w, r, w_scale, r_scale, w_zero, r_zero)
+    if not all(isinstance(value, np.ndarray) for value in known):
+        raise op.unsupported("with weights, scales or zero points that are computed is not implemented")
+    weights, scales = [], []
+    for values, scale, zero in ((w, w_scale, w_zero), (r, r_scale, r_zero)):
+        assert isinstance(values, np.ndarray) and isinstance(scale, np.ndarray)
+        assert isinstance(zero, np.ndarray)
+        directions, _, columns = values.shape
+        whole = values.astype(np.int16) - zero.astype(np.int16).reshape(directions, 1, -1)
+        weights.append(np.ascontiguousarray(whole.transpose(0, 2, 1)))
+        wide = np.broadcast_to(scale.reshape(directions, -1), (directions, columns))
+        scales.append(np.ascontiguousarray(wide, np.float32))
+    states = narrowed(weights[1])
+    inputs = (data, weights[0], states, b, lengths)
+    return _layer(op, inputs, [hidden, cell], peepholes, (scales[0], scales[1]))
 
 
 @converts("GRU", "RNN")
