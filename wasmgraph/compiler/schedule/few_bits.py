@@ -25,7 +25,7 @@ def schedule_few_bits(
     rows = what.rows if isinstance(what.rows, int) else _ROWS
     pixels = min(rows, _ROWS)
     # Sums of as many vectors as there are registers for.
-    width = max(target.lanes, TILE // pixels // 2 * 2 if pixels > 2 else TILE // pixels)
+    width = max(target.lanes, TILE >> (pixels - 1).bit_length())
     chosen = decision if isinstance(decision, Tile) else Tile(pixels, width if target.lanes > 1 else 1)
     written = few_bits_kernel(what, chosen.pixels, chosen.channels, {SHARE: 1})
     written = narrowed(written) if is_open(written) else written

@@ -10,8 +10,8 @@ from wasmgraph.compiler.importing.frontend.converters.arithmetic import cast_to
 from wasmgraph.compiler.importing.frontend.converters.contributed import contributed
 from wasmgraph.compiler.importing.frontend.converters.quantized import (
     centred,
-    per_column,
     requantized,
+    scaled_product,
 )
 from wasmgraph.compiler.importing.frontend.graph import Operator
 from wasmgraph.compiler.importing.frontend.values import Value, dtype_of, shape_of, size_array
@@ -193,7 +193,6 @@ def matmul_integer_to_float(
     bias: Value = None,
 ) -> Any:
     """A product of 8-bit integers, times both scales."""
-    total = op("MatMul", centred(op, a, a_zero, -2), centred(op, b, b_zero, -1))
-    scale = op("Mul", per_column(op, a_scale, [-1, 1]), per_column(op, b_scale, [-1]))
+    total, scale = scaled_product(op, a, a_scale, a_zero, b, b_scale, b_zero)
     found = op("Mul", cast_to(op, total, "float32"), scale)
     return found if bias is None else op("Add", found, bias)

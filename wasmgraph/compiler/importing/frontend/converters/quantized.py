@@ -134,6 +134,14 @@ def per_column(op: Operator, value: Value, shape: list[int]) -> Any:
     return op("Reshape", value, size_array(shape if size not in ((), (1,)) else []))
 
 
+def scaled_product(
+    op: Operator, a: Value, a_scale: Value, a_zero: Value, b: Value, b_scale: Value, b_zero: Value
+) -> tuple[Any, Any]:
+    """The sums of a product of quantised matrices, and their scale."""
+    total = op("MatMul", centred(op, a, a_zero, -2), centred(op, b, b_zero, -1))
+    return total, op("Mul", per_column(op, a_scale, [-1, 1]), per_column(op, b_scale, [-1]))
+
+
 @converts("QLinearMatMul")
 def qlinear_matmul(
     op: Operator,
@@ -147,8 +155,7 @@ def qlinear_matmul(
     y_zero: Value,
 ) -> Any:
     """The quantised product of quantised matrices."""
-    total = op("MatMul", centred(op, a, a_zero, -2), centred(op, b, b_zero, -1))
-    scales = op("Mul", per_column(op, a_scale, [-1, 1]), per_column(op, b_scale, [-1]))
+    total, scales = scaled_product(op, a, a_scale, a_zero, b, b_scale, b_zero)
     return requantized(op, total, op("Div", scales, per_column(op, y_scale, [-1])), y_zero)
 
 
@@ -193,10 +200,9 @@ def qgemm(
         op("Transpose", value, perm=[1, 0]) if op.attr(name, 0) else value
         for value, name in ((a, "transA"), (b, "transB"))
     )
-    total = op("MatMul", centred(op, a, a_zero, -2), centred(op, b, b_zero, -1))
+    total, factor = scaled_product(op, a, a_scale, a_zero, b, b_scale, b_zero)
     if c is not None:
         total = op("Add", total, c)
-    factor = op("Mul", per_column(op, a_scale, [-1, 1]), per_column(op, b_scale, [-1]))
     factor = op("Mul", factor, np.float32(op.attr("alpha", 1.0)))
     if y_scale is None:
         return op("Mul", cast_to(op, total, "float32"), factor)
