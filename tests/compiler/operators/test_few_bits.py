@@ -86,6 +86,11 @@ def test_rows_may_be_open() -> None:
         assert session.run({"x": np.zeros((0, 64), np.float32)})["y"].shape == (0, 24)
 
 
+def test_there_may_be_no_rows() -> None:
+    with wg.load(wg.compile(product(0, 64, 24, 4, 32, True, 1))) as session:
+        assert session.run({"x": np.zeros((0, 64), np.float32)})["y"].shape == (0, 24)
+
+
 def test_weights_keep_their_bits() -> None:
     artifact = wg.compile(product(1, 256, 256, 4, 32, False, 2))
     assert artifact.manifest.param_bytes < 256 * 256 // 2 + 256 * 8 * 4 + 1024

@@ -15,6 +15,7 @@ from wasmgraph.compiler.importing.frontend.values import (
     Value,
     dtype_of,
     expression,
+    has_no_elements,
     is_known,
     shape_of,
     size_array,
@@ -262,7 +263,8 @@ def matmul_nbits(
     shape, columns = shape_of(a), int(op.attr("N"))
     bits, block = int(op.attr("bits", 4)), int(op.attr("block_size"))
     whole = zero_points is None or dtype_of(zero_points) == "uint8"
-    if bits not in (4, 8) or group_index is not None or not whole or dtype_of(a) != "float32":
+    plain = whole and group_index is None and dtype_of(a) == "float32" and not has_no_elements(shape)
+    if bits not in (4, 8) or not plain:
         weight = _expanded(op, *known)  # type: ignore[arg-type]
         found = op("MatMul", a, np.ascontiguousarray(weight.T))
         return found if bias is None else op("Add", found, bias)
